@@ -1,0 +1,268 @@
+"""From a source to preference examples, with an account of every row that was not taken.
+
+A row is read, parsed in its format, its turns joined where one speaker had two in a row; then bad
+rows are counted by reason and duplicates dropped. Up to `max_bad_rows` bad rows are skipped; one
+more is an error, because by then the file or the format is wrong, not some rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from macpo.data.files import RawRow, RowSource, file_digest, is_local, open_file
+from macpo.data.formats import FormatName, Parser, detect_format, get_parser
+from macpo.data.hub import hub_digest, open_hub
+from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
+from macpo.errors import DataError
+from macpo.records import PreferenceExample
+
+if TYPE_CHECKING:
+    from macpo.config import DataConfig
+
+DETECTION_ROWS = 100
+EXCERPT_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRows:
+    """Rows skipped for one reason; `detail` and `excerpt` are those of the first of them."""
+
+    reason: str
+    numbers: tuple[int, ...]
+    detail: str
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What became of the rows of one source.
+
+    Every row is in exactly one of: a pair, `duplicates` (row numbers of pairs seen before with the
+    same prompt and answers), `skipped`. `prompts` counts prompts that differ in more than
+    whitespace; `joined` the rows in which one speaker had several turns in a row.
+    """
+
+    source: str
+    format: FormatName
+    detected: bool
+    unit: str
+    rows: int
+    pairs: int
+    prompts: int
+    joined: int
+    duplicates: tuple[int, ...]
+    skipped: tuple[SkippedRows, ...]
+
+    @property
+    def bad_rows(self) -> int:
+        """Number of rows skipped, for whatever reason."""
+        return sum(len(entry.numbers) for entry in self.skipped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "bad_rows": self.bad_rows}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedData:
+    """Examples in the order of their rows, and the report on how they were had."""
+
+    examples: tuple[PreferenceExample, ...]
+    report: LoadReport
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The running account of one reading; of bad rows it keeps the first of each reason."""
+
+    rows: int = 0
+    bad_rows: int = 0
+    joined: int = 0
+    examples: list[PreferenceExample] = field(default_factory=list)
+    seen: set[PreferenceExample] = field(default_factory=set)
+    duplicates: list[int] = field(default_factory=list)
+    first: dict[str, tuple[RawRow, BadRow]] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+
+    def add_bad(self, row: RawRow, bad: BadRow) -> None:
+        """Count a bad row."""
+        self.bad_rows += 1
+        self.first.setdefault(bad.reason, (row, bad))
+        self.numbers.setdefault(bad.reason, []).append(row.number)
+
+    def skipped(self) -> tuple[SkippedRows, ...]:
+        """Sum up the bad rows by reason, the most frequent first."""
+        entries = (
+            SkippedRows(reason, tuple(self.numbers[reason]), bad.detail, _excerpt(row.value))
+            for reason, (row, bad) in self.first.items()
+        )
+        return tuple(sorted(entries, key=lambda entry: -len(entry.numbers)))
+
+
+def load_preferences(config: DataConfig) -> LoadedData:
+    """Read the preference data that `config` describes.
+
+    Raises:
+        DataError: the source cannot be read, its format is not known, more rows are bad than
+            `max_bad_rows` allows, no pair is left, or `config` sets something without effect.
+    """
+    loaded = read_preferences(config, max_bad_rows=config.max_bad_rows)
+    if not loaded.examples:
+        raise DataError(
+            f"{loaded.report.source}: no pair could be used of {loaded.report.rows} rows as format "
+            f"{loaded.report.format} ({_reasons(loaded.report.skipped)}); check data.format"
+        )
+    return loaded
+
+
+def source_digest(config: DataConfig) -> str:
+    """Return a digest of the source's content, for stage keys, without parsing it.
+
+    For a file, the SHA-256 of its bytes (its name and place do not matter); for a data set of the
+    hub, a digest of its revision, configuration and split. Format, criterion and limits are not
+    part of it.
+
+    Raises:
+        DataError: the source cannot be read or resolved.
+    """
+    return file_digest(config.source) if is_local(config.source) else hub_digest(config)
+
+
+def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> LoadedData:
+    """Read all rows; stop past `max_bad_rows`, a count if >= 1, else a fraction of all rows.
+
+    Raises:
+        DataError: as `load_preferences`, but for an empty result.
+    """
+    source = _open_source(config)
+    head = list(itertools.islice(source.rows, DETECTION_ROWS))
+    if not head:
+        raise DataError(f"{source.name}: holds no rows; check that it was written in full")
+    format = _detect(source, head) if config.format == "auto" else config.format
+    if config.criterion != "helpful" and format != "pku":
+        raise DataError(
+            f"data.criterion: {config.criterion} has no effect on format {format}, only on pku; "
+            "remove it"
+        )
+    tally = _Tally()
+    total = source.total
+    parse = get_parser(format, config.criterion)
+    for row in itertools.chain(head, source.rows):
+        good = _take(tally, row, parse)
+        if not good and _too_many(tally.bad_rows, max_bad_rows, total):
+            raise _too_many_error(source, tally, max_bad_rows, format, head)
+    if _too_many(tally.bad_rows, max_bad_rows, tally.rows):
+        raise _too_many_error(source, tally, max_bad_rows, format, head)
+    report = LoadReport(
+        source=source.name,
+        format=format,
+        detected=config.format == "auto",
+        unit=source.unit,
+        rows=tally.rows,
+        pairs=len(tally.examples),
+        prompts=len({prompt_key(prompt) for prompt in {e.prompt for e in tally.examples}}),
+        joined=tally.joined,
+        duplicates=tuple(tally.duplicates),
+        skipped=tally.skipped(),
+    )
+    return LoadedData(tuple(tally.examples), report)
+
+
+def _open_source(config: DataConfig) -> RowSource:
+    """Open the file or data set, refusing options that it would ignore."""
+    if not is_local(config.source):
+        return open_hub(config)
+    if (
+        config.hub_config is not None
+        or config.hub_split != type(config).model_fields["hub_split"].default
+    ):
+        option = "hub_split" if config.hub_config is None else "hub_config"
+        raise DataError(
+            f"data.{option}: has no effect on the local file {config.source}; remove it"
+        )
+    return open_file(config.source)
+
+
+def _detect(source: RowSource, head: list[RawRow]) -> FormatName:
+    """Find the format of the first rows."""
+    found = detect_format(row.value for row in head if row.bad is None)
+    if found is not None:
+        return found
+    first = head[0]
+    if first.bad is not None:
+        seen = str(first.bad)
+    elif isinstance(first.value, Mapping):
+        seen = f"its fields: {_excerpt(', '.join(map(str, first.value))) or 'none'}"
+    else:
+        seen = json_type(first.value)
+    raise DataError(
+        f"{source.name}: none of the first {len(head)} rows fits a known format "
+        f"({source.unit} {first.number}: {seen}); set data.format to hh, pku, macpo or trl to see "
+        "what each row lacks"
+    )
+
+
+def _take(tally: _Tally, row: RawRow, parse: Parser) -> bool:
+    """Enter one row into the tally; return whether it was good."""
+    tally.rows += 1
+    try:
+        if row.bad is not None:
+            raise row.bad
+        if not isinstance(row.value, Mapping):
+            raise BadRow("not an object", json_type(row.value))
+        example = parse(row.value)
+    except BadRow as bad:
+        tally.add_bad(row, bad)
+        return False
+    prompt = join_turns(example.prompt)
+    if prompt is not example.prompt:
+        tally.joined += 1
+        example = PreferenceExample(prompt, example.chosen, example.rejected)
+    if example in tally.seen:
+        tally.duplicates.append(row.number)
+    else:
+        tally.seen.add(example)
+        tally.examples.append(example)
+    return True
+
+
+def _too_many(bad: int, limit: float, rows: int | None) -> bool:
+    """Say whether `bad` rows of `rows` (None while not yet known) are past the limit."""
+    if limit >= 1 or limit == 0:
+        return bad > limit
+    return rows is not None and bad > limit * rows + 1e-9
+
+
+def _too_many_error(
+    source: RowSource, tally: _Tally, limit: float, format: FormatName, head: list[RawRow]
+) -> DataError:
+    """Say which rows are bad, and what to do about it."""
+    row, bad = next(iter(tally.first.values()))
+    remedy = "mend them, or raise data.max_bad_rows to skip them"
+    if not tally.examples:
+        other = detect_format(r.value for r in head if r.bad is None)
+        if other is not None and other != format:
+            remedy = f"the rows look like format {other}: set data.format to it, or to auto"
+    return DataError(
+        f"{source.name}, {source.unit} {row.number}: {bad}; that makes {tally.bad_rows} bad of "
+        f"{tally.rows} rows read as format {format} ({_reasons(tally.skipped())}), more than "
+        f"data.max_bad_rows {limit:g} allows; {remedy}"
+    )
+
+
+def _reasons(skipped: Iterable[SkippedRows]) -> str:
+    """Write the counts by reason."""
+    return ", ".join(f"{len(entry.numbers)} {entry.reason}" for entry in skipped)
+
+
+def _excerpt(value: object) -> str:
+    """Return the start of a row on one printable line: the text may be hostile to a terminal."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    line = " ".join(text[: 4 * EXCERPT_CHARACTERS].split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"

@@ -1,0 +1,83 @@
+"""Division of the examples by prompt: teachers' half, student's half, test.
+
+A prompt is in one split at most, with all its pairs. Which one is decided by a hash of the run's
+seed and the prompt itself, so rows added to the source move few prompts across the borders, and
+the order of the rows decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from macpo.data.turns import prompt_key
+from macpo.errors import DataError
+from macpo.records import PreferenceExample
+from macpo.seeds import stable_seed
+
+if TYPE_CHECKING:
+    from macpo.config import SplitsConfig
+
+NAMES = ("teacher", "student", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSplits:
+    """The three lists, each ordered by the prompts' hashes: its first n prompts are a fair sample.
+
+    Pairs of one prompt stand together, in the order of their rows. The paper calls the prompts of
+    `student` Q_w2s; their answers are ground truth that only the ceiling baseline may see.
+    """
+
+    teacher: tuple[PreferenceExample, ...]
+    student: tuple[PreferenceExample, ...]
+    test: tuple[PreferenceExample, ...]
+
+
+def split_examples(
+    examples: Sequence[PreferenceExample], splits: SplitsConfig, seed: int
+) -> DataSplits:
+    """Divide `examples` into splits without a prompt in common.
+
+    Prompts that differ only in whitespace are one prompt here. Sizes count prompts; a fraction is
+    of all prompts, rounded down. Prompts beyond the three sizes are left out.
+
+    Raises:
+        DataError: there are too few prompts, or a fraction comes to none.
+    """
+    groups: dict[str, list[PreferenceExample]] = {}
+    for example in examples:
+        groups.setdefault(prompt_key(example.prompt), []).append(example)
+    sizes = _sizes(splits, len(groups))
+    order = sorted(groups, key=lambda key: (stable_seed(seed, key), key))
+    taken = iter(order)
+    teacher, student, test = (
+        tuple(example for _ in range(sizes[name]) for example in groups[next(taken)])
+        for name in NAMES
+    )
+    return DataSplits(teacher, student, test)
+
+
+def _sizes(splits: SplitsConfig, prompts: int) -> dict[str, int]:
+    """Return the number of prompts in each split."""
+    wanted = {"teacher": splits.teacher, "student": splits.student, "test": splits.test}
+    # The small term is for fractions such as 0.29, of which 100 times is 28.999999999999996.
+    sizes = {
+        name: int(size * prompts + 1e-9) if isinstance(size, float) else size
+        for name, size in wanted.items()
+    }
+    for name, size in sizes.items():
+        if size == 0:
+            raise DataError(
+                f"data.splits.{name}: {wanted[name]:g} of {prompts} prompts is none; raise it, or "
+                "write a number of prompts"
+            )
+    total = sum(sizes.values())
+    if total > prompts:
+        asked = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise DataError(
+            f"data.splits asks for {total:,} prompts ({asked}), but the data holds {prompts:,} "
+            "different ones; lower the sizes, or write fractions such as 0.4, 0.4, 0.2"
+        )
+    return sizes

@@ -1,0 +1,48 @@
+"""Every error that macpo raises on purpose.
+
+    MacpoError
+    ├── ConfigError        a config or an option is wrong
+    ├── DataError          a data set cannot be read, or has too many bad rows
+    ├── ModelError         a model or tokenizer cannot be found, loaded or served
+    ├── TrainingError      a stage had to stop (for example a NaN loss)
+    └── StoreError         the run directory cannot be used
+        ├── RunLockedError     another process holds it
+        └── DamagedError       an artifact does not match its checksums
+
+A message is one line that says what happened, the value seen and what to do next: the command line
+prints it as it stands, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class MacpoError(Exception):
+    """Base of all errors that are the user's to resolve."""
+
+
+class ConfigError(MacpoError):
+    """A config file or an option is wrong; the message lists every fault found."""
+
+
+class DataError(MacpoError):
+    """A data set cannot be read, is empty, or holds more bad rows than allowed."""
+
+
+class ModelError(MacpoError):
+    """A model or tokenizer cannot be found, loaded, or used for what was asked."""
+
+
+class TrainingError(MacpoError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class StoreError(MacpoError):
+    """The run directory or the store in it cannot be used."""
+
+
+class RunLockedError(StoreError):
+    """Another process holds the run directory."""
+
+
+class DamagedError(StoreError):
+    """An artifact's files do not match the checksums it was committed with."""

@@ -1,0 +1,1 @@
+"""Answers: one protocol, and the backends behind it."""

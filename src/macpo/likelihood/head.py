@@ -1,0 +1,89 @@
+"""Log-probabilities from hidden states: the LM head at completion positions only, in chunks.
+
+The logits of a whole batch never exist at once: a chunk of them is made, used and dropped. With a
+frozen head the gradient with respect to the hidden states is computed beside the log-probabilities
+while the chunk is there (d log p_t / d h = W[t] - softmax(W h) W), so that nothing is recomputed in
+the backward pass; with a head that trains, the chunk's logits are recomputed there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 256
+"""Positions per chunk: 256 x 49k logits in float32 are 50 MB."""
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return log p(target) in nats at each position, `[positions]` float32, differentiable.
+
+    Args:
+        hidden: final hidden states `[positions, width]`.
+        weight: the LM head `[vocabulary, width]`.
+        targets: the tokens that came next, `[positions]` int64.
+        softcap: if given, logits become `softcap * tanh(logits / softcap)` (Gemma 2).
+    """
+    return _TokenLogprobs.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _logits_gradient(logits: Tensor, lse: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    """Return d log p(target) / d (uncapped logits), overwriting `logits` where it can."""
+    slope = None if softcap is None else 1 - (logits / softcap) ** 2
+    gradient = logits.sub_(lse[:, None]).exp_().neg_()
+    gradient[torch.arange(len(targets), device=targets.device), targets] += 1
+    return gradient if slope is None else gradient.mul_(slope)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None
+    ) -> Tensor:
+        head_trains = ctx.needs_input_grad[1]
+        ahead = ctx.needs_input_grad[0] and not head_trains
+        logprobs, gradients = [], []
+        for h, t in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
+            logits = _logits(h, weight, softcap)
+            lse = logits.logsumexp(-1)
+            logprobs.append(logits.gather(1, t[:, None])[:, 0] - lse)
+            if ahead:
+                gradients.append(_logits_gradient(logits, lse, t, softcap).to(h.dtype) @ weight)
+        if ahead:
+            ctx.save_for_backward(torch.cat(gradients))
+        elif head_trains:
+            ctx.save_for_backward(hidden, weight, targets)
+        ctx.softcap = softcap
+        ctx.ahead = ahead
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if ctx.ahead:
+            (unscaled,) = ctx.saved_tensors
+            return (unscaled * upstream[:, None]).to(unscaled.dtype), None, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        hidden_gradients = []
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        chunks = zip(
+            torch.split(hidden, CHUNK),
+            torch.split(targets, CHUNK),
+            torch.split(upstream, CHUNK),
+            strict=True,
+        )
+        for h, t, up in chunks:
+            logits = _logits(h, weight, ctx.softcap)
+            lse = logits.logsumexp(-1)
+            gradient = _logits_gradient(logits, lse, t, ctx.softcap).mul_(up[:, None]).to(h.dtype)
+            hidden_gradients.append(gradient @ weight)
+            weight_gradient += gradient.T @ h
+        return torch.cat(hidden_gradients), weight_gradient.to(weight.dtype), None, None

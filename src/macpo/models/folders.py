@@ -1,0 +1,102 @@
+"""Ordinary Hugging Face model folders: which files are the model, and is anything missing."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+from macpo.errors import ModelError
+from macpo.models.cache import file_digest, reason
+from macpo.seeds import digest
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers loads from `folder`, in a fixed order.
+
+    Files that an index names are listed whether they exist or not; without an index and without
+    a `model.safetensors` the list is empty.
+
+    Raises:
+        ModelError: the index cannot be read.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weight files; fetch it again") from error
+    return [folder / name for name in sorted(names)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Say whether `folder` holds a config and all the weights."""
+    files = weight_files(folder)
+    return (folder / CONFIG).is_file() and bool(files) and all(path.is_file() for path in files)
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that `folder` holds a model with safetensors weights.
+
+    Raises:
+        ModelError: it does not; says what is there instead and what to do.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder}: no {CONFIG} in this folder; {_without_config(folder)}")
+    files = weight_files(folder)
+    if not files:
+        pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+        if pickled:
+            raise ModelError(
+                f"{folder}: only pickled weights ({pickled[0]}), which can run code when opened "
+                "and are never read; save the model again with transformers, which writes "
+                "safetensors"
+            )
+        raise ModelError(f"{folder}: no {WEIGHTS} in this folder; fetch or save the weights there")
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing, the first is "
+            f"{missing[0]}; fetch the model again"
+        )
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of config and weights: the same model in another place has the same."""
+    files = [folder / CONFIG, *weight_files(folder)]
+    return digest([[path.name, file_digest(path)] for path in files])
+
+
+def near_path(path: Path) -> Path | None:
+    """Return a folder or GGUF file beside the missing `path` that has a similar name."""
+    if not path.parent.is_dir():
+        return None
+    names = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".gguf"]
+    near = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=0.6)
+    return path.parent / near[0] if near else None
+
+
+def load_failure(error: Exception) -> str:
+    """Return one line on why transformers could not load something, with the remedy if known."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that came with it; set trust_remote_code: true if you trust it"
+    return reason(error)
+
+
+def _without_config(folder: Path) -> str:
+    """Say what to do about a folder without a config."""
+    if (folder / "adapter_config.json").is_file():
+        return "it holds a PEFT adapter: name the base model"
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        return f"name the GGUF file itself: {ggufs[0]}"
+    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return f"did you mean {inside[0]}?"
+    return "a model folder is what transformers' save_pretrained writes"

@@ -1,0 +1,159 @@
+"""Loading what `resolve` found: weights, tokenizer, and the size of a model that is not here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macpo.errors import ModelError
+from macpo.models.folders import CONFIG, check_folder, load_failure
+from macpo.models.pruning import pruned_config, read_config
+from macpo.models.sources import ResolvedModel
+from macpo.models.templates import read_template
+
+if TYPE_CHECKING:
+    import torch
+
+# transformers can make up an almost empty tokenizer for a folder that holds none of these.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+
+SIZE_IN_NAME = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([mb])(?![a-z])")
+UNITS = {"m": 10**6, "b": 10**9}
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """Number of weights of a model; `estimated` when it was read off the model's name."""
+
+    count: int
+    estimated: bool
+
+
+def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Load a causal language model, in evaluation mode.
+
+    Only safetensors files are read. Code that came with the model runs only if the config says
+    `trust_remote_code`.
+
+    Args:
+        resolved: a local model.
+        dtype: of the weights.
+        device: where the weights go.
+
+    Returns:
+        A transformers `PreTrainedModel`.
+
+    Raises:
+        ModelError: the model is not local, is no causal language model, or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = _local_folder(resolved)
+    check_folder(folder)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=resolved.trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # configs and weight files fail in as many ways as there are models
+        raise ModelError(
+            f"{resolved.name}: {folder} cannot be loaded ({load_failure(error)})"
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    lost = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+    if lost:
+        raise ModelError(
+            f"{resolved.name}: {folder} does not hold {len(lost)} of the model's tensors, the "
+            f"first is {lost[0]}; the config and the weights do not belong together"
+        )
+    return model.to(device)
+
+
+def load_tokenizer(resolved: ResolvedModel, chat_template: str | None = None) -> Any:
+    """Load a model's tokenizer.
+
+    Args:
+        resolved: a local model.
+        chat_template: `alpaca`, `chatml`, `vicuna` or the path of a Jinja file, which replaces
+            the tokenizer's own; None keeps that.
+
+    Returns:
+        A transformers tokenizer whose `chat_template` is the one to use.
+
+    Raises:
+        ModelError: there is no tokenizer, or no such template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _local_folder(resolved)
+    if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"{resolved.name}: no tokenizer in {folder}; save it there with the tokenizer's "
+            "save_pretrained"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=resolved.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # as above
+        raise ModelError(
+            f"{resolved.name}: the tokenizer in {folder} cannot be loaded ({load_failure(error)})"
+        ) from error
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
+    return tokenizer
+
+
+def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:
+    """Return how many weights a model has, without reading them.
+
+    Counted on a model without weights when its config is here; else read off the name, such as
+    70e9 for `Llama-2-70b`; None when the name does not say, or when layers are to be cut out of
+    a model whose layers are not known.
+
+    Raises:
+        ModelError: the config cannot be read, or `layers` names a layer that it lacks.
+    """
+    if (Path(resolved.location) / CONFIG).is_file():
+        return ParameterCount(_count_by_config(resolved), estimated=False)
+    if resolved.layers:
+        return None
+    match = SIZE_IN_NAME.search(resolved.name.partition("@")[0].rpartition("/")[2].lower())
+    if match is None:
+        return None
+    size = int(match[1] or 1) * float(match[2]) * UNITS[match[3]]
+    return ParameterCount(round(size), estimated=True)
+
+
+def _count_by_config(resolved: ResolvedModel) -> int:
+    """Build the model without weights and count what it would have; tied weights count once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trust = resolved.trust_remote_code
+    config = read_config(Path(resolved.location), with_code=trust)
+    if resolved.layers:
+        config = pruned_config(config, resolved.layers, resolved.name)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    except ValueError as error:
+        raise ModelError(
+            f"{resolved.name}: no causal language model ({load_failure(error)})"
+        ) from error
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _local_folder(resolved: ResolvedModel) -> Path:
+    """Return the folder of a local model."""
+    if not resolved.local:
+        raise ModelError(
+            f"{resolved.name}: its weights are not on this machine yet; resolve it with fetch=True"
+        )
+    return Path(resolved.location)

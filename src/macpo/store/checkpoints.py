@@ -1,0 +1,107 @@
+"""Checkpoints inside a stage: at every moment the newest safe one can be found."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from macpo.errors import DamagedError
+from macpo.store.atomic import (
+    TRASH,
+    commit_directory,
+    make_directory,
+    remove_tree,
+    translate_write_errors,
+)
+from macpo.store.manifest import verify
+
+_NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = ".partial-"
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints below `folder`, one process at a time.
+
+    `step-00000020` holds the state after 20 optimizer steps. It is committed like an artifact, and
+    older ones go only when it is safe.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Commit the state after `step` steps, then remove all other checkpoints.
+
+        A step that is already saved and undamaged stays as it is and `write` is not called: the
+        state after a step is always the same.
+
+        Args:
+            step: optimizer steps taken so far, at least 0.
+            write: writes the state into the empty folder it is given.
+
+        Raises:
+            StoreError: the disk is full or fails; earlier checkpoints are still there.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if not self._is_safe(final):
+            temporary = self.folder / f"{_PARTIAL}{final.name}"
+            remove_tree(temporary)
+            make_directory(temporary)
+            try:
+                with translate_write_errors(final):
+                    write(temporary)
+                commit_directory(temporary, final, {"step": step})
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        for path in self._entries():
+            if path != final:
+                remove_tree(path)
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Return the newest checkpoint that is complete and undamaged, as `(step, path)`.
+
+        Damaged ones are reported as warnings and removed, half-written ones are removed.
+
+        Raises:
+            StoreError: a checkpoint cannot be read, or another version of macpo wrote it.
+        """
+        saved: dict[int, Path] = {}
+        for path in self._entries():
+            match = _NAME.fullmatch(path.name)
+            if match is None:
+                remove_tree(path)
+            else:
+                saved[int(match[1])] = path
+        for step in sorted(saved, reverse=True):
+            if self._is_safe(saved[step]):
+                return step, saved[step]
+        return None
+
+    def _is_safe(self, path: Path) -> bool:
+        """Tell whether `path` is an undamaged checkpoint; remove it when it is a damaged one."""
+        if not path.exists():
+            return False
+        try:
+            verify(path)
+        except DamagedError as error:
+            _log.warning("checkpoint not used and removed: %s", error)
+            remove_tree(path)
+            return False
+        return True
+
+    def _entries(self) -> list[Path]:
+        """List the checkpoints, and what half-done saves and removals have left."""
+        if not self.folder.is_dir():
+            return []
+        with translate_write_errors(self.folder):
+            return sorted(
+                path
+                for path in self.folder.iterdir()
+                if _NAME.fullmatch(path.name) or path.name.startswith((_PARTIAL, TRASH))
+            )
