@@ -160,7 +160,7 @@ class TuningConfig(Section):
 
     kind: Literal["lora", "full"] = "lora"
     rank: Count = 8
-    alpha: Positive = 16.0
+    alpha: Positive = 16
     dropout: Ratio = 0.0
     targets: tuple[Text, ...] = ("q_proj", "v_proj")
 

@@ -11,12 +11,14 @@ instead of a repeated copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,15 +50,27 @@ class Block:
         device: torch.device,
     ) -> None:
         self.capacity = capacity
-        # Zeros, not garbage: what is masked enters a product with weight 0, and 0 * NaN is NaN.
         self.keys = {
-            layer: torch.zeros(rows, s.kv_heads, capacity, s.key_dim, dtype=dtype, device=device)
+            layer: _zeros((rows, s.kv_heads, capacity, s.key_dim), dtype, device)
             for layer, s in shapes.items()
         }
         self.values = {
-            layer: torch.zeros(rows, s.kv_heads, capacity, s.value_dim, dtype=dtype, device=device)
+            layer: _zeros((rows, s.kv_heads, capacity, s.value_dim), dtype, device)
             for layer, s in shapes.items()
         }
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on CPU they take no memory before they are written.
+
+    Zeros, not garbage: what is masked enters a product with weight 0, and 0 * NaN is NaN.
+    `torch.zeros` writes all of them at once, also what no answer will reach; `numpy.zeros` gets
+    them from the operating system page by page.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
+    return raw.view(dtype).view(shape)
 
 
 class KeyValueCache:
@@ -219,25 +233,20 @@ class StepLayout:
         sliding_window: int | None,
     ) -> Tensor:
         """See `macpo.attention.AttentionLayout.attend`; tokens are the live rows, in order."""
-        _, heads, rows, key_dim = query.shape
+        heads, rows = query.shape[1:3]
         kv_heads = key.shape[1]
-        group = heads // kv_heads
-        q = query[0].transpose(0, 1).reshape(rows * kv_heads, group, key_dim) * scaling
-        q = pad(q, (0, 0, 0, _padded_group(group, q) - group))
-        k = key[0].transpose(0, 1).reshape(rows * kv_heads, key_dim)
+        # [rows, kv_heads, queries that share a key, key_dim]: no key is repeated for its queries.
+        q = query[0].transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, -1)
+        k = key[0].transpose(0, 1).reshape(rows * kv_heads, -1)
         v = value[0].transpose(0, 1).reshape(rows * kv_heads, -1)
         outputs = []
         for part in self.parts:
             own = slice(part.first * kv_heads, part.end * kv_heads)
-            keys, values = part.append(layer, k[own], v[own])
-            start, mask = part.mask(sliding_window, kv_heads, q.dtype)
-            scores = _scores(q[own], keys[:, start:])
-            if softcap is not None:
-                scores = scores.div_(softcap).tanh_().mul_(softcap)
-            if mask is not None:
-                scores[:, :, -mask.shape[-1] :] += mask
-            weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
-            outputs.append(torch.bmm(weights, values[:, start:])[:, :group])
+            part.append(layer, k[own], v[own])
+            keys, values, mask = part.visible(layer, sliding_window)
+            outputs.append(
+                _attend_all(q[part.first : part.end], keys, values, mask, scaling, softcap)
+            )
         return torch.cat(outputs).view(1, rows, heads, -1)
 
 
@@ -254,25 +263,13 @@ class _Part:
         self.shortest = min(lengths) + 1
         self.lengths = torch.tensor(lengths, device=device) + 1  # [rows]
         self._places: dict[int, Tensor] = {}
-        self._masks: dict[tuple[int | None, int], tuple[int, Tensor | None]] = {}
+        self._masks: dict[int | None, Tensor | None] = {}
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token per row, and return the live slice of keys and of values.
-
-        Args:
-            layer: index of the decoder layer.
-            key: `[rows * kv_heads, key_dim]`.
-            value: `[rows * kv_heads, value_dim]`.
-
-        Returns:
-            `[rows * kv_heads, longest, key_dim]` and `[rows * kv_heads, longest, value_dim]`, views.
-        """
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write one token per row: `[rows * kv_heads, key_dim]` and `[rows * kv_heads, value_dim]`."""
         places = self._place(key.shape[0] // (self.end - self.first))
-        live = []
         for buffer, new in ((self.block.keys[layer], key), (self.block.values[layer], value)):
             buffer.view(-1, new.shape[-1]).index_copy_(0, places, new)
-            live.append(buffer.flatten(0, 1)[: new.shape[0], : self.longest])
-        return live[0], live[1]
 
     def _place(self, kv_heads: int) -> Tensor:
         """Return where a buffer flattened to `[slots * kv_heads * capacity, dim]` is written."""
@@ -283,52 +280,57 @@ class _Part:
             self._places[kv_heads] = (start + self.lengths[:, None] - 1).flatten()
         return self._places[kv_heads]
 
-    def mask(
-        self, window: int | None, kv_heads: int, dtype: torch.dtype
-    ) -> tuple[int, Tensor | None]:
-        """Return what the rows' unequal lengths hide.
+    def visible(self, layer: int, window: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the slice of keys and values that holds all that the live rows see, as views.
 
         Returns:
-            start: the first position that any row of the block sees.
-            mask: `[rows * kv_heads, 1, columns]` of 0 and minus infinity for the last `columns` of
-                the positions `start` to `longest`, the others being seen by all; None if all are.
+            keys: `[rows, kv_heads, tokens, key_dim]`.
+            values: `[rows, kv_heads, tokens, value_dim]`.
+            mask: `[rows, 1, 1, tokens]`, 0 or minus infinity; None if every row sees all of it.
         """
-        found = self._masks.get((window, kv_heads))
-        if found is None:
-            found = self._masks[window, kv_heads] = self._make_mask(window, kv_heads, dtype)
-        return found
-
-    def _make_mask(
-        self, window: int | None, kv_heads: int, dtype: torch.dtype
-    ) -> tuple[int, Tensor | None]:
         start = 0 if window is None else max(0, self.shortest - window)
+        if window not in self._masks:
+            self._masks[window] = self._mask(start, window, self.block.keys[layer].dtype)
+        keys, values = (
+            buffer[: self.end - self.first, :, start : self.longest]
+            for buffer in (self.block.keys[layer], self.block.values[layer])
+        )
+        return keys, values, self._masks[window]
+
+    def _mask(self, start: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if self.shortest == self.longest:
-            return start, None
-        # Where no window bites, every row sees the first `shortest` positions.
-        ragged = self.shortest if window is None or window >= self.longest else start
-        positions = torch.arange(ragged, self.longest, device=self.lengths.device)
+            return None
+        positions = torch.arange(start, self.longest, device=self.lengths.device)
         ends = self.lengths[:, None]
         hidden = positions >= ends
         if window is not None:
             hidden |= positions < ends - window
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        mask = mask.masked_fill(hidden, -torch.inf).repeat_interleave(kv_heads, dim=0)
-        return start, mask[:, None]
+        return mask.masked_fill(hidden, -torch.inf)[:, None, None]
 
 
-def _padded_group(group: int, query: Tensor) -> int:
-    """Return the number of query heads per key head to compute with.
+def _attend_all(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """Let each row's queries `[rows, kv_heads, group, key_dim]` see all that the mask leaves.
 
-    CPU matrix products of 3 rows take longer than those of 4 (measured: float32, 1.3 times).
+    The fused kernel, except where scores are capped, which it cannot, and in bfloat16 on CPU, where
+    two products with the keys on the left take half its time (measured: 64 rows of 400 tokens, 3
+    heads of 64; with the queries on the left they take longer than it).
+
+    Returns:
+        `[rows, kv_heads, group, value_dim]`.
     """
-    return group if query.device.type != "cpu" or group < 3 else -(-group // 4) * 4
-
-
-def _scores(query: Tensor, keys: Tensor) -> Tensor:
-    """Return `query @ keys^T`, `[rows * kv_heads, group, tokens]`.
-
-    In bfloat16 on CPU the other way round is 3 times faster (keys need no transposed copy).
-    """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        return torch.bmm(keys, query.transpose(1, 2)).transpose(1, 2)
-    return torch.bmm(query, keys.transpose(1, 2))
+    if softcap is None and (query.device.type != "cpu" or query.dtype != torch.bfloat16):
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    scores = (keys @ query.transpose(2, 3)).transpose(2, 3).float() * scaling
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1).to(values.dtype) @ values

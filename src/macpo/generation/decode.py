@@ -77,9 +77,7 @@ def decode(
         )
     base = base_model(model)
     rows, rows_per_block = _layout_rows(needs, served.shapes, base.dtype, memory_gib)
-    cache = KeyValueCache(
-        served.shapes, needs[:rows], rows_per_block, base.dtype, base.device
-    )
+    cache = KeyValueCache(served.shapes, needs[:rows], rows_per_block, base.dtype, base.device)
     with serving(model):
         run = _Run(model, cache, prompts, stop_ids, sampling, seeds, rows, pack_tokens, progress)
         return run.finish()

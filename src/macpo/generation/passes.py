@@ -66,9 +66,7 @@ def prefill(
     return cast("Tensor", output.logits[0])
 
 
-def step(
-    model: Any, cache: KeyValueCache, tokens: Sequence[int], lengths: Sequence[int]
-) -> Tensor:
+def step(model: Any, cache: KeyValueCache, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """Write `tokens[r]` into row r at position `lengths[r]`, for all live rows in one pass.
 
     Returns:

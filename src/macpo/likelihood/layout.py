@@ -143,4 +143,5 @@ def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
             use_cache=False,
         )
     hidden: Tensor = output.last_hidden_state[0]
-    return hidden[torch.tensor(predicting, device=device)]
+    # Not hidden[...]: its backward pass adds to the shared prompt position in no fixed order.
+    return hidden.index_select(0, torch.tensor(predicting, device=device))

@@ -90,7 +90,8 @@ class Checkpoints:
         try:
             verify(path)
         except DamagedError as error:
-            _log.warning("checkpoint not used and removed: %s", error)
+            fault = str(error).rpartition("; ")[0]  # without the remedy, which is done here
+            _log.warning("checkpoint not used and removed: %s", fault)
             remove_tree(path)
             return False
         return True

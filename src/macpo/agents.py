@@ -1,0 +1,126 @@
+"""Agents and policies: who takes part, and which weights speak for whom.
+
+An agent is a base model that stays frozen under LoRA (or trains whole, for small teachers), with
+two policies: a positive one, which is what we are aligning, and a negative one, which shows the bad
+behaviour that is familiar to this agent (paper, section 3). Nothing here holds weights; they are
+artifacts of training stages, and `macpo.policies` loads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from macpo.config import (
+    AgentConfig,
+    DPOConfig,
+    LimitsConfig,
+    NegativeSFTConfig,
+    RunConfig,
+    SFTConfig,
+    TeacherConfig,
+    TuningConfig,
+)
+from macpo.models.sources import ResolvedModel, resolve
+from macpo.seeds import digest
+
+if TYPE_CHECKING:
+    from macpo.stage import Stage
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A participant: its base model, how text meets tokens, and how it is trained."""
+
+    name: str
+    base: ResolvedModel
+    chat_template: str | None
+    dtype: str
+    tuning: TuningConfig
+    limits: LimitsConfig
+    sft: SFTConfig
+    negative_sft: NegativeSFTConfig
+    dpo: DPOConfig
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of this agent decides the outcome of a stage, as JSON.
+
+        The base model counts by the digest of its weights; while they are not on this machine (a
+        plan of a large run) by its name, and the stage keys are provisional.
+        """
+        template = self.chat_template
+        if template is not None and Path(template).is_file():
+            template = digest(Path(template).read_text(encoding="utf-8"))
+        return {
+            "name": self.name,
+            "base": self.base.digest or f"unresolved:{self.base.name}",
+            "chat_template": template,
+            "dtype": self.dtype,
+            "tuning": self.tuning.model_dump(mode="json"),
+            "limits": self.limits.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An agent with certain weights: those that stage `weights` trained, or the bare base."""
+
+    agent: Agent
+    role: Literal["positive", "negative"]
+    weights: Stage | None = None
+
+    @property
+    def name(self) -> str:
+        """`agent/role`, as it stands in tables and in the origin of responses."""
+        return f"{self.agent.name}/{self.role}"
+
+    @property
+    def weights_key(self) -> str:
+        """The key of the stage that trained the weights; empty for the bare base model."""
+        return "" if self.weights is None else self.weights.key
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The strong student and its weak teachers."""
+
+    student: Agent
+    teachers: tuple[Agent, ...]
+
+    @property
+    def agents(self) -> tuple[Agent, ...]:
+        """Everybody, the student first."""
+        return (self.student, *self.teachers)
+
+
+def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
+    """Resolve every agent's base model.
+
+    Args:
+        config: the run.
+        dtype: the run's resolved dtype, `float32` or `bfloat16`.
+        fetch: bring models to this machine if they are not here; without it they may stay
+            unresolved, which is enough to plan.
+
+    Raises:
+        ModelError: a model cannot be had.
+    """
+
+    def agent(name: str, section: AgentConfig) -> Agent:
+        return Agent(
+            name=name,
+            base=resolve(section.model, fetch=fetch),
+            chat_template=section.model.chat_template,
+            dtype=dtype,
+            tuning=section.tuning or config.tuning,
+            limits=config.limits,
+            sft=section.sft or config.sft,
+            negative_sft=section.negative_sft or config.negative_sft,
+            dpo=section.dpo or config.dpo,
+        )
+
+    teachers: tuple[TeacherConfig, ...] = config.teachers
+    return Team(agent(STUDENT, config.student), tuple(agent(t.name, t) for t in teachers))

@@ -1,0 +1,72 @@
+"""The data stage: read, keep what every agent can read, split by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from macpo.agents import Agent
+from macpo.config import DataConfig
+from macpo.data.loading import load_preferences
+from macpo.data.splits import split_examples
+from macpo.errors import DataError
+from macpo.models.chat import PromptTooLong
+from macpo.records import PreferenceExample, Prompt, read_jsonl, write_jsonl
+from macpo.stage import Stage, StageContext
+
+Split = Literal["teacher", "student", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitData(Stage):
+    """Divides a preference data set into teacher, student and test prompts.
+
+    `source_digest` stands for the content of the source; where it lies does not matter to the key.
+    A pair with a prompt that is too long for an agent, even without its earlier turns, is left out
+    and counted.
+    """
+
+    kind: ClassVar[str] = "data"
+
+    data: DataConfig
+    source_digest: str
+    seed: int
+    agents: tuple[Agent, ...]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write teacher.jsonl, student.jsonl, test.jsonl and report.json."""
+        loaded = load_preferences(self.data)
+        readable = [e for e in loaded.examples if self._fits(e.prompt, context)]
+        too_long = len(loaded.examples) - len(readable)
+        if not readable:
+            raise DataError(
+                f"{self.data.source}: every prompt is over limits.prompt_tokens; raise the limit"
+            )
+        splits = split_examples(readable, self.data.splits, self.seed)
+        counts = {}
+        for name in ("teacher", "student", "test"):
+            examples = getattr(splits, name)
+            counts[name] = len(examples)
+            write_jsonl(context.output / f"{name}.jsonl", (e.to_json() for e in examples))
+        return {"pairs": counts, "prompts_too_long": too_long}
+
+    def _fits(self, prompt: Prompt, context: StageContext) -> bool:
+        for agent in self.agents:
+            try:
+                context.policies.chat(agent).encode_prompt(prompt, agent.limits.prompt_tokens)
+            except PromptTooLong:
+                return False
+        return True
+
+
+def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:
+    """Read one split of a data artifact."""
+    return [PreferenceExample.from_json(row) for row in read_jsonl(folder / f"{split}.jsonl")]
+
+
+def read_prompts(folder: Path, split: Split) -> list[Prompt]:
+    """Read the distinct prompts of one split, without their labels, in a fixed order."""
+    prompts = {e.prompt.id: e.prompt for e in read_examples(folder, split)}
+    return list(prompts.values())

@@ -1,0 +1,1 @@
+"""What is measured of every policy in every round."""

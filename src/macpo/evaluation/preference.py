@@ -1,0 +1,88 @@
+"""Metrics on held-out pairs: does a policy prefer what people preferred?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from macpo.agents import Policy
+from macpo.data.stages import read_examples
+from macpo.likelihood import CompletionScore
+from macpo.records import dataset_response
+from macpo.scoring import encode_group, read_responses
+from macpo.stage import Stage, StageContext
+
+METRICS_FILE = "metrics.json"
+
+
+def preference_accuracy(scores: Sequence[tuple[CompletionScore, CompletionScore]]) -> float:
+    """Return the share of pairs whose chosen answer has the higher mean log-probability per token.
+
+    Length-normalised, so that short answers do not win by being short; a tie counts one half.
+
+    Args:
+        scores: (chosen, rejected) of each pair, under one policy.
+    """
+    points = [
+        1.0 if chosen.mean_nll < rejected.mean_nll else 0.5 * (chosen.mean_nll == rejected.mean_nll)
+        for chosen, rejected in scores
+    ]
+    return sum(points) / len(points)
+
+
+def corpus_perplexity(scores: Sequence[CompletionScore]) -> float:
+    """Return exp of the mean negative log-likelihood (nats) over all tokens of all answers."""
+    total = -sum(score.sum_logprob for score in scores)
+    return math.exp(min(total / sum(score.tokens for score in scores), 700.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(Stage):
+    """Scores the test split's pairs under a policy, and measures its answers to test prompts.
+
+    `answers` is the stage with this policy's answers to some test prompts, or None.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+
+    policy: Policy
+    data: Stage
+    answers: Stage | None
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write metrics.json."""
+        examples = read_examples(context.path(self.data), "test")
+        loaded = context.policies.load(self.policy)
+        groups = [
+            encode_group(
+                loaded.chat,
+                self.policy.agent,
+                e.prompt,
+                [dataset_response(e.prompt, e.chosen), dataset_response(e.prompt, e.rejected)],
+            )
+            for e in examples
+        ]
+        done = 0
+
+        def progress(groups_done: int) -> None:
+            nonlocal done
+            done += groups_done
+            context.progress(done, len(groups))
+
+        scored = loaded.engine(context.engine.pack_tokens).score(groups, progress)
+        pairs = [(chosen, rejected) for chosen, rejected in scored]
+        metrics = {
+            "preference_accuracy": preference_accuracy(pairs),
+            "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
+        }
+        if self.answers is not None:
+            responses = read_responses(context.path(self.answers))
+            lengths = [len(r.token_ids) for r in responses]
+            metrics["answer_tokens"] = sum(lengths) / len(lengths)
+            metrics["answers_finished"] = sum(r.finished for r in responses) / len(responses)
+        text = json.dumps({**metrics, "pairs": len(pairs)}, indent=1, sort_keys=True)
+        (context.output / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+        return metrics

@@ -1,0 +1,130 @@
+"""Mutual positive behaviour augmentation (paper, section 3.2): where `chosen` comes from.
+
+The student takes, per prompt, the teachers' answers that it finds least perplexing; a teacher takes
+the student's answer as it is. `rejected` is always the learner's own negative policy's answer
+(macpo.negatives): unfamiliar positives, familiar negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from macpo.errors import DataError
+from macpo.likelihood import CompletionScore
+from macpo.records import Pair, Prompt, Response, read_jsonl, write_jsonl
+from macpo.scoring import is_empty, read_responses, read_scores
+from macpo.stage import Stage, StageContext
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A possible positive with its score under the student."""
+
+    response: Response
+    score: CompletionScore
+
+
+def least_perplexing(candidates: Sequence[Candidate], top_k: int) -> list[Candidate]:
+    """Return the `top_k` candidates of lowest perplexity, best first.
+
+    Perplexity is exp of the mean negative log-likelihood per token. Ties go to the earlier
+    candidate, that is to the teacher that stands first in the config.
+    """
+    order = sorted(range(len(candidates)), key=lambda i: (candidates[i].score.mean_nll, i))
+    return [candidates[i] for i in order[:top_k]]
+
+
+@dataclass(frozen=True, eq=False)
+class FilteredPairs(Stage):
+    """Pairs for the student: least perplexing teachers' answers against its own negative's.
+
+    `scores` is the student's scoring of all `positives` and of `negatives`. With `top_k` above
+    one a prompt gives that many pairs.
+    """
+
+    kind: ClassVar[str] = "pairs"
+
+    positives: tuple[Stage, ...]
+    negatives: Stage
+    scores: Stage
+    top_k: int
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl, and filter.jsonl: every candidate's perplexity and who won."""
+        scores = read_scores(context.path(self.scores))
+        answers = [read_responses(context.path(stage)) for stage in self.positives]
+        rejected = read_responses(context.path(self.negatives))
+        prompts = _read_prompts(self.negatives, context)
+        pairs: list[Pair] = []
+        report: list[dict[str, Any]] = []
+        wins: dict[str, int] = {}
+        for prompt, negative, *candidates in zip(prompts, rejected, *answers, strict=True):
+            scored = [Candidate(r, scores[r.id]) for r in candidates if r.id in scores]
+            winners = least_perplexing(scored, self.top_k) if not is_empty(negative) else []
+            report.append(_filter_row(prompt, scored, winners))
+            for winner in winners:
+                pairs.append(Pair(prompt, winner.response, negative))
+                name = winner.response.origin.policy
+                wins[name] = wins.get(name, 0) + 1
+        write_jsonl(context.output / "filter.jsonl", report)
+        return {**_write_pairs(pairs, len(prompts), context), "wins": dict(sorted(wins.items()))}
+
+
+@dataclass(frozen=True, eq=False)
+class DirectPairs(Stage):
+    """Pairs for a teacher: the student's answer against the teacher's own negative's."""
+
+    kind: ClassVar[str] = "pairs"
+
+    positives: Stage
+    negatives: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl."""
+        prompts = _read_prompts(self.negatives, context)
+        chosen = read_responses(context.path(self.positives))
+        rejected = read_responses(context.path(self.negatives))
+        pairs = [
+            Pair(prompt, positive, negative)
+            for prompt, positive, negative in zip(prompts, chosen, rejected, strict=True)
+            if not is_empty(positive) and not is_empty(negative)
+        ]
+        return _write_pairs(pairs, len(prompts), context)
+
+
+def _read_prompts(stage: Stage, context: StageContext) -> list[Prompt]:
+    path = context.path(stage) / "prompts.jsonl"
+    return [Prompt.from_json(row) for row in read_jsonl(path)]
+
+
+def _filter_row(
+    prompt: Prompt, scored: Sequence[Candidate], winners: Sequence[Candidate]
+) -> dict[str, Any]:
+    """Describe one prompt's filtering, for readers."""
+    return {
+        "prompt_id": prompt.id,
+        "candidates": [
+            {
+                "policy": c.response.origin.policy,
+                "perplexity": min(c.score.perplexity, 1e308),
+                "tokens": c.score.tokens,
+                "won": any(c is winner for winner in winners),
+                "text": c.response.text,
+            }
+            for c in scored
+        ],
+    }
+
+
+def _write_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
+    """Write pairs, and count the prompts that gave none because an answer was empty."""
+    if not pairs:
+        raise DataError(
+            f"none of {prompts} prompts gave a pair: on each, the positives or the negative were "
+            "empty. Read the responses; more SFT epochs or another chat_template may be needed"
+        )
+    write_jsonl(context.output / "pairs.jsonl", (pair.to_json() for pair in pairs))
+    used = len({pair.prompt.id for pair in pairs})
+    return {"pairs": len(pairs), "prompts_without_pair": prompts - used}

@@ -1,0 +1,118 @@
+"""Everything is a stage with a key.
+
+A stage is a pure step: train this policy on those pairs, answer these prompts with that policy. It
+is a frozen dataclass; its fields are all that determines its output, and some of them are other
+stages, so that stages form a graph. Its key is a hash over kind, version, fields and the keys of
+the stages in them: a plan knows every key before anything ran, a finished stage is found instead of
+run, and what changed is run again with all that stands on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from macpo.agents import Agent, Policy
+from macpo.config import EngineConfig
+from macpo.seeds import digest
+from macpo.store import Artifact, Checkpoints
+
+if TYPE_CHECKING:
+    from macpo.policies import PolicyPool
+
+ProgressCallback = Callable[..., None]
+"""Called as progress(done, total, **fields); fields are numbers to show, such as loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage(ABC):
+    """Base of all stages.
+
+    `name` is for readers, such as `round-1/student/train`; it is not part of the key. Bump
+    `version` when the same fields come to mean another output.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    name: str
+
+    @cached_property
+    def key(self) -> str:
+        """The content key, 64 hexadecimal characters."""
+        return digest([self.kind, self.version, self._description[0]])
+
+    @cached_property
+    def inputs(self) -> dict[str, Stage]:
+        """The stages whose artifacts this one reads, by where they stand in its fields."""
+        return self._description[1]
+
+    @cached_property
+    def _description(self) -> tuple[dict[str, Any], dict[str, Stage]]:
+        inputs: dict[str, Stage] = {}
+        fields = {
+            f.name: _describe(getattr(self, f.name), f.name, inputs)
+            for f in dataclasses.fields(self)
+            if f.name != "name"
+        }
+        return fields, inputs
+
+    @abstractmethod
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Do the work: read inputs, write files below `context.output`.
+
+        Returns:
+            JSON about the result, kept with the artifact; equal in every run of this stage.
+        """
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage is given.
+
+    Attributes:
+        output: an empty folder; its files become the artifact.
+        checkpoints: what an earlier, killed attempt at this stage left, or none.
+        artifacts: the artifacts of its inputs, by stage key.
+        policies: loads policies.
+        engine: how work is laid out on this machine.
+        progress: tells how far the stage is.
+    """
+
+    output: Path
+    checkpoints: Checkpoints
+    artifacts: Mapping[str, Artifact]
+    policies: PolicyPool
+    engine: EngineConfig
+    progress: ProgressCallback = field(repr=False)
+
+    def path(self, stage: Stage) -> Path:
+        """Return the folder with the files of an input stage."""
+        return self.artifacts[stage.key].path
+
+
+def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
+    """Turn a field into JSON for the key, and collect the stages in it."""
+    if isinstance(value, Stage):
+        inputs[where] = value
+        return {"stage": value.key}
+    if isinstance(value, Policy):
+        if value.weights is not None:
+            inputs[where] = value.weights
+        return {"agent": value.agent.identity(), "role": value.role, "weights": value.weights_key}
+    if isinstance(value, Agent):
+        return value.identity()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        return [_describe(item, f"{where}.{i}", inputs) for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{where}: a {type(value).__name__} cannot be part of a stage's key")

@@ -1,0 +1,126 @@
+"""Training stages: SFT of positive and negative policies, and a round of DPO+SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from macpo.agents import Policy
+from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
+from macpo.data.stages import read_examples
+from macpo.errors import DataError
+from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights
+from macpo.records import Prompt, Response, dataset_response, read_jsonl, write_jsonl
+from macpo.scoring import encode_group, is_empty, read_pairs, read_responses, read_scores
+from macpo.stage import Stage, StageContext
+from macpo.training.loop import Trainer, summary
+from macpo.training.objectives import DPOObjective, Objective, SFTObjective
+
+
+@dataclass(frozen=True, eq=False)
+class SFTOnDataset(Stage):
+    """SFT on ground truth: chosen answers make a positive policy, rejected ones a negative."""
+
+    kind: ClassVar[str] = "sft"
+
+    start: Policy
+    data: Stage
+    side: Literal["chosen", "rejected"]
+    config: SFTConfig | NegativeSFTConfig
+    seed: int
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
+        examples = read_examples(context.path(self.data), "teacher")
+        answers = [(e.prompt, dataset_response(e.prompt, getattr(e, self.side))) for e in examples]
+        return _sft(self, answers, context)
+
+
+@dataclass(frozen=True, eq=False)
+class SFTOnAnswers(Stage):
+    """SFT on another policy's answers: weak labels, or weak negative labels."""
+
+    kind: ClassVar[str] = "sft"
+
+    start: Policy
+    answers: Stage
+    config: SFTConfig | NegativeSFTConfig
+    seed: int
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
+        folder = context.path(self.answers)
+        prompts = [Prompt.from_json(row) for row in read_jsonl(folder / "prompts.jsonl")]
+        pairs = zip(prompts, read_responses(folder), strict=True)
+        return _sft(self, [(p, r) for p, r in pairs if not is_empty(r)], context)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainDPO(Stage):
+    """One round of L_DPO(beta) + gamma * L_SFT(chosen) for one agent.
+
+    `reference_scores` holds the reference policy's scores of all answers in `pairs`. Which policy
+    that is was decided by whoever made the scores (macpo.loop), never by how a model was loaded.
+    """
+
+    kind: ClassVar[str] = "dpo"
+
+    start: Policy
+    pairs: Stage
+    reference_scores: Stage
+    config: DPOConfig
+    seed: int
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
+        pairs = read_pairs(context.path(self.pairs))
+        scores = read_scores(context.path(self.reference_scores))
+        loaded = context.policies.load_for_training(self.start, self.seed)
+        groups = [
+            encode_group(loaded.chat, self.start.agent, p.prompt, (p.chosen, p.rejected))
+            for p in pairs
+        ]
+        reference = [
+            [scores[p.chosen.id].sum_logprob, scores[p.rejected.id].sum_logprob] for p in pairs
+        ]
+        objective = DPOObjective(
+            groups, torch.tensor(reference), self.config.beta, self.config.gamma
+        )
+        return _train(self, loaded, objective, context)
+
+
+def _sft(
+    stage: SFTOnDataset | SFTOnAnswers,
+    answers: Sequence[tuple[Prompt, Response]],
+    context: StageContext,
+) -> Mapping[str, Any]:
+    if not answers:
+        raise DataError(f"{stage.name}: there is no answer to learn from; all of them are empty")
+    loaded = context.policies.load_for_training(stage.start, stage.seed)
+    groups = [encode_group(loaded.chat, stage.start.agent, p, [r]) for p, r in answers]
+    return _train(stage, loaded, SFTObjective(groups), context)
+
+
+def _train(
+    stage: SFTOnDataset | SFTOnAnswers | TrainDPO,
+    loaded: LoadedPolicy,
+    objective: Objective,
+    context: StageContext,
+) -> Mapping[str, Any]:
+    """Train and write the result."""
+    trainer = Trainer(
+        loaded,
+        objective,
+        stage.config,
+        seed=stage.seed,
+        engine=context.engine,
+        checkpoints=context.checkpoints,
+        progress=context.progress,
+    )
+    log = trainer.train()
+    save_weights(loaded.trainable, context.output / WEIGHTS_FILE)
+    write_jsonl(context.output / "log.jsonl", log)
+    return {"examples": len(objective.groups), "steps": len(log), **summary(log)}

@@ -1,0 +1,218 @@
+"""kill -9 at every single call that changes the disk: the old state or the new, never a mix."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kill_server
+import pytest
+from kill_server import KEY, OTHER_KEY, SCENARIOS, STEPS, state_after, state_writer
+
+import macpo
+from macpo.errors import DamagedError
+from macpo.store import Checkpoints, Store, read_journal
+
+
+class KillServer:
+    """A subprocess that runs scenarios and kills them; see kill_server.py."""
+
+    def __init__(self) -> None:
+        source = str(Path(macpo.__file__).parent.parent)
+        self.process = subprocess.Popen(
+            [sys.executable, kill_server.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source},
+        )
+
+    def run(self, scenario: str, call: int, root: Path) -> str:
+        """Run a scenario that is killed at its `call`-th call; return what became of it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{scenario} {call} {root}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        assert answer == "finished" or answer.startswith("killed "), answer
+        return answer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KillServer]:
+    server = KillServer()
+    yield server
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def _no_real_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # see kill_server.kill_at
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Everything below `root`: files with their bytes, folders with None."""
+    return {
+        path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.name != "marks"
+    }
+
+
+def marks(root: Path) -> list[str]:
+    """What the killed process had finished, by its own word."""
+    return (root / "marks").read_text().splitlines()
+
+
+def finish(scenario: str, root: Path) -> None:
+    SCENARIOS[scenario](root, lambda _: None)
+
+
+def commit_other(root: Path) -> None:
+    workspace = Store(root / "store").workspace("sft", OTHER_KEY)
+    (workspace.output / "data.txt").write_text("the other artifact")
+    workspace.commit({}, {})
+
+
+def prepare_train(root: Path) -> None:
+    commit_other(root)
+
+
+def check_train(root: Path) -> None:
+    store = Store(root / "store")
+    done = marks(root)
+    other = store.find("sft", OTHER_KEY)
+    assert other is not None
+    assert (other.path / "data.txt").read_text() == "the other artifact"
+    artifact = store.find("sft", KEY)
+    if artifact is not None:
+        assert (artifact.path / "adapter" / "weights.bin").read_bytes() == state_after(STEPS)
+        assert (artifact.path / "notes.txt").read_bytes() == b"trained"
+        assert artifact.inputs == {"data": OTHER_KEY}
+        return
+    assert "committed" not in done
+    latest = Checkpoints(store.root / ".partial" / f"sft-{KEY[:16]}" / "checkpoints").latest()
+    if latest is None:
+        assert not done
+        return
+    step, path = latest
+    assert (path / "state.bin").read_bytes() == state_after(step)
+    assert step >= len(done)  # one mark for every save that had returned
+
+
+def prepare_damaged_checkpoint(root: Path) -> None:
+    checkpoints = Checkpoints(root / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, state_writer(state_after(step)))
+        if step == 1:
+            os.rename(root / "checkpoints" / "step-00000001", root / "aside")
+    os.rename(root / "aside", root / "checkpoints" / "step-00000001")
+    (root / "checkpoints" / "step-00000002" / "state.bin").write_bytes(b"damaged")
+
+
+def check_damaged_checkpoint(root: Path) -> None:
+    latest = Checkpoints(root / "checkpoints").latest()
+    assert latest is not None
+    step, path = latest
+    assert (path / "state.bin").read_bytes() == state_after(step)
+    assert step == 2 or not marks(root)
+
+
+def prepare_text(root: Path) -> None:
+    (root / "state.json").write_text("old text")
+
+
+def check_text(root: Path) -> None:
+    text = (root / "state.json").read_text()
+    assert text in ("old text", "new text")
+    assert text == "new text" or not marks(root)
+
+
+def prepare_journal(root: Path) -> None:
+    (root / "journal.jsonl").write_text('{"event": "step", "number": 0}\n{"event": "st')
+
+
+def check_journal(root: Path) -> None:
+    numbers = [event["number"] for event in read_journal(root / "journal.jsonl")]
+    assert numbers == list(range(len(numbers)))
+    done = [int(mark.split()[1]) for mark in marks(root)]
+    assert len(numbers) >= max(done, default=1)
+
+
+def prepare_damaged_artifact(root: Path) -> None:
+    commit_other(root)
+    (root / "store" / f"sft-{OTHER_KEY[:16]}" / "data.txt").write_text("damaged")
+
+
+def check_damaged_artifact(root: Path) -> None:
+    store = Store(root / "store")
+    aside = store.root / ".damaged" / f"sft-{OTHER_KEY[:16]}.1"
+    if aside.exists():
+        assert (aside / "data.txt").read_text() == "damaged"
+        assert store.find("sft", OTHER_KEY) is None
+    else:
+        assert not marks(root)
+        with pytest.raises(DamagedError):
+            store.find("sft", OTHER_KEY)
+
+
+CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], int]] = {
+    # scenario: what is there before, what must hold after any kill, the fewest calls it makes
+    "train": (prepare_train, check_train, 60),
+    "save_over_damaged": (prepare_damaged_checkpoint, check_damaged_checkpoint, 12),
+    "replace_text": (prepare_text, check_text, 4),
+    "append_events": (prepare_journal, check_journal, 9),
+    "discard": (prepare_damaged_artifact, check_damaged_artifact, 3),
+}
+
+
+@pytest.mark.parametrize("scenario", CASES)
+def test_kill_at_any_call_leaves_old_or_new_state_and_a_rerun_gives_the_same_bytes(
+    scenario: str, server: KillServer, tmp_path: Path
+) -> None:
+    prepare, check, fewest = CASES[scenario]
+    unbroken = tmp_path / "unbroken"
+    unbroken.mkdir()
+    prepare(unbroken)
+    finish(scenario, unbroken)
+    expected = tree(unbroken)
+    call = 0
+    outcome = ""
+    while outcome != "finished":
+        call += 1
+        root = tmp_path / str(call)
+        root.mkdir()
+        prepare(root)
+        outcome = server.run(scenario, call, root)
+        copy = tmp_path / "copy"  # looking for checkpoints tidies up, which the rerun must not need
+        shutil.copytree(root, copy)
+        check(copy)
+        shutil.rmtree(copy)
+        finish(scenario, root)
+        assert tree(root) == expected, f"after a kill at call {call} ({outcome})"
+    assert call > fewest
+
+
+def test_a_stage_killed_again_and_again_ends_with_the_bytes_of_an_unbroken_one(
+    server: KillServer, tmp_path: Path
+) -> None:
+    unbroken = tmp_path / "unbroken"
+    prepare_train(unbroken)
+    finish("train", unbroken)
+    draw = random.Random(0)
+    kills = 0
+    for attempt in range(10):
+        root = tmp_path / str(attempt)
+        prepare_train(root)
+        while server.run("train", draw.randint(1, 45), root) != "finished":
+            kills += 1
+            check_train(root)
+        assert tree(root) == tree(unbroken)
+    assert kills > 20

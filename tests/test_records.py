@@ -1,0 +1,185 @@
+"""Records: content ids, JSON there and back, and JSONL files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macpo.errors import DataError
+from macpo.records import (
+    Message,
+    Origin,
+    Pair,
+    PreferenceExample,
+    Prompt,
+    Response,
+    by_prompt,
+    dataset_response,
+    read_jsonl,
+    write_jsonl,
+)
+
+PROMPT = Prompt((Message("system", "Be brief."), Message("user", "Name a prime.")))
+ORIGIN = Origin("student/positive", "6f0c", "transformers 5.17", {"temperature": 0.95}, 7)
+RESPONSE = Response(PROMPT.id, "7", ORIGIN, True, (39, 2), "b81d")
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value.to_json()))
+
+
+def test_a_prompts_id_is_that_of_its_content_and_pinned() -> None:
+    again = Prompt((Message("system", "Be brief."), Message("user", "Name a prime.")))
+    assert PROMPT.id == again.id == "af61e679d5b6a9fd"
+    assert len(PROMPT.id) == 16
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (Message("user", "Name a prime."),),
+        (Message("user", "Be brief."), Message("user", "Name a prime.")),
+        (Message("user", "Name a prime."), Message("system", "Be brief.")),
+        (Message("system", "Be brief.Name a prime."),),
+        (Message("system", "Be brief."), Message("user", "Name a prime. ")),
+    ],
+)
+def test_other_messages_have_another_id(messages: tuple[Message, ...]) -> None:
+    assert Prompt(messages).id != PROMPT.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt_id": "0"},
+        {"text": "7 "},
+        {"finished": False},
+        {"token_ids": (39,)},
+        {"tokenizer": "c92e"},
+    ],
+)
+def test_a_response_that_scores_differently_has_another_id(change: dict[str, Any]) -> None:
+    assert dataclasses.replace(RESPONSE, **change).id != RESPONSE.id
+
+
+def test_a_responses_id_does_not_depend_on_who_gave_it() -> None:
+    assert dataclasses.replace(RESPONSE, origin=Origin("weak/positive")).id == RESPONSE.id
+
+
+def test_records_come_back_from_json_as_they_were() -> None:
+    pair = Pair(PROMPT, RESPONSE, dataset_response(PROMPT, "8 is prime."))
+    assert Prompt.from_json(through_json(PROMPT)) == PROMPT
+    assert Response.from_json(through_json(RESPONSE)) == RESPONSE
+    assert Pair.from_json(through_json(pair)) == pair
+    example = PreferenceExample(PROMPT, "7", "8")
+    assert PreferenceExample.from_json(through_json(example)) == example
+
+
+@given(st.lists(st.text(), min_size=1), st.text(), st.lists(st.integers(0, 2**31)))
+def test_any_text_and_ids_come_back_from_json(
+    contents: list[str], text: str, ids: list[int]
+) -> None:
+    prompt = Prompt(tuple(Message("user", content) for content in contents))
+    response = dataclasses.replace(RESPONSE, text=text, token_ids=tuple(ids))
+    assert Prompt.from_json(through_json(prompt)) == prompt
+    assert Response.from_json(through_json(response)) == response
+
+
+def test_a_preference_is_written_as_trl_reads_it() -> None:
+    assert PreferenceExample(PROMPT, "7", "8").to_json() == {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Name a prime."},
+        ],
+        "chosen": [{"role": "assistant", "content": "7"}],
+        "rejected": [{"role": "assistant", "content": "8"}],
+    }
+
+
+def test_an_id_in_json_is_recomputed_and_not_believed() -> None:
+    assert Prompt.from_json({**PROMPT.to_json(), "id": "0" * 16}).id == PROMPT.id
+
+
+def test_an_answer_of_a_data_set_is_finished_and_has_no_ids() -> None:
+    response = dataset_response(PROMPT, "7")
+    assert response.prompt_id == PROMPT.id
+    assert response.origin.policy == "dataset"
+    assert response.finished
+    assert response.token_ids == ()
+
+
+def test_records_can_be_members_of_sets_and_cannot_be_changed() -> None:
+    twin = Response.from_json(RESPONSE.to_json())
+    pair = Pair(PROMPT, RESPONSE, twin)
+    assert len({RESPONSE, twin}) == 1
+    assert len({pair, Pair(PROMPT, twin, RESPONSE)}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RESPONSE.text = "8"  # type: ignore[misc]
+
+
+def test_responses_are_grouped_by_prompt_in_their_order() -> None:
+    first, second, third = (
+        dataclasses.replace(RESPONSE, prompt_id=prompt, text=text)
+        for prompt, text in (("a", "1"), ("b", "2"), ("a", "3"))
+    )
+    assert by_prompt([first, second, third]) == {"a": [first, third], "b": [second]}
+    assert list(by_prompt([second, first])) == ["b", "a"]
+
+
+def test_jsonl_is_one_line_a_row_readable_by_eye(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "naïve\r\n\u2028日本"}, {"n": 1}]
+    write_jsonl(path, rows)
+    assert path.read_bytes() == '{"text": "naïve\\r\\n\u2028日本"}\n{"n": 1}\n'.encode()
+    assert list(read_jsonl(path)) == rows
+
+
+def test_half_a_surrogate_pair_survives_a_jsonl_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "é \ud83d"}, {"text": "é"}]
+    write_jsonl(path, rows)
+    assert path.read_bytes() == b'{"text": "\\u00e9 \\ud83d"}\n{"text": "\xc3\xa9"}\n'
+    assert list(read_jsonl(path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("row", "error"), [({"x": float("nan")}, ValueError), ({"x": b""}, TypeError)]
+)
+def test_what_json_does_not_know_is_not_written(
+    row: dict[str, Any], error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        write_jsonl(tmp_path / "rows.jsonl", [row])
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b'{"a": 1', r"not JSON \(Expecting ',' delimiter\); write the file again$"),
+        (b"", r"not JSON \(Expecting value\); write the file again$"),
+        (b"[1]", "a JSON list, not an object; write the file again$"),
+        (b'"text"', "a JSON str, not an object; write the file again$"),
+        (b"\xff", "not UTF-8; write the file again$"),
+        (b"[" * 100_000, r"not JSON \(nested too deeply\); write the file again$"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(line: bytes, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    rows = read_jsonl(path)
+    assert next(rows) == {"a": 1}
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: {fault}"):
+        next(rows)
+
+
+def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"absent\.jsonl: cannot be read: No such file or directory; check the path"
+    ):
+        list(read_jsonl(tmp_path / "absent.jsonl"))
