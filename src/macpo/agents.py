@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from macpo.config import (
     AgentConfig,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from macpo.stage import Stage
 
 STUDENT = "student"
+
+Merged = TypeVar("Merged", SFTConfig, NegativeSFTConfig, DPOConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,17 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
             dtype=dtype,
             tuning=section.tuning or config.tuning,
             limits=config.limits,
-            sft=section.sft or config.sft,
-            negative_sft=section.negative_sft or config.negative_sft,
-            dpo=section.dpo or config.dpo,
+            sft=_merge(config.sft, section.sft),
+            negative_sft=_merge(config.negative_sft, section.negative_sft),
+            dpo=_merge(config.dpo, section.dpo),
         )
 
     teachers: tuple[TeacherConfig, ...] = config.teachers
     return Team(agent(STUDENT, config.student), tuple(agent(t.name, t) for t in teachers))
+
+
+def _merge(run: Merged, agent: Merged | None) -> Merged:
+    """Lay what an agent's section says over the run's."""
+    if agent is None:
+        return run
+    return run.model_copy(update={key: getattr(agent, key) for key in agent.model_fields_set})

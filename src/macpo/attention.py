@@ -33,6 +33,7 @@ IGNORED_KEYWORDS = frozenset(
         "use_cache",
         "output_attentions",
         "output_hidden_states",
+        "output_router_logits",
         "cache_position",
         "is_causal",
         "past_key_values",

@@ -48,26 +48,26 @@ class Plan:
         return iter(self.stages)
 
 
-def build_plan(config: RunConfig, team: Team, source_digest: str) -> Plan:
+def build_plan(config: RunConfig, team: Team, data_digest: str) -> Plan:
     """Lay out a whole run.
 
     Args:
         config: the run.
         team: its agents, as `macpo.agents.assemble_team` resolved them.
-        source_digest: content digest of the data source.
+        data_digest: as `macpo.data.stages.content_digest` returns it.
     """
-    return _Algorithm(config, team, source_digest).plan_run()
+    return _Algorithm(config, team, data_digest).plan_run()
 
 
 class _Algorithm:
     """Builds the stages of a run; one method per paragraph of the algorithm."""
 
-    def __init__(self, config: RunConfig, team: Team, source_digest: str) -> None:
+    def __init__(self, config: RunConfig, team: Team, data_digest: str) -> None:
         self.config = config
         self.team = team
         self.plan = Plan()
         self.data = self._add(
-            SplitData("data", config.data, source_digest, self._seed("split"), team.agents)
+            SplitData("data", config.data, data_digest, self._seed("split"), team.agents)
         )
 
     def plan_run(self) -> Plan:
@@ -216,9 +216,7 @@ class _Algorithm:
         name = f"{when}/{policy.agent.name}/{policy.role}-answers"
         if split == "test":
             name = f"{when}/{policy.agent.name}/test-answers"
-        return self._add(
-            Respond(name, policy, self.data, split, limit, self.config.sampling, seed)
-        )
+        return self._add(Respond(name, policy, self.data, split, limit, self.config.sampling, seed))
 
     def _evaluate(self, t: int, positive: dict[str, Policy]) -> None:
         """Measure every positive policy on the test split."""

@@ -189,23 +189,44 @@ def lora_config(agent: Agent) -> Any:
 
 
 def _with_adapter(model: Any, agent: Agent) -> Any:
-    """Put an adapter slot over a model; adapter weights are float32 whatever the base is."""
+    """Put an adapter slot over a model; adapter weights are float32 whatever the base is.
+
+    Raises:
+        ModelError: a target names no linear layer, or the LM head, or PEFT refuses the model.
+    """
     from peft import get_peft_model
 
+    _check_targets(model, agent)
     try:
         peft_model = get_peft_model(model, lora_config(agent), autocast_adapter_dtype=True)
     except ValueError as error:
-        names = sorted(
-            {n.rpartition(".")[2] for n, m in model.named_modules() if type(m) is torch.nn.Linear}
-        )
+        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"{agent.base.name}: tuning.targets {', '.join(agent.tuning.targets)} fit no layer; "
-            f"this model's linear layers are {', '.join(names)}"
+            f"{agent.base.name}: PEFT cannot adapt {', '.join(agent.tuning.targets)} ({reason}); "
+            "change tuning.targets"
         ) from error
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model
+
+
+def _check_targets(model: Any, agent: Agent) -> None:
+    """Refuse a target that PEFT would pass over, or that the likelihood engine would."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    kinds = (torch.nn.Linear, Conv1D)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    head = model.get_output_embeddings()
+    heads = [name for name, module in model.named_modules() if module is head]
+    layers = sorted({name.rpartition(".")[2] for name in names if name not in heads})
+    for target in agent.tuning.targets:
+        met = [n for n in names if n == target or n.endswith(f".{target}")]
+        if target != "all-linear" and (not met or set(met) & set(heads)):
+            raise ModelError(
+                f"{agent.base.name}: tuning.targets: {target} fits no layer that can be adapted; "
+                f"this model's linear layers are {', '.join(layers)}"
+            )
 
 
 def _draw_adapter(trainable: Mapping[str, Tensor], seed: int) -> None:

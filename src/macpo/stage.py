@@ -35,12 +35,13 @@ ProgressCallback = Callable[..., None]
 class Stage(ABC):
     """Base of all stages.
 
-    `name` is for readers, such as `round-1/student/train`; it is not part of the key. Bump
-    `version` when the same fields come to mean another output.
+    `name` is for readers, such as `round-1/student/train`; it is not part of the key, nor are the
+    fields named in `not_in_key`. Bump `version` when the same fields come to mean another output.
     """
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str
 
@@ -60,7 +61,7 @@ class Stage(ABC):
         fields = {
             f.name: _describe(getattr(self, f.name), f.name, inputs)
             for f in dataclasses.fields(self)
-            if f.name != "name"
+            if f.name not in self.not_in_key
         }
         return fields, inputs
 

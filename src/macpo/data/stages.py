@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
-from macpo.data.loading import load_preferences
+from macpo.data.loading import load_preferences, source_digest
 from macpo.data.splits import split_examples
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
 from macpo.records import PreferenceExample, Prompt, read_jsonl, write_jsonl
+from macpo.seeds import digest
 from macpo.stage import Stage, StageContext
 
 Split = Literal["teacher", "student", "test"]
@@ -23,15 +24,16 @@ Split = Literal["teacher", "student", "test"]
 class SplitData(Stage):
     """Divides a preference data set into teacher, student and test prompts.
 
-    `source_digest` stands for the content of the source; where it lies does not matter to the key.
+    In the key, `content` stands for the data (see `content_digest`): where it lies does not matter.
     A pair with a prompt that is too long for an agent, even without its earlier turns, is left out
     and counted.
     """
 
     kind: ClassVar[str] = "data"
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "data"})
 
     data: DataConfig
-    source_digest: str
+    content: str
     seed: int
     agents: tuple[Agent, ...]
 
@@ -59,6 +61,26 @@ class SplitData(Stage):
             except PromptTooLong:
                 return False
         return True
+
+
+def content_digest(config: DataConfig, *, fetch: bool) -> str:
+    """Return a digest of a data set's content and of how it is read and divided.
+
+    Args:
+        config: the data section.
+        fetch: look the data up; without it, data that cannot be had now counts by its name, which
+            is enough to plan.
+
+    Raises:
+        DataError: the source cannot be read or resolved, and `fetch` is set.
+    """
+    try:
+        content = source_digest(config)
+    except DataError:
+        if fetch:
+            raise
+        content = f"unresolved:{config.source}"
+    return digest([content, config.model_dump(mode="json", exclude={"source"})])
 
 
 def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:

@@ -1,8 +1,8 @@
 """Token-level decoding of many prompts at once with a packed, preallocated cache.
 
-    prompts, longest first
-      └─ prefill: several prompts in one row, no padding        (cache.PrefillLayout)
-           └─ step: one row holding one token per live answer   (cache.StepLayout)
+    what all prompts start with, once                            (layouts.SequenceLayout)
+      └─ prefill: several prompts in one row, no padding         (layouts.PrefillLayout)
+           └─ step: one row holding one token per live answer    (layouts.StepLayout)
                 ├─ an answer ends: the last live row takes its slot
                 └─ an eighth of the slots is free: prefill more prompts
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ import torch
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
 from macpo.generation.cache import KeyValueCache, LayerShape, cache_numbers
-from macpo.generation.passes import base_model, prefill, serving, step
+from macpo.generation.layouts import SequenceLayout
+from macpo.generation.passes import base_model, prefill, read_prefix, serving, step
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
 from macpo.generation.servable import Refused, examine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS_PER_BLOCK = 16
 MOST_BLOCKS = 8  # a block costs some 50 microseconds per layer and step
@@ -76,11 +80,25 @@ def decode(
             f"{served.reason}; answer with macpo.generation.fallback.decode_by_generate instead"
         )
     base = base_model(model)
-    rows, rows_per_block = _layout_rows(needs, served.shapes, base.dtype, memory_gib)
+    rows, rows_per_block = _plan_rows(needs, served.shapes, base.dtype, memory_gib)
     cache = KeyValueCache(served.shapes, needs[:rows], rows_per_block, base.dtype, base.device)
+    waiting = [
+        _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
+        for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
+    ]
     with serving(model):
-        run = _Run(model, cache, prompts, stop_ids, sampling, seeds, rows, pack_tokens, progress)
-        return run.finish()
+        run = _Run(model, cache, rows, stop_ids, sampling, waiting)
+        shared = _shared_tokens(prompts)
+        prefix = read_prefix(model, prompts[0][:shared]) if shared else None
+        while run.waiting or run.rows:
+            if run.wants_prompts():
+                run.admit(prefix, shared, pack_tokens)
+            else:
+                run.advance()
+            ended = run.drop_ended()
+            if progress is not None and ended:
+                progress(ended)
+    return [run.done[i] for i in range(len(prompts))]
 
 
 def check_prompts(
@@ -106,7 +124,7 @@ def check_prompts(
         )
 
 
-def _layout_rows(
+def _plan_rows(
     needs: Sequence[int], shapes: dict[int, LayerShape], dtype: torch.dtype, memory_gib: float
 ) -> tuple[int, int]:
     """Return how many rows fit into the budget, and how many of them make a block.
@@ -129,103 +147,95 @@ def _layout_rows(
     )
 
 
+def _shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts start with; each keeps at least one of its own."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all others lie between
+    most = min(map(len, prompts)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
 @dataclass(slots=True)
 class _Row:
-    """An answer under way: `length` of its tokens are in the cache, its last one is not."""
+    """An answer, waiting or under way.
 
-    prompt: int
-    length: int
+    `place` is its prompt's in the caller's list; `uniforms` `[max_new_tokens]` decide its draws.
+    """
+
+    place: int
+    prompt: tuple[int, ...]
     uniforms: np.ndarray
     token_ids: list[int] = field(default_factory=list)
 
+    @property
+    def cached(self) -> int:
+        """How many tokens are in the cache: all but the last one drawn."""
+        return len(self.prompt) + len(self.token_ids) - 1
 
+
+@dataclass(slots=True)
 class _Run:
-    """One call of `decode`."""
+    """One call of `decode`: `rows[r]` is the answer in row r of the cache."""
 
-    def __init__(
-        self,
-        model: Any,
-        cache: KeyValueCache,
-        prompts: Sequence[Sequence[int]],
-        stop_ids: frozenset[int],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-        most_rows: int,
-        pack_tokens: int,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self.model = model
-        self.cache = cache
-        self.prompts = prompts
-        self.stop_ids = stop_ids
-        self.sampling = sampling
-        self.seeds = seeds
-        self.most_rows = most_rows
-        self.pack_tokens = pack_tokens
-        self.progress = progress
-        # Shortest first: the next one is popped from the end.
-        self.waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
-        self.rows: list[_Row] = []
-        self.done: dict[int, Completion] = {}
+    model: Any
+    cache: KeyValueCache
+    most_rows: int
+    stop_ids: frozenset[int]
+    sampling: SamplingConfig
+    waiting: list[_Row]  # shortest prompt first: the next one is popped from the end
+    rows: list[_Row] = field(default_factory=list)
+    done: dict[int, Completion] = field(default_factory=dict)
 
-    def finish(self) -> list[Completion]:
-        """Run until every prompt is answered."""
-        while self.waiting or self.rows:
-            free = self.most_rows - len(self.rows)
-            # Prefilling one prompt at a time would leave the matrix products half empty.
-            if self.waiting and free >= max(1, self.most_rows // 8):
-                self._admit(free)
-            else:
-                self._step()
-        return [self.done[i] for i in range(len(self.prompts))]
+    def wants_prompts(self) -> bool:
+        """Tell whether it is time to prefill.
 
-    def _admit(self, free: int) -> None:
-        """Prefill up to `free` waiting prompts and draw their first tokens."""
-        while free and self.waiting:
-            pack: list[int] = []
-            tokens = 0
-            while len(pack) < free and self.waiting:
-                tokens += len(self.prompts[self.waiting[-1]])
-                if pack and tokens > self.pack_tokens:
-                    break
-                pack.append(self.waiting.pop())
-            free -= len(pack)
-            first = len(self.rows)
-            logits = prefill(self.model, self.cache, first, [self.prompts[i] for i in pack])
-            for i in pack:
-                draws = uniform_draws(self.seeds[i], self.sampling.max_new_tokens)
-                self.rows.append(_Row(i, len(self.prompts[i]), draws))
-            self._draw(first, logits)
-        self._drop()
+        Not for a single free row: one prompt at a time would leave matrix products half empty.
+        """
+        free = self.most_rows - len(self.rows)
+        return bool(self.waiting) and free >= max(1, self.most_rows // 8)
 
-    def _step(self) -> None:
-        """Advance every live row by one token."""
+    def admit(self, prefix: SequenceLayout | None, shared: int, pack_tokens: int) -> None:
+        """Prefill one row of waiting prompts and draw their first tokens.
+
+        Args:
+            prefix: the first `shared` tokens of every prompt; None if that is zero.
+            shared: how many they are.
+            pack_tokens: the most other tokens in the row, unless one prompt alone has more.
+        """
+        first, room = len(self.rows), pack_tokens
+        while self.waiting and len(self.rows) < self.most_rows:
+            room -= len(self.waiting[-1].prompt) - shared
+            if room < 0 and len(self.rows) > first:
+                break
+            self.rows.append(self.waiting.pop())
+        own = [row.prompt[shared:] for row in self.rows[first:]]
+        self._draw(first, prefill(self.model, self.cache, first, own, prefix))
+
+    def advance(self) -> None:
+        """Give every row one more token."""
         tokens = [row.token_ids[-1] for row in self.rows]
-        logits = step(self.model, self.cache, tokens, [row.length for row in self.rows])
-        for row in self.rows:
-            row.length += 1
-        self._draw(0, logits)
-        self._drop()
+        lengths = [row.cached for row in self.rows]
+        self._draw(0, step(self.model, self.cache, tokens, lengths))
 
-    def _draw(self, first: int, logits: torch.Tensor) -> None:
+    def _draw(self, first: int, logits: Tensor) -> None:
         """Draw the next token of the rows from `first` on."""
         rows = self.rows[first:]
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in rows])
         for row, token in zip(rows, pick_tokens(logits, self.sampling, uniforms), strict=True):
             row.token_ids.append(token)
 
-    def _drop(self) -> None:
-        """Take out the rows that ended; the last live row moves into each gap."""
+    def drop_ended(self) -> int:
+        """Take out the rows that ended, the last row moving into each gap; return how many."""
         before = len(self.done)
-        for place in range(len(self.rows) - 1, -1, -1):
-            row = self.rows[place]
+        for r in range(len(self.rows) - 1, -1, -1):
+            row = self.rows[r]
             stopped = row.token_ids[-1] in self.stop_ids
             if not stopped and len(row.token_ids) < self.sampling.max_new_tokens:
                 continue
-            self.done[row.prompt] = Completion(tuple(row.token_ids), stopped)
+            self.done[row.place] = Completion(tuple(row.token_ids), stopped)
             last = self.rows.pop()
-            if place < len(self.rows):
-                self.cache.move(len(self.rows), place, last.length)
-                self.rows[place] = last
-        if self.progress is not None and len(self.done) > before:
-            self.progress(len(self.done) - before)
+            if last is not row:
+                self.cache.move(len(self.rows), r, last.cached)
+                self.rows[r] = last
+        return len(self.done) - before

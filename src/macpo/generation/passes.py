@@ -1,4 +1,4 @@
-"""The two forward passes of decoding: prompts into the cache, and one token for every live row."""
+"""The forward passes of decoding: prompts into the cache, and one token for every live row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from macpo.attention import macpo_attention
-from macpo.generation.cache import KeyValueCache, PrefillLayout, PromptSpan, StepLayout
+from macpo.generation.cache import KeyValueCache
+from macpo.generation.layouts import PrefillLayout, PromptSpan, SequenceLayout, StepLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +41,35 @@ def serving(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def read_prefix(model: Any, tokens: Sequence[int]) -> SequenceLayout:
+    """Compute the keys and values of tokens that several prompts start with."""
+    layout = SequenceLayout()
+    device = base_model(model).device
+    model(
+        input_ids=torch.tensor([tokens], device=device),
+        position_ids=torch.arange(len(tokens), device=device)[None],
+        logits_to_keep=1,
+        use_cache=False,
+        macpo_layout=layout,
+    )
+    return layout
+
+
 def prefill(
-    model: Any, cache: KeyValueCache, first_row: int, prompts: Sequence[Sequence[int]]
+    model: Any,
+    cache: KeyValueCache,
+    first_row: int,
+    prompts: Sequence[Sequence[int]],
+    prefix: SequenceLayout | None = None,
 ) -> Tensor:
     """Write prompts into the rows `first_row`, `first_row + 1`, ..., in one packed pass.
+
+    Args:
+        model: inside `serving`.
+        cache: with free rows.
+        first_row: the first free row.
+        prompts: token ids, at least one each; without those of `prefix`.
+        prefix: what `read_prefix` returned, if the prompts start with it.
 
     Returns:
         Logits of the token after each prompt, `[prompts, vocabulary]`.
@@ -54,14 +80,15 @@ def prefill(
         spans.append(PromptSpan(row, start, len(prompt)))
         start += len(prompt)
     ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
+    before = 0 if prefix is None else next(iter(prefix.keys.values())).shape[1]
     positions = torch.cat([torch.arange(span.length) for span in spans])[None].to(device)
     last = torch.tensor([span.start + span.length - 1 for span in spans], device=device)
     output = model(
         input_ids=ids,
-        position_ids=positions,
+        position_ids=positions + before,
         logits_to_keep=last,
         use_cache=False,
-        macpo_layout=PrefillLayout(cache, spans),
+        macpo_layout=PrefillLayout(cache, spans, prefix),
     )
     return cast("Tensor", output.logits[0])
 

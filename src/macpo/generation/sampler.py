@@ -2,9 +2,8 @@
 
 The set of allowed tokens is that of transformers' warpers in the same order. The draw inverts the
 cumulative distribution over the allowed tokens, taken by rising token id, at a uniform number that
-was drawn for this prompt and this position beforehand: a prompt's answer depends on its own seed and
-logits, never on its neighbours in the batch, and two nearly tied tokens that change rank by rounding
-do not change the draw.
+belongs to this prompt and this position: an answer depends on its own seed and logits, never on its
+neighbours in the batch, and two tokens that nearly tie do not change the draw by changing ranks.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ def uniform_draws(seed: int, count: int) -> np.ndarray:
     Made from the raw 64-bit output of the counter-based generator Philox, whose stream is fixed
     for all NumPy versions.
     """
-    raw = np.random.Philox(key=seed).random_raw(count)
-    return (raw >> np.uint64(11)) * 2.0**-53
+    raw: np.ndarray = np.random.Philox(key=seed).random_raw(count)
+    return np.asarray((raw >> np.uint64(11)) * 2.0**-53)
 
 
 @dataclass(frozen=True, slots=True)

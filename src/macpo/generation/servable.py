@@ -8,14 +8,15 @@ with a few tokens whose logits must be those of the model's own forward.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from macpo.errors import ModelError
-from macpo.generation.cache import KeyValueCache, LayerShape, attend_causally
-from macpo.generation.passes import base_model, evaluating, prefill, serving, step
+from macpo.generation.cache import KeyValueCache, LayerShape
+from macpo.generation.layouts import SequenceLayout
+from macpo.generation.passes import base_model, evaluating, prefill, read_prefix, serving, step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +54,11 @@ def examine(model: Any, max_length: int) -> Served | Refused:
     reason = _declared(base, max_length)
     if reason is not None:
         return Refused(reason)
-    witness = _Witness()
-    ids = torch.tensor([_trial_ids(base, 4)], device=base.device)
     try:
         with serving(model):
-            model(input_ids=ids, macpo_layout=witness, use_cache=False)
-        reason = _seen(base, witness, max_length)
-        return Refused(reason) if reason else _tried(model, base, Served(witness.shapes))
+            seen = read_prefix(model, trial_ids(base, 4))
+        reason = _seen(base, seen, max_length)
+        return Refused(reason) if reason else _tried(model, base, _shapes(seen))
     except (ModelError, AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
         return Refused(f"a trial failed: {' '.join(str(error).split())}")
 
@@ -99,76 +98,61 @@ def _rope_parameters(config: Any) -> list[dict[str, Any]]:
     return nested or [found]
 
 
-@dataclass
-class _Witness:
-    """An attention layout that attends causally and notes what each layer asks for."""
-
-    shapes: dict[int, LayerShape] = field(default_factory=dict)
-    windows: dict[int, int | None] = field(default_factory=dict)
-
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        softcap: float | None,
-        sliding_window: int | None,
-    ) -> Tensor:
-        """See `macpo.attention.AttentionLayout.attend`."""
-        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        self.windows[layer] = sliding_window
-        out = attend_causally(query, key, value, scaling, softcap, sliding_window)
-        return out.transpose(1, 2)
-
-
-def _seen(base: Any, witness: _Witness, max_length: int) -> str | None:
+def _seen(base: Any, seen: SequenceLayout, max_length: int) -> str | None:
     """Return what the first trial says against serving the model."""
     config = base.config.get_text_config()
     layers = config.num_hidden_layers
-    if sorted(witness.shapes) != list(range(layers)):
-        return f"only {len(witness.shapes)} of {layers} layers attend through the interface"
+    if sorted(seen.keys) != list(range(layers)):
+        return f"only {len(seen.keys)} of {layers} layers attend through the interface"
     window = getattr(config, "sliding_window", None)
     if not window or max_length <= window or getattr(config, "use_sliding_window", True) is False:
         return None
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     silent = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
-    if any(witness.windows[i] is None for i in silent):
+    if any(seen.windows[i] is None for i in silent):
         return f"its window of {window} tokens is not passed to the attention function"
     return None
 
 
-def _tried(model: Any, base: Any, served: Served) -> Served | Refused:
+def _shapes(seen: SequenceLayout) -> dict[int, LayerShape]:
+    """Return what each layer keeps of a token."""
+    return {
+        layer: LayerShape(key.shape[0], key.shape[2], seen.values[layer].shape[2])
+        for layer, key in seen.keys.items()
+    }
+
+
+def _tried(model: Any, base: Any, shapes: dict[int, LayerShape]) -> Served | Refused:
     """Serve three short prompts for one step and compare with the model's own forward."""
-    sequences = [_trial_ids(base, length + 1) for length in TRIAL_LENGTHS]
+    prefix = trial_ids(base, 2)
+    sequences = [prefix + trial_ids(base, length + 1) for length in TRIAL_LENGTHS]
     with evaluating(model):
         plain = [
             model(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits[0]
             for ids in sequences
         ]
-    rows = len(sequences)
-    capacities = [max(TRIAL_LENGTHS) + 1] * rows
-    cache = KeyValueCache(served.shapes, capacities, rows, base.dtype, base.device)
+    lengths = [len(ids) - 1 for ids in sequences]
+    capacities = [max(lengths) + 1] * len(lengths)
+    cache = KeyValueCache(shapes, capacities, len(lengths), base.dtype, base.device)
     with serving(model):
-        first = prefill(model, cache, 0, [ids[:-1] for ids in sequences])
-        second = step(model, cache, [ids[-1] for ids in sequences], TRIAL_LENGTHS)
+        shared = read_prefix(model, prefix)
+        first = prefill(model, cache, 0, [ids[len(prefix) : -1] for ids in sequences], shared)
+        second = step(model, cache, [ids[-1] for ids in sequences], lengths)
     for name, ours, place in (("prompt", first, -2), ("step", second, -1)):
-        error = _relative_error(ours, torch.stack([logits[place] for logits in plain]))
+        error = relative_error(ours, torch.stack([logits[place] for logits in plain]))
         if not error <= TOLERANCE[base.dtype]:
             return Refused(f"in a trial its {name} logits are off by {error:.2g} of their spread")
-    return served
+    return Served(shapes)
 
 
-def _relative_error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """Return the root mean square difference over the standard deviation, of the worst row."""
     ours, theirs = ours.double(), theirs.double()
     error = (ours - theirs).square().mean(dim=-1).sqrt()
     return float((error / theirs.std(dim=-1)).max())
 
 
-def _trial_ids(base: Any, count: int) -> list[int]:
+def trial_ids(base: Any, count: int) -> list[int]:
     """Return `count` token ids spread over the vocabulary, another series for each count."""
     size = base.get_input_embeddings().num_embeddings
     return [(7919 * (i + 1) * count + 13) % size for i in range(count)]

@@ -85,34 +85,48 @@ def _shortest_window(config: Any) -> int | None:
 
 
 def _check_head(causal_lm: Any, pack: Pack, softcap: float | None) -> torch.Tensor:
-    """Compare our log-probabilities, from plain rows, with those of the model's own logits."""
-    device = causal_lm.device
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None:
-        raise ModelError(
-            f"{type(causal_lm).__name__}: its LM head is not a plain linear layer without bias "
-            "(an adapter on it?); remove lm_head from tuning.targets or use another model"
-        )
-    hidden = padded_hidden(causal_lm, pack, device)
+    """Compare our log-probabilities, from plain rows, with those of the model's own logits.
+
+    Returns:
+        The hidden states of the pack from plain rows, `[targets, width]`.
+    """
+    name = type(causal_lm).__name__
+    weight = _plain_head(causal_lm, name)
+    hidden = padded_hidden(causal_lm, pack, causal_lm.device)
     group = pack.groups[0]
-    targets = torch.tensor([t for c in group.completions for t in c], device=device)
+    targets = torch.tensor([t for c in group.completions for t in c], device=causal_lm.device)
     own = []
     for completion in group.completions:
-        ids = torch.tensor([[*group.prompt, *completion[:-1]]], device=device)
+        ids = torch.tensor([[*group.prompt, *completion[:-1]]], device=causal_lm.device)
         logits = causal_lm(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 :]
         own.append(logits.float().log_softmax(-1))
     expected = torch.cat(own).gather(1, targets[:, None])[:, 0]
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(
-            f"{type(causal_lm).__name__}: its LM head has a bias or is missing; unsupported"
-        )
-    ours = token_logprobs(hidden, head.weight, targets, softcap)
+    ours = token_logprobs(hidden, weight, targets, softcap)
     if not _agree(ours, expected, causal_lm.dtype):
         raise ModelError(
-            f"{type(causal_lm).__name__}: its logits are not its LM head times its hidden states "
+            f"{name}: its logits are not its LM head times its hidden states "
             "(a logit scale?); this architecture is not supported"
         )
     return hidden
+
+
+def _plain_head(causal_lm: Any, name: str) -> torch.Tensor:
+    """Return the weight of the LM head, `[vocabulary, width]`, if that is all there is to it."""
+    head = causal_lm.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise ModelError(
+            f"{name}: its LM head is a {type(head).__name__}, not a plain linear layer; take "
+            "adapters off it (tuning.targets) or use another model"
+        )
+    if head.bias is not None:
+        raise ModelError(
+            f"{name}: its LM head has a bias, which is not supported; use another model"
+        )
+    if causal_lm.base_model is causal_lm:
+        raise ModelError(
+            f"{name}: its decoder cannot be called without its LM head; use another model"
+        )
+    return head.weight
 
 
 def _tries_wrong(causal_lm: Any, pack: Pack, expected: torch.Tensor) -> str:

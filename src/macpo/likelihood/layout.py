@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from macpo.attention import macpo_attention
+from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack
 
 # Up to this group length the explicit products are faster than the CPU's flash kernel (fp32: 1.1x,
@@ -28,12 +29,14 @@ class TreeLayout:
 
     `spans` are (start, length) of the groups; `biases[g]` is a `[length, length]` matrix in the
     model's dtype, 0 where the row's token sees the column's and -inf elsewhere; `positions`
-    `[tokens]` (int64) restart at the prompt's end for every completion.
+    `[tokens]` (int64) restart at the prompt's end for every completion; `longest` is the length of
+    the longest branch, its prompt included.
     """
 
     spans: tuple[tuple[int, int], ...]
     biases: tuple[Tensor, ...]
     positions: Tensor
+    longest: int
 
     def attend(
         self,
@@ -48,9 +51,15 @@ class TreeLayout:
     ) -> Tensor:
         """See `macpo.attention.AttentionLayout.attend`.
 
-        A `sliding_window` shorter than a group never gets here (macpo.likelihood.architecture
-        falls back before), so that it has nothing to hide.
+        Raises:
+            ModelError: a sliding window is shorter than a branch. `macpo.likelihood.architecture`
+                knows the model's windows and falls back before, unless it overlooked one.
         """
+        if sliding_window is not None and sliding_window < self.longest:
+            raise ModelError(
+                f"layer {layer} sees {sliding_window} tokens of a branch of {self.longest}: a sliding "
+                "window that a tree of branches cannot honour"
+            )
         outputs = []
         for (start, length), bias in zip(self.spans, self.biases, strict=True):
             q = query[0, :, start : start + length]
@@ -117,7 +126,9 @@ def tree_layout(pack: Pack, dtype: torch.dtype, device: torch.device) -> TreeLay
         positions.append(torch.arange(prompt))
         positions.extend(torch.arange(prompt, prompt + n) for n in lengths[1:])
         start += total
-    return TreeLayout(tuple(spans), tuple(biases), torch.cat(positions).to(device))
+    branches = torch.cat(positions)
+    longest = int(branches.max()) + 1
+    return TreeLayout(tuple(spans), tuple(biases), branches.to(device), longest)
 
 
 def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:

@@ -47,6 +47,7 @@ class ResolvedModel:
         local: `location` is a folder that holds all of this model and can be loaded.
         trust_remote_code: the config allows Python code that came with the model.
         layers: the layers that still have to be cut out of `location`; empty when none.
+        hub_name: the name on the hub, if that is where it comes from and nothing was cut out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ResolvedModel:
     local: bool
     trust_remote_code: bool = False
     layers: tuple[int, ...] = ()
+    hub_name: str | None = None
 
 
 def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
@@ -115,6 +117,7 @@ def _hub(model: ModelConfig, fetch: bool) -> ResolvedModel:
         digest=commit,
         local=folder is not None and is_complete(folder),
         trust_remote_code=model.trust_remote_code,
+        hub_name=name,
     )
 
 
@@ -184,7 +187,7 @@ def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
         pruning.pruned_config(config, kept, base.name)  # refuses layers that do not exist
     name = f"{base.name}[{text.replace(' ', '')}]"
     if base.digest is None:
-        return replace(base, name=name, local=False, layers=kept)
+        return replace(base, name=name, local=False, layers=kept, hub_name=None)
     cut_digest = digest(["pruned", pruning.RECIPE, base.digest, list(kept)])
     key = f"pruned-{pruning.RECIPE}-{cut_digest[:32]}"
     if fetch:
@@ -202,8 +205,8 @@ def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
         build_once(key, make)
     made = model_folder(key)
     if made.is_dir():
-        return replace(base, name=name, location=str(made), digest=cut_digest)
-    return replace(base, name=name, digest=cut_digest, local=False, layers=kept)
+        return replace(base, name=name, location=str(made), digest=cut_digest, hub_name=None)
+    return replace(base, name=name, digest=cut_digest, local=False, layers=kept, hub_name=None)
 
 
 def _refuse(model: ModelConfig, what: str, *options: str) -> None:

@@ -97,7 +97,11 @@ class Trainer:
                 tokens += step_tokens
                 rate = tokens / max(time.monotonic() - started, 1e-9)
                 shown = {k: v for k, v in row.items() if k in ("loss", "margin")}
-                self.progress(step + 1, self.steps, **shown, tokens_per_second=rate)
+                try:
+                    self.progress(step + 1, self.steps, **shown, tokens_per_second=rate)
+                except KeyboardInterrupt:  # asked to stop, between two steps: lose nothing
+                    self.checkpoints.save(step + 1, self._save)
+                    raise
                 if (step + 1) % self.checkpoint_steps == 0 and step + 1 < self.steps:
                     self.checkpoints.save(step + 1, self._save)
         finally:

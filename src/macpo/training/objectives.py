@@ -31,7 +31,10 @@ class ExampleLosses:
 class Objective(Protocol):
     """A data set with a loss. All groups of one objective have the same number of completions."""
 
-    groups: Sequence[PromptGroup]
+    @property
+    def groups(self) -> Sequence[PromptGroup]:
+        """The examples, encoded."""
+        ...
 
     def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
         """Return the losses of the examples `indices`.

@@ -1,0 +1,24 @@
+"""`macpo export`: merge an adapter into its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """\
+Examples:\n
+  macpo export runs/quickstart/final/student merged-student
+"""
+
+
+def command(
+    adapter: Annotated[Path, typer.Argument(help="A folder of RUN/final/.")],
+    output: Annotated[Path, typer.Argument(help="Where the full model goes.")],
+) -> None:
+    """Merge an aligned ADAPTER into its base model and write the full model to OUTPUT."""
+    from macpo.publish import merge_adapter
+
+    merge_adapter(adapter, output)
+    typer.echo(f"merged model: {output}")

@@ -1,0 +1,1 @@
+"""Executors: they take a plan and make its stages true."""

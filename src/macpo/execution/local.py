@@ -1,0 +1,194 @@
+"""The local executor: stages in order, in this process; finished ones are found, not run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from macpo.config import EngineConfig
+from macpo.errors import DamagedError
+from macpo.policies import PolicyPool
+from macpo.stage import Stage, StageContext
+from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
+
+PROGRESS_FILE = "progress.json"
+JOURNAL_FILE = "journal.jsonl"
+STAGES_FOLDER = "stages"
+
+
+class Observer(Protocol):
+    """Is told what happens, to show it to people."""
+
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """Stage `number` of `total` (from 1) starts to run."""
+
+    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
+        """`done` of `total` units of the running stage are done; `fields` are numbers to show."""
+
+    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
+        """A stage has run."""
+
+    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
+        """A stage had been run before."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class LocalExecutor:
+    """Runs stages one after another.
+
+    Args:
+        folder: the run directory, whose lock the caller holds.
+        store: where artifacts are.
+        engine: layout of work on this machine.
+        device: where models go.
+        observer: is told what happens.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        engine: EngineConfig,
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self.folder = folder
+        self.store = store
+        self.engine = engine
+        self.observer = observer
+        self.journal = Journal(folder / JOURNAL_FILE)
+        self.artifacts: dict[str, Artifact] = {}
+        self.policies = PolicyPool(device, lambda key: self.artifacts[key].path)
+
+    def execute(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
+        """Find or run every stage, in order.
+
+        Returns:
+            The artifacts, by stage key.
+
+        Raises:
+            MacpoError: a stage failed; what was finished stays.
+            KeyboardInterrupt: the process was asked to stop (Ctrl-C, SIGTERM); the running stage
+                has saved a checkpoint if it can.
+        """
+        plan = list(stages)
+        self.store.sweep()
+        with _stop_on_signal() as stop:
+            for number, stage in enumerate(plan, 1):
+                artifact = self._find(stage)
+                if artifact is None:
+                    artifact = self._run(stage, number, len(plan), stop)
+                else:
+                    self.observer.stage_found(stage, artifact)
+                self.artifacts[stage.key] = artifact
+                self._link(stage, artifact)
+        return self.artifacts
+
+    def _find(self, stage: Stage) -> Artifact | None:
+        """Find a stage's artifact, if it is whole and was made from these very inputs."""
+        try:
+            artifact = self.store.find(stage.kind, stage.key)
+        except DamagedError as error:
+            self.observer.note(f"{stage.name} is run again: {error}")
+            self._set_aside(stage, str(error))
+            return None
+        if artifact is not None and dict(artifact.inputs) != self._input_digests(stage):
+            reason = "it was made from inputs that have changed since"
+            self.observer.note(f"{stage.name} is run again: {reason}")
+            self._set_aside(stage, reason)
+            return None
+        return artifact
+
+    def _set_aside(self, stage: Stage, reason: str) -> None:
+        self.store.discard(stage.kind, stage.key)
+        self.journal.append("set_aside", stage=stage.name, key=stage.key, reason=reason)
+
+    def _run(self, stage: Stage, number: int, total: int, stop: threading.Event) -> Artifact:
+        """Run one stage and commit its artifact."""
+        self.observer.stage_started(stage, number, total)
+        self.journal.append("started", stage=stage.name, key=stage.key)
+        started = time.monotonic()
+        workspace = self.store.workspace(stage.kind, stage.key)
+        with Progress(self.folder / PROGRESS_FILE, stage.name, stage.key) as progress:
+
+            def report(done: int, total: int, **fields: Any) -> None:
+                progress.update(done, total, **fields)
+                self.observer.stage_progress(stage, done, total, **fields)
+                if stop.is_set():
+                    raise KeyboardInterrupt
+
+            context = StageContext(
+                workspace.output,
+                workspace.checkpoints,
+                self.artifacts,
+                self.policies,
+                self.engine,
+                report,
+            )
+            try:
+                with translate_write_errors(workspace.output):
+                    meta = stage.run(context)
+                artifact = workspace.commit(self._input_digests(stage), meta)
+            except BaseException as error:
+                seconds = time.monotonic() - started
+                what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                with contextlib.suppress(Exception):  # the error itself matters more
+                    self.journal.append(
+                        "stopped", stage=stage.name, key=stage.key, seconds=seconds, reason=what
+                    )
+                raise
+        seconds = time.monotonic() - started
+        self.journal.append("finished", stage=stage.name, key=stage.key, seconds=seconds)
+        self.observer.stage_finished(stage, seconds, artifact)
+        return artifact
+
+    def _input_digests(self, stage: Stage) -> dict[str, str]:
+        return {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}
+
+    def _link(self, stage: Stage, artifact: Artifact) -> None:
+        """Show the artifact under its readable name: stages/round-1/student/pairs."""
+        link = self.folder / STAGES_FOLDER / stage.name
+        target = os.path.relpath(artifact.path, link.parent)
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        with translate_write_errors(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            fresh = link.with_name(f".{link.name}.new")
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(target)
+            fresh.replace(link)
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a request to stop at the next safe point.
+
+    The second one interrupts at once. Outside the main thread signals are left alone.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

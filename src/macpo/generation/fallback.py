@@ -1,0 +1,169 @@
+"""Decoding through transformers' `generate`, for models that `decode` cannot serve.
+
+Slower (an ended answer is computed until its batch has ended), otherwise the same: `generate` runs
+the model and its cache, the token is chosen here, from each prompt's own random numbers, and handed
+to `generate` as the only one possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from macpo.config import SamplingConfig
+from macpo.generation.decode import check_prompts
+from macpo.generation.passes import base_model, evaluating
+from macpo.generation.protocol import Completion
+from macpo.generation.sampler import pick_tokens, uniform_draws
+from macpo.generation.servable import TOLERANCE, relative_error, trial_ids
+
+TRIAL_STEPS = 3
+
+
+def decode_by_generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: frozenset[int],
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    memory_gib: float,
+    pack_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Answer each prompt once; see `macpo.generation.decode.decode` for arguments and errors.
+
+    Prompts of similar length share a batch, padded on the left; where a trial shows that padding
+    changes the logits (recurrent layers), only prompts of equal length do. `memory_gib` is held to
+    by an estimate from the model's config, but a batch has at least one row.
+    """
+    check_prompts(model, prompts, seeds, sampling)
+    done: dict[int, Completion] = {}
+    with _plain_generation(model) as base:
+        if not prompts:
+            return []
+        paddable = _padding_is_harmless(base)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        while order:
+            longest = len(prompts[order[0]])
+            rows = _batch_rows(base, longest, sampling.max_new_tokens, memory_gib, pack_tokens)
+            batch = [i for i in order[:rows] if paddable or len(prompts[i]) == longest]
+            order = order[len(batch) :]
+            chooser = _Chooser(sampling, [seeds[i] for i in batch], longest)
+            ids, mask = _left_padded([prompts[i] for i in batch], base.device)
+            answers = base.generate(
+                ids,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList([chooser]),
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(stop_ids) or None,
+                pad_token_id=0,
+            )[:, longest:].tolist()
+            for i, answer in zip(batch, answers, strict=True):
+                done[i] = _cut(answer, stop_ids)
+            if progress is not None:
+                progress(len(batch))
+    return [done[i] for i in range(len(prompts))]
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc]
+    """Draws the next token of each row and leaves `generate` no other."""
+
+    def __init__(self, sampling: SamplingConfig, seeds: Sequence[int], prompt_tokens: int) -> None:
+        self.sampling = sampling
+        self.prompt_tokens = prompt_tokens
+        self.uniforms = np.stack([uniform_draws(s, sampling.max_new_tokens) for s in seeds])
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores `[rows, vocabulary]` that are finite for one token per row."""
+        drawn = self.uniforms[:, input_ids.shape[1] - self.prompt_tokens]
+        chosen = torch.tensor(pick_tokens(scores, self.sampling, drawn), device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+class _Script(LogitsProcessor):  # type: ignore[misc]
+    """Makes `generate` write fixed tokens: row by row the same one in each step."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = iter(tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores `[rows, vocabulary]` that are finite for one token per row."""
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, next(self.tokens)] = 0.0
+        return forced
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[Any]:
+    """Yield the transformers model without its own generation defaults.
+
+    `generate` would fill what we leave open from them, for example a repetition penalty.
+    """
+    base = base_model(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        with evaluating(base):
+            yield base
+    finally:
+        base.generation_config = own
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, `[prompts, longest]` each (int64)."""
+    longest = max(map(len, prompts))
+    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _padding_is_harmless(base: Any) -> bool:
+    """Compare the logits of a few fixed steps, of a prompt alone and beside a longer one."""
+    long, short = trial_ids(base, 7), trial_ids(base, 4)
+    script = trial_ids(base, TRIAL_STEPS)
+
+    def logits(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        ids, mask = _left_padded(prompts, base.device)
+        output = base.generate(
+            ids,
+            attention_mask=mask,
+            logits_processor=LogitsProcessorList([_Script(script)]),
+            max_new_tokens=TRIAL_STEPS,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return torch.stack([step[-1] for step in output.logits])  # [steps, vocabulary], last row
+
+    return relative_error(logits([long, short]), logits([short])) <= TOLERANCE[base.dtype]
+
+
+def _batch_rows(
+    base: Any, longest: int, new_tokens: int, memory_gib: float, pack_tokens: int
+) -> int:
+    """Return how many prompts of `longest` tokens a batch may hold, at least one."""
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None)
+    head_dim = getattr(config, "head_dim", None)
+    width = heads * head_dim if heads and head_dim else config.hidden_size
+    per_token = 2 * width * config.num_hidden_layers * base.dtype.itemsize
+    fit = int(memory_gib * 2**30 / (per_token * (longest + new_tokens)))
+    return max(1, min(fit, pack_tokens // longest))
+
+
+def _cut(answer: Sequence[int], stop_ids: frozenset[int]) -> Completion:
+    """Cut what `generate` padded after the stop token."""
+    for place, token in enumerate(answer):
+        if token in stop_ids:
+            return Completion(tuple(answer[: place + 1]), finished=True)
+    return Completion(tuple(answer), finished=False)

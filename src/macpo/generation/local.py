@@ -1,0 +1,97 @@
+"""The local backend: a model in this process answers, prompts and answers pass through its chat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from macpo import __version__
+from macpo.config import EngineConfig, SamplingConfig
+from macpo.generation.protocol import prompt_seed
+from macpo.records import Origin, Prompt, Response
+
+if TYPE_CHECKING:
+    from macpo.models.chat import Chat
+
+log = logging.getLogger(__name__)
+
+
+class LocalGenerator:
+    """A policy that answers with a transformers model, or a PEFT model, held in memory.
+
+    Args:
+        model: the policy, with its adapter active.
+        chat: of the model's tokenizer.
+        policy: `agent/positive` or `agent/negative`, for the responses' origin.
+        weights: store key of the weights, likewise; empty for a bare base model.
+        prompt_tokens: prompts over this length lose their oldest turns.
+        engine: memory and packing limits.
+        progress: called with the number of prompts answered since the last call.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        chat: Chat,
+        *,
+        policy: str,
+        weights: str = "",
+        prompt_tokens: int,
+        engine: EngineConfig,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.chat = chat
+        self.policy = policy
+        self.weights = weights
+        self.prompt_tokens = prompt_tokens
+        self.engine = engine
+        self.progress = progress
+
+    def respond(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed_parts: Sequence[str | int]
+    ) -> list[Response]:
+        """Answer each prompt once; see `macpo.generation.protocol.Generator.respond`.
+
+        An answer ends at the end of turn, or at the tokenizer's EOS should the model write that.
+
+        Raises:
+            DataError: a prompt is over `prompt_tokens` even without its earlier turns.
+            ConfigError, ModelError: see `macpo.generation.decode.decode`.
+        """
+        from macpo.generation.decode import decode
+        from macpo.generation.fallback import decode_by_generate
+        from macpo.generation.servable import can_decode
+
+        ids = [self.chat.encode_prompt(prompt, self.prompt_tokens).ids for prompt in prompts]
+        seeds = [prompt_seed(seed_parts, prompt) for prompt in prompts]
+        reason = can_decode(self.model, max(map(len, ids), default=0) + sampling.max_new_tokens)
+        if reason is not None:
+            log.warning("%s: answers come from transformers' generate: %s", self.policy, reason)
+        completions = (decode if reason is None else decode_by_generate)(
+            self.model,
+            ids,
+            stop_ids=self._stop_ids(),
+            sampling=sampling,
+            seeds=seeds,
+            memory_gib=self.engine.decode_memory_gib,
+            pack_tokens=self.engine.pack_tokens,
+            progress=self.progress,
+        )
+        backend = f"macpo {__version__} {'decode' if reason is None else 'generate'}"
+        return [
+            Response(
+                prompt_id=prompt.id,
+                text=self.chat.decode(completion.token_ids),
+                origin=Origin(self.policy, self.weights, backend, sampling.model_dump(), seed),
+                finished=completion.finished,
+                token_ids=completion.token_ids,
+                tokenizer=self.chat.fingerprint,
+            )
+            for prompt, seed, completion in zip(prompts, seeds, completions, strict=True)
+        ]
+
+    def _stop_ids(self) -> frozenset[int]:
+        eos = self.chat.tokenizer.eos_token_id
+        return frozenset({self.chat.end_of_turn} | ({eos} if eos is not None else set()))

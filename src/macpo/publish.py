@@ -1,0 +1,156 @@
+"""What a run hands out: ordinary PEFT folders (or full models), and merged models.
+
+RUN/final/student     adapter_model.safetensors, adapter_config.json, tokenizer, README.md
+RUN/final/<teacher>   the same; a teacher that trained whole is a full model folder
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from macpo.agents import Agent, Policy
+from macpo.errors import MacpoError, ModelError, StoreError
+from macpo.policies import WEIGHTS_FILE, PolicyPool
+from macpo.store import commit_directory, read_manifest
+from macpo.store.atomic import make_directory, remove_tree, translate_write_errors
+
+
+def publish(policy: Policy, weights: Path, folder: Path, policies: PolicyPool, card: str) -> None:
+    """Write a trained policy as a folder that PEFT, transformers and vLLM load.
+
+    An equal folder that is there already is left as it is; another one is replaced.
+
+    Args:
+        policy: a policy with weights.
+        weights: the folder of its training artifact.
+        folder: where it goes, for example `RUN/final/student`.
+        policies: to load a policy that trained whole, and for the tokenizer.
+        card: text of the model card.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    fields = {"policy": policy.name, "weights": policy.weights_key, "card": card}
+    if _is_published(folder, fields):
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    remove_tree(partial)
+    make_directory(partial)
+    with translate_write_errors(folder):
+        if policy.agent.tuning.kind == "lora":
+            _write_adapter(policy.agent, weights, partial)
+        else:
+            policies.load(policy).model.save_pretrained(partial)
+        policies.chat(policy.agent).tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    remove_tree(folder)
+    commit_directory(partial, folder, fields)
+
+
+def merge_adapter(adapter: Path, output: Path) -> None:
+    """Merge a published adapter into its base model and write the full model.
+
+    Args:
+        adapter: a folder that `publish` wrote, for example `RUN/final/student`.
+        output: must not exist.
+
+    Raises:
+        StoreError: `output` exists or cannot be written.
+        ModelError: `adapter` holds no policy, or its base model cannot be loaded.
+    """
+    if output.exists():
+        raise StoreError(f"{output} exists already; choose another place or move it away")
+    if not (adapter / "adapter_config.json").is_file():
+        if (adapter / "config.json").is_file():
+            raise ModelError(f"{adapter} is a full model already: there is nothing to merge")
+        raise ModelError(f"{adapter} holds no adapter_config.json; give a folder of RUN/final/")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{adapter}: its base model {base} cannot be loaded ({str(error).splitlines()[0]})"
+        ) from error
+    partial = output.with_name(f".{output.name}.partial")
+    remove_tree(partial)
+    make_directory(partial)
+    with translate_write_errors(output):
+        merged.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    partial.rename(output)
+
+
+def model_card(policy: Policy, run: str, rounds: int, metrics: dict[str, float]) -> str:
+    """Return a short model card (Markdown with the hub's front matter)."""
+    agent = policy.agent
+    kind = f"LoRA rank {agent.tuning.rank}" if agent.tuning.kind == "lora" else "full fine-tuning"
+    library = "peft" if agent.tuning.kind == "lora" else "transformers"
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
+    return f"""---
+base_model: {json.dumps(base_reference(agent))}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [macpo, weak-to-strong, dpo]
+---
+
+# {agent.name} of the run {run}
+
+{agent.base.name}, aligned by MACPO (arXiv 2410.07672) over {rounds} rounds; {kind}, {agent.dtype}.
+Trained by the `macpo` library; weights `{policy.weights_key[:16]}`.
+
+On the run's own test split, after the last round:
+
+| metric | value |
+|---|---|
+{rows}
+"""
+
+
+def base_reference(agent: Agent) -> str:
+    """Return how others find the base model: its hub name, else the folder on this machine."""
+    base = agent.base
+    if base.hub_name is not None:
+        return base.hub_name
+    return base.location
+
+
+def _is_published(folder: Path, fields: dict[str, Any]) -> bool:
+    """Tell whether a folder holds this very policy already, whole."""
+    try:
+        return dict(read_manifest(folder).fields) == fields
+    except (MacpoError, OSError):
+        return False
+
+
+def _write_adapter(agent: Agent, weights: Path, folder: Path) -> None:
+    """Write adapter weights and config as PEFT names them."""
+    from peft import LoraConfig
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name.replace(".default.", "."): tensor
+        for name, tensor in load_file(weights / WEIGHTS_FILE).items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_reference(agent),
+        r=agent.tuning.rank,
+        lora_alpha=agent.tuning.alpha,
+        lora_dropout=agent.tuning.dropout,
+        target_modules=sorted(targets),
+        inference_mode=True,
+    ).to_dict()
+    # Sets have no order of their own: sorted, so that equal adapters are equal bytes.
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,287 @@
+"""What a run shows while it goes on: a live bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from macpo.report.text import format_count, format_seconds, percent, plain_line, plural
+
+if TYPE_CHECKING:
+    from macpo.stage import Stage
+    from macpo.store import Artifact
+
+HEARTBEAT_SECONDS = 60.0
+"""Without a terminal a running stage is heard of this often at most."""
+
+NAME_WIDTH = 32
+
+
+class ConsoleObserver:
+    """Shows a run on stderr; an `execution.local.Observer`, used as a context manager.
+
+    One line for each finished stage, one for all that were found, and under them, on a terminal
+    only, what the running stage does. Elsewhere (CI, a log file) there are no control codes, and a
+    long stage writes a line a minute.
+
+    Args:
+        console: where to write; by default stderr.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        # rich takes FORCE_COLOR for a terminal; a log of CI is none.
+        isatty = getattr(self.console.file, "isatty", lambda: False)
+        self.live = bool(isatty()) and self.console.is_interactive
+        self._clock = clock
+        self._bar: _LiveBar | None = None
+        self._found = 0  # not yet told
+        self._found_before = 0  # told
+        self._ran = 0
+        self._pace = Pace(clock)
+        self._last_line = clock()
+
+    def __enter__(self) -> ConsoleObserver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the live bar and say what has not been said."""
+        self._tell_found(total=None if error is None else 0)
+        self._close_bar()
+
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """See `Observer`."""
+        self._tell_found(total)
+        self._pace = Pace(self._clock)
+        self._last_line = self._clock()
+        if self.live:
+            if self._bar is None:
+                self._bar = _LiveBar(self.console)
+            self._bar.start_stage(stage.name, number, total)
+
+    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
+        """See `Observer`."""
+        self._pace.update(done, total)
+        shown = running_numbers(fields, self._pace.seconds_left)
+        if self._bar is not None:
+            self._bar.update(done, total, shown)
+        elif self._clock() - self._last_line >= HEARTBEAT_SECONDS:
+            numbers = f", {shown}" if shown else ""
+            self._line(f"  {stage.name}: {done:,} of {total:,}{numbers}", style="dim")
+
+    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
+        """See `Observer`."""
+        self._ran += 1
+        if self._bar is not None:
+            self._bar.finish_stage()
+        numbers = telling_numbers(stage.kind, artifact.meta, seconds)
+        self._line(f"{stage.name:<{NAME_WIDTH}} {format_seconds(seconds):>11}  {numbers}".rstrip())
+
+    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
+        """See `Observer`."""
+        self._found += 1
+
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+        self._line(f"note: {plain_line(text)}", style="yellow")
+
+    def _tell_found(self, total: int | None) -> None:
+        """Sum up the stages found since this was last told.
+
+        Args:
+            total: stages in the plan; None at the end of the plan; 0 when that is not known.
+        """
+        found, self._found = self._found, 0
+        if not found:
+            return
+        if self._ran or self._found_before:
+            self._line(f"{plural(found, 'more stage')} {_were(found)} done already")
+        elif total is None:
+            whole = "the one stage" if found == 1 else f"all {found:,} stages"
+            self._line(f"{whole} {_were(found)} done already")
+        elif total:
+            self._line(f"{found:,} of {plural(total, 'stage')} {_were(found)} done already")
+        else:
+            self._line(f"{plural(found, 'stage')} {_were(found)} done already")
+        self._found_before += found
+
+    def _line(self, text: str, style: str = "") -> None:
+        """Write one line above the live bar; never as markup, never wrapped."""
+        self._last_line = self._clock()
+        if not self.live:
+            # Not through rich, which obeys FORCE_COLOR.
+            print(text, file=self.console.file, flush=True)
+            return
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _close_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()
+
+
+class Pace:
+    """How fast a stage goes, and so how long it will still take.
+
+    Measured from the first report on, for what comes before it is loading, and a resumed stage
+    starts in the middle.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+        self.seconds_left: float | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Take a report in; `seconds_left` is None until there are two that differ."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (done, now)
+        first_done, since = self._first
+        if done > first_done and now > since:
+            self.seconds_left = (total - done) * (now - since) / (done - first_done)
+
+
+class _LiveBar:
+    """The two live lines at the bottom: the running stage, and all stages."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}", markup=False, style="cyan"),
+            console=console,
+            transient=True,
+        )
+        self._all = self._progress.add_task("stages", total=None, shown="")
+        self._stage: TaskID | None = None
+        self._progress.start()
+
+    def start_stage(self, name: str, number: int, total: int) -> None:
+        self._progress.update(self._all, completed=number - 1, total=total)
+        self._stage = self._progress.add_task(name, total=None, shown="")
+
+    def update(self, done: int, total: int, shown: str) -> None:
+        if self._stage is not None:
+            self._progress.update(self._stage, completed=done, total=total, shown=shown)
+
+    def finish_stage(self) -> None:
+        if self._stage is not None:
+            self._progress.remove_task(self._stage)
+            self._stage = None
+            self._progress.advance(self._all)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def running_numbers(fields: Mapping[str, Any], seconds_left: float | None) -> str:
+    """Write what a running stage tells of itself: loss, margin, tokens a second, time left."""
+    parts = [
+        f"{name} {fields[name]:.3g}" for name in ("loss", "margin") if _is_number(fields, name)
+    ]
+    if _is_number(fields, "tokens_per_second"):
+        parts.append(f"{format_count(fields['tokens_per_second'])} tokens/s")
+    if seconds_left is not None:
+        parts.append(f"{format_seconds(seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _is_number(fields: Mapping[str, Any], name: str) -> bool:
+    return isinstance(fields.get(name), int | float)  # a NaN is text in progress.json
+
+
+def telling_numbers(kind: str, meta: Mapping[str, Any], seconds: float = 0.0) -> str:
+    """Write the few numbers of a finished stage's meta that tell most about it.
+
+    Args:
+        kind: of the stage.
+        meta: as its `run` returned it.
+        seconds: how long it took, for a rate; 0 when that is not known.
+    """
+    writer = _WRITERS.get(kind)
+    return writer(meta, seconds) if writer is not None else _any_numbers(meta)
+
+
+def _data_numbers(meta: Mapping[str, Any], _: float) -> str:
+    pairs = ", ".join(f"{name} {count:,}" for name, count in meta["pairs"].items())
+    left_out = meta["prompts_too_long"]
+    return f"pairs: {pairs}" + (f"; {plural(left_out, 'prompt')} too long" if left_out else "")
+
+
+def _training_numbers(meta: Mapping[str, Any], _: float) -> str:
+    means = [f"{n} {meta[n]:.3g}" for n in ("loss", "margin") if n in meta]
+    return ", ".join([plural(meta["steps"], "step"), *means])
+
+
+def _answer_numbers(meta: Mapping[str, Any], seconds: float) -> str:
+    responses = meta["responses"]
+    parts = [plural(responses, "answer")]
+    if responses:
+        parts.append(f"{meta['tokens'] / responses:.0f} tokens each")
+        parts.append(f"{meta['finished'] / responses:.0%} finished")
+    if meta["empty"]:
+        parts.append(f"{meta['empty']:,} empty")
+    if seconds:
+        parts.append(f"{format_count(meta['tokens'] / seconds)} tokens/s")
+    return ", ".join(parts)
+
+
+def _score_numbers(meta: Mapping[str, Any], _: float) -> str:
+    return plural(meta["scored"], "answer") + (f", {meta['empty']:,} empty" * bool(meta["empty"]))
+
+
+def _pair_numbers(meta: Mapping[str, Any], _: float) -> str:
+    parts = [plural(meta["pairs"], "pair")]
+    if meta["prompts_without_pair"]:
+        parts.append(f"{plural(meta['prompts_without_pair'], 'prompt')} without one")
+    wins = meta.get("wins", {})
+    if len(wins) > 1:
+        shares = (f"{name.partition('/')[0]} {n:,}" for name, n in wins.items())
+        parts.append("chosen from " + ", ".join(shares))
+    return ", ".join(parts)
+
+
+def _evaluation_numbers(meta: Mapping[str, Any], _: float) -> str:
+    parts = [
+        f"preference accuracy {percent(meta['preference_accuracy'])}",
+        f"gold perplexity {meta['gold_perplexity']:.4g}",
+    ]
+    if "answer_tokens" in meta:
+        parts.append(f"answers of {meta['answer_tokens']:.0f} tokens")
+    return ", ".join(parts)
+
+
+def _any_numbers(meta: Mapping[str, Any]) -> str:
+    numbers = {k: v for k, v in meta.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:4])
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+_WRITERS: dict[str, Callable[[Mapping[str, Any], float], str]] = {
+    "data": _data_numbers,
+    "sft": _training_numbers,
+    "dpo": _training_numbers,
+    "respond": _answer_numbers,
+    "score": _score_numbers,
+    "pairs": _pair_numbers,
+    "evaluate": _evaluation_numbers,
+}

@@ -1,0 +1,163 @@
+"""What a finished run shows: its metrics over the rounds, and answers before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from macpo.records import Prompt, read_jsonl
+from macpo.report.text import percent, plural, shorten
+
+if TYPE_CHECKING:
+    from macpo.run import MetricRow, RunResult
+
+METRICS = {
+    "preference_accuracy": "preference accuracy",
+    "gold_perplexity": "gold perplexity",
+    "answer_tokens": "tokens in an answer",
+}
+"""Metrics that are shown, by their name in metrics.jsonl."""
+
+STUDENT = "student"
+SHOWN_ANSWERS = 3
+PROMPT_CHARACTERS, ANSWER_CHARACTERS = 160, 320
+COLUMN_WIDTH = 10
+
+
+def print_result(result: RunResult, console: Console | None = None) -> None:
+    """Print a finished run on stdout: tables, where the policies are, some answers.
+
+    Args:
+        result: as `macpo.run.run` returned it.
+        console: where to print; by default stdout.
+    """
+    console = console or Console()
+    console.print()
+    console.print(metrics_table(result.metrics, held_out_pairs(result.folder), console.width))
+    console.print()
+    console.print(Text("aligned policies:"), soft_wrap=True)
+    for path in result.final.values():
+        console.print(Text(f"  {path}"), soft_wrap=True)
+    rounds = max((row.round for row in result.metrics), default=0)
+    answers = before_and_after(result.folder, rounds)
+    if answers:
+        console.print()
+        console.print(answers_view(answers, rounds))
+
+
+def metrics_table(metrics: Sequence[MetricRow], pairs: int, width: int) -> Table:
+    """Lay out metrics: a row for each agent, a column for each round, a block for each metric.
+
+    Args:
+        metrics: of a run.
+        pairs: on which they were measured.
+        width: columns of the terminal; rounds that do not fit are left out, the last ones kept.
+    """
+    values = {(row.metric, row.policy, row.round): row.value for row in metrics}
+    agents = list(dict.fromkeys(row.policy for row in metrics))
+    rounds = sorted({row.round for row in metrics})
+    room = max(2, (width - max(map(len, [*agents, *METRICS.values()]), default=0)) // COLUMN_WIDTH)
+    shown = rounds if len(rounds) <= room else [rounds[0], *rounds[len(rounds) - room + 1 :]]
+    table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", expand=False)
+    table.add_column("")
+    for number in shown:
+        table.add_column(f"round {number}" if number else "before", justify="right", no_wrap=True)
+    for metric, title in METRICS.items():
+        if not any(name == metric for name, _, _ in values):
+            continue
+        table.add_section()
+        table.add_row(Text(title, style="bold"))
+        for agent in agents:
+            cells = (values.get((metric, agent, number)) for number in shown)
+            table.add_row(Text(f"  {agent}"), *(_cell(metric, value) for value in cells))
+    return table
+
+
+def accuracy_standard_error(pairs: int) -> float:
+    """Return the largest standard error that an accuracy over `pairs` pairs can have.
+
+    It is that of a fair coin, sqrt(1/4 / pairs).
+    """
+    return float((0.25 / pairs) ** 0.5)
+
+
+def held_out_pairs(folder: Path) -> int:
+    """Return on how many pairs a run's policies were measured.
+
+    Raises:
+        DataError: the student's first evaluation is not there.
+    """
+    # One JSON object, but over several lines.
+    from macpo.errors import DataError
+    from macpo.evaluation.preference import METRICS_FILE
+
+    path = folder / "stages" / "init" / STUDENT / "evaluate" / METRICS_FILE
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["pairs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the config again") from error
+
+
+def before_and_after(
+    folder: Path, rounds: int, limit: int = SHOWN_ANSWERS
+) -> list[tuple[str, str, str]]:
+    """Return the student's first answers to held-out prompts: (prompt, before, after) texts.
+
+    A prompt is the user's last message. The test split is ordered by hash, so the first prompts
+    are a fair sample. Empty when the run's config asked for no answers.
+    """
+    stages = folder / "stages"
+    before = stages / "init" / STUDENT / "test-answers"
+    after = stages / f"round-{rounds}" / STUDENT / "test-answers"
+    if not before.exists() or not after.exists():
+        return []
+    answers = {row["prompt_id"]: row["text"] for row in read_jsonl(after / "responses.jsonl")}
+    prompts = [Prompt.from_json(row) for row in read_jsonl(before / "prompts.jsonl")]
+    first = [row["text"] for row in read_jsonl(before / "responses.jsonl")]
+    return [
+        (prompt.messages[-1].content, text, answers[prompt.id])
+        for prompt, text in zip(prompts, first, strict=True)
+        if prompt.id in answers
+    ][:limit]
+
+
+def answers_view(answers: Sequence[tuple[str, str, str]], rounds: int) -> RenderableType:
+    """Lay out answers, shortened; their text is only ever shown as text."""
+    blocks: list[RenderableType] = [Text("the student on held-out prompts:")]
+    for prompt, before, after in answers:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, style="dim")
+        table.add_column(overflow="fold")
+        table.add_row("prompt", Text(shorten(prompt, PROMPT_CHARACTERS), style="bold"))
+        table.add_row("before", Text(shorten(before, ANSWER_CHARACTERS) or "(empty)"))
+        table.add_row(f"round {rounds}", Text(shorten(after, ANSWER_CHARACTERS) or "(empty)"))
+        blocks.append(Padding(table, (1, 0, 0, 2)))
+    return Group(*blocks)
+
+
+def _caption(pairs: int, rounds: Sequence[int], shown: Sequence[int]) -> Text:
+    """Say what the numbers are worth."""
+    error = accuracy_standard_error(pairs) if pairs else 0.0
+    text = (
+        f"on {plural(pairs, 'held-out pair')}; the standard error of an accuracy is up to "
+        f"{100 * error:.1f} points"
+    )
+    hidden = len(rounds) - len(shown)
+    if hidden:
+        text += f"; {plural(hidden, 'round')} not shown, see metrics.jsonl"
+    return Text(text, style="dim")
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if metric == "preference_accuracy":
+        return percent(value)
+    return f"{value:.1f}" if metric == "answer_tokens" else f"{value:.4g}"

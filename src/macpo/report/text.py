@@ -1,0 +1,72 @@
+"""Text and numbers made fit for a terminal: model output is untrusted."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Escape sequences as ECMA-48 has them: CSI ("\x1b[31m"), strings such as OSC ("\x1b]0;title\x07"),
+# and the short ones. The 8-bit forms (U+009B and so on) go as control characters below.
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\|$)|[ -/]*[0-~]|$)"
+)
+# Marks that turn the direction of the text around them, or of the whole line.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def plain_line(text: str) -> str:
+    """Return a text on one line, without anything that a terminal would act on.
+
+    Escape sequences go; every run of white space becomes one space; other control characters and
+    halves of surrogate pairs become U+FFFD.
+    """
+    words = " ".join(_ESCAPES.sub("", text).split())
+    return "".join(
+        "" if c in _BIDI else "\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in words
+    )
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return `plain_line(text)`, cut to `limit` characters at most, an ellipsis included."""
+    line = plain_line(text[: 20 * limit])
+    if len(line) <= limit and len(text) <= 20 * limit:
+        return line
+    return line[: limit - 1].rstrip() + "…"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_count(number: float) -> str:
+    """Write a large number in three digits: `950`, `12.3k`, `4.56M`, `7.89G`."""
+    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T"), (1e18, "P")):
+        # The next unit also takes what would round up to 1000 of this one.
+        if number < 0.9995 * limit:
+            scaled = number / (limit / 1e3)
+            return f"{scaled:.0f}" if unit == "" else f"{scaled:.3g}{unit}"
+    return f"{number:.2e}"
+
+
+def percent(share: float) -> str:
+    """Write a share of one, such as an accuracy: `62.5 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 stage`, `1,200 stages`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

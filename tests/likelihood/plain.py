@@ -1,0 +1,162 @@
+"""What the engine is measured against: one plain forward per completion, log-softmax in float64.
+
+Also the models that tests/tiny.py does not have, LoRA adapters that do something, and strategies
+for random prompt groups.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from macpo.likelihood import LikelihoodEngine, PromptGroup
+from tests.tiny import tiny_model
+
+VOCABULARY = 512
+TREES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt2")
+"""Architectures on which completions branch from a shared prompt."""
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+_HEADS: dict[str, Any] = {
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def make_model(name: str, **overrides: Any) -> Any:
+    """Return a new tiny model of an architecture, in evaluation mode."""
+    if name not in _CONFIGS:
+        return tiny_model(name, **overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = _CONFIGS[name](**overrides)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@functools.cache
+def shared_engine(name: str, **overrides: Any) -> LikelihoodEngine:
+    """Return an engine over a tiny model that no test changes."""
+    return LikelihoodEngine(make_model(name, **overrides).requires_grad_(False))
+
+
+def with_adapter(model: Any, targets: str | list[str] = "all-linear") -> Any:
+    """Put a LoRA adapter over `model` of which A and B are random, so that it does something."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=targets)
+    peft_model = get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(0.2 * draw)
+    return peft_model
+
+
+def plain_sums(model: Any, groups: Sequence[PromptGroup]) -> list[Tensor]:
+    """Return each group's sums of log-probabilities (nats, float64), one sequence at a time."""
+    return [
+        torch.stack([plain_logprobs(model, group.prompt, c).sum() for c in group.completions])
+        for group in groups
+    ]
+
+
+def plain_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+    """Return log p of every completion token from the model's own logits, `[tokens]` float64."""
+    logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+    predicting = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+    return predicting.gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def completions_of(group_sums: Sequence[Any]) -> Tensor:
+    """Return the sums of the engine's scores, flat, in float64."""
+    sums = [score.sum_logprob for scores in group_sums for score in scores]
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+def tokens(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw sequences of one to `longest` tokens; 0 (padding) and 1 (EOS) come often."""
+    token = st.one_of(st.integers(0, 1), st.integers(0, VOCABULARY - 1))
+    return st.lists(token, min_size=1, max_size=longest).map(tuple)
+
+
+def group_lists(longest: int = 12) -> st.SearchStrategy[list[PromptGroup]]:
+    """Draw one to five groups with one to four completions each."""
+    completions = st.lists(tokens(longest), min_size=1, max_size=4).map(tuple)
+    group = st.builds(PromptGroup, tokens(longest), completions)
+    return st.lists(group, min_size=1, max_size=5)
+
+
+def _gpt2(**overrides: Any) -> Any:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    return transformers.GPT2Config(**{**sizes, **ids, "initializer_range": 0.15, **overrides})
+
+
+def _mamba(**overrides: Any) -> Any:
+    return transformers.MambaConfig(**{**_SHAPE, "state_size": 8, **overrides})
+
+
+def _jamba(**overrides: Any) -> Any:
+    mixture = {"num_experts": 2, "num_experts_per_tok": 1, "expert_layer_period": 2}
+    layers = {"expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1}
+    mamba = {"mamba_d_state": 8, "mamba_dt_rank": 4}
+    return transformers.JambaConfig(
+        **{**_SHAPE, **_HEADS, **mixture, **layers, **mamba, **overrides}
+    )
+
+
+def _gpt_oss(**overrides: Any) -> Any:
+    mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    window = {"sliding_window": 64}
+    return transformers.GptOssConfig(
+        **{**_SHAPE, **_HEADS, **mixture, **rope, **window, **overrides}
+    )
+
+
+def _granite(**overrides: Any) -> Any:
+    return transformers.GraniteConfig(**{**_SHAPE, **_HEADS, **overrides})
+
+
+def _bloom(**overrides: Any) -> Any:
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    return transformers.BloomConfig(**{**sizes, **ids, "initializer_range": 0.15, **overrides})
+
+
+def _phi(**overrides: Any) -> Any:
+    return transformers.PhiConfig(**{**_SHAPE, **_HEADS, **overrides})
+
+
+def _llama4(**overrides: Any) -> Any:
+    mixture = {"num_local_experts": 2, "intermediate_size_mlp": 64, "head_dim": 8}
+    return transformers.Llama4TextConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
+
+
+_CONFIGS: dict[str, Callable[..., Any]] = {
+    "gpt2": _gpt2,
+    "mamba": _mamba,
+    "jamba": _jamba,
+    "gpt_oss": _gpt_oss,
+    "granite": _granite,
+    "bloom": _bloom,
+    "phi": _phi,
+    "llama4": _llama4,
+}

@@ -1,0 +1,145 @@
+"""What the engine may do with a model: found by looking and by trying, never assumed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from macpo.errors import ModelError
+from macpo.likelihood import LikelihoodEngine, PromptGroup, pack_groups
+from macpo.likelihood.architecture import Architecture, inspect_architecture
+from macpo.likelihood.layout import tree_hidden, tree_layout
+from tests.likelihood.plain import TREES, make_model, with_adapter
+
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+
+
+def refusal(model: Any) -> str:
+    with pytest.raises(ModelError) as raised:
+        inspect_architecture(model)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_trees_are_right_for_models_with_full_attention(name: str) -> None:
+    found = inspect_architecture(make_model(name))
+    assert found.fallback_reason == ""
+    assert found.window == (64 if name == "gemma2" else None)
+    assert found.logit_softcap == (30.0 if name == "gemma2" else None)
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_recurrent_layers_are_seen_in_the_config(name: str) -> None:
+    reason = inspect_architecture(make_model(name)).fallback_reason
+    assert reason == f"layers of kind {LINEAR} carry state along the row"
+
+
+def test_attention_sinks_fall_back() -> None:
+    reason = inspect_architecture(make_model("gpt_oss")).fallback_reason
+    assert reason == (
+        "attention cannot go through a layout "
+        "(GptOssAttention asks for ['s_aux'], which no layout can honour)"
+    )
+
+
+def test_attention_outside_the_interface_is_found_by_trying() -> None:
+    """Bloom says nothing in its config; its positions are those in the row, whatever we ask."""
+    reason = inspect_architecture(make_model("bloom")).fallback_reason
+    assert reason == "a row with branches gave other hidden states than the branches alone"
+
+
+def test_window_shorter_than_the_probe_falls_back() -> None:
+    found = inspect_architecture(make_model("mistral", sliding_window=4))
+    assert "layer 0 sees 4 tokens of a branch of 6" in found.fallback_reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "window"),
+    [
+        ({}, None),
+        ({"use_sliding_window": True, "sliding_window": 9, "layer_types": [FULL, SLIDING]}, 9),
+        ({"use_sliding_window": True, "sliding_window": 9, "layer_types": [FULL, FULL]}, None),
+        ({"use_sliding_window": False, "sliding_window": 9}, None),
+    ],
+)
+def test_window_counts_only_where_a_layer_slides(
+    overrides: dict[str, Any], window: int | None
+) -> None:
+    assert inspect_architecture(make_model("qwen3", **overrides)).window == window
+
+
+def test_tree_is_allowed_up_to_the_window() -> None:
+    sliding = Architecture(fallback_reason="", window=8, logit_softcap=None)
+    assert sliding.allows_tree(8)
+    assert not sliding.allows_tree(9)
+    assert Architecture("", None, None).allows_tree(10**6)
+    assert not Architecture("some reason", None, None).allows_tree(1)
+
+
+def test_window_that_the_config_hides_is_an_error_and_not_another_number() -> None:
+    model = make_model("mistral", sliding_window=8)
+    [pack] = pack_groups([PromptGroup((1, 2, 3, 4), ((5, 6, 7, 8, 9, 10),))], 100)
+    with torch.no_grad(), pytest.raises(ModelError) as raised:
+        tree_hidden(model, pack, model.device)
+    assert str(raised.value) == (
+        "layer 0 sees 8 tokens of a branch of 9: a sliding window that a tree of branches cannot "
+        "honour"
+    )
+    assert tree_layout(pack, torch.float32, model.device).longest == 9
+
+
+def test_logit_scale_is_refused() -> None:
+    assert refusal(make_model("granite", logits_scaling=2.0)) == (
+        "GraniteForCausalLM: its logits are not its LM head times its hidden states "
+        "(a logit scale?); this architecture is not supported"
+    )
+    assert inspect_architecture(make_model("granite", logits_scaling=1.0)).fallback_reason == ""
+
+
+def test_adapter_on_the_lm_head_is_refused() -> None:
+    """The engine multiplies by the head's weight: an adapter there would be passed over."""
+    model = with_adapter(make_model("llama"), ["lm_head"])
+    with pytest.raises(ModelError, match=r"its LM head is a Linear, not a plain linear layer"):
+        LikelihoodEngine(model)
+
+
+def test_bias_of_the_lm_head_is_refused() -> None:
+    assert refusal(make_model("phi")) == (
+        "PhiForCausalLM: its LM head has a bias, which is not supported; use another model"
+    )
+
+
+def test_decoder_out_of_reach_is_refused() -> None:
+    assert refusal(make_model("llama4")) == (
+        "Llama4ForCausalLM: its decoder cannot be called without its LM head; use another model"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*TREES, "mamba"])
+def test_inspecting_accepts_the_rounding_of_a_dtype(name: str, dtype: torch.dtype) -> None:
+    model = make_model(name).to(dtype)
+    assert bool(inspect_architecture(model).fallback_reason) == (name == "mamba")
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss", "bloom"])
+def test_inspecting_changes_nothing(name: str) -> None:
+    model = make_model(name)
+    weights = {n: p.clone() for n, p in model.state_dict().items()}
+    before = model.config.to_dict()
+    attention = model.config._attn_implementation
+    random_state = torch.get_rng_state()
+    inspect_architecture(model)
+    assert model.config._attn_implementation == attention
+    assert model.config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+def test_refusals_are_one_line() -> None:
+    for name, overrides in (("granite", {"logits_scaling": 2.0}), ("phi", {}), ("llama4", {})):
+        assert not re.search(r"\n", refusal(make_model(name, **overrides)))

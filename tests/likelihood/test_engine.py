@@ -1,0 +1,270 @@
+"""The engine against one plain forward per sequence: same numbers, whatever the packing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from macpo.likelihood import CompletionScore, LikelihoodEngine, PromptGroup, engine, layout
+from tests.likelihood.plain import (
+    TREES,
+    completions_of,
+    group_lists,
+    make_model,
+    plain_sums,
+    shared_engine,
+    with_adapter,
+)
+
+NATS = 5e-4  # of rounding in a sum over a dozen tokens; a wrong mask costs tenths of nats
+
+GROUPS = [
+    PromptGroup((5, 9, 1, 0, 44), ((17, 3, 3, 250), (1,), (8, 0, 0))),
+    PromptGroup((2,), ((499, 12), (11, 12, 13, 14, 15, 16, 17, 18))),
+    PromptGroup((5, 9, 1, 0, 44, 31, 32), ((6,),)),
+    PromptGroup((1, 1), ((1, 1, 1), (1, 0, 1))),
+]
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count the forward passes as trees of branches and as padded rows."""
+    counts = {"tree": 0, "padded": 0}
+
+    def counted(name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any) -> Tensor:
+            counts[name] += 1
+            return forward(*arguments)
+
+        return call
+
+    monkeypatch.setattr(engine, "tree_hidden", counted("tree", engine.tree_hidden))
+    monkeypatch.setattr(engine, "padded_hidden", counted("padded", engine.padded_hidden))
+    return counts
+
+
+def with_budget(name: str, pack_tokens: int, **overrides: Any) -> LikelihoodEngine:
+    """Return an engine over a shared model with a pack budget of its own."""
+    found = shared_engine(name, **overrides)
+    return LikelihoodEngine(
+        found.model, pack_tokens=pack_tokens, architecture=found.architecture
+    )
+
+
+def assert_scores_are_plain(scorer: LikelihoodEngine, groups: list[PromptGroup]) -> None:
+    scores = scorer.score(groups)
+    with torch.no_grad():
+        expected = torch.cat(plain_sums(scorer.model, groups))
+    assert (completions_of(scores) - expected).abs().max() < NATS
+    lengths = [[score.tokens for score in of_group] for of_group in scores]
+    assert lengths == [[len(c) for c in group.completions] for group in groups]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_tree_scores_are_those_of_plain_forwards(name: str, paths: dict[str, int]) -> None:
+    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
+    assert paths == {"tree": 1, "padded": 0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(TREES), group_lists(), st.integers(1, 150))
+def test_any_groups_in_any_packs_score_as_plain_forwards(
+    name: str, groups: list[PromptGroup], pack_tokens: int
+) -> None:
+    assert_scores_are_plain(with_budget(name, pack_tokens), groups)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from(("mamba", "jamba", "gpt_oss", "bloom")), group_lists(8), st.integers(1, 99))
+def test_fallback_scores_any_groups_as_plain_forwards(
+    name: str, groups: list[PromptGroup], pack_tokens: int
+) -> None:
+    assert_scores_are_plain(with_budget(name, pack_tokens), groups)
+
+
+@pytest.mark.parametrize("pack_tokens", [1, 9, 20, 10_000])
+def test_packing_does_not_show(pack_tokens: int) -> None:
+    alone = [with_budget("llama", 1).score([group])[0] for group in GROUPS]
+    together = with_budget("llama", pack_tokens).score(GROUPS)
+    assert (completions_of(together) - completions_of(alone)).abs().max() < NATS
+
+
+def test_completions_do_not_see_one_another() -> None:
+    """A completion's score is the same beside other completions, other groups, or alone."""
+    prompt, completion = (5, 9, 1), (17, 3, 250)
+    alone = PromptGroup(prompt, (completion,))
+    beside = PromptGroup(prompt, ((400, 401, 402), completion, (17, 3, 251)))
+    scorer = shared_engine("llama")
+    [[lone]] = scorer.score([alone])
+    _, crowd, _ = scorer.score([GROUPS[0], beside, GROUPS[1]])
+    assert crowd[1].sum_logprob == pytest.approx(lone.sum_logprob, abs=NATS)
+    assert crowd[0].sum_logprob != pytest.approx(crowd[2].sum_logprob, abs=0.1)
+
+
+def test_the_last_token_of_the_prompt_and_its_order_count() -> None:
+    """What the numbers must depend on: a test of the tests above, whose models could be deaf."""
+    scorer = shared_engine("llama")
+    groups = [PromptGroup(prompt, ((17, 3),)) for prompt in ((5, 9, 1), (9, 5, 1), (5, 9, 2))]
+    first, swapped, other = (of_group[0].sum_logprob for of_group in scorer.score(groups))
+    assert abs(first - swapped) > 0.01
+    assert abs(first - other) > 0.1
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize(("longest", "path"), [(12, "tree"), (13, "padded")])
+def test_trees_stop_at_the_sliding_window(
+    name: str, longest: int, path: str, paths: dict[str, int]
+) -> None:
+    """With a window of 12, a row of 12 tokens is seen whole and one of 13 is not."""
+    groups = [PromptGroup((5, 9, 1, 0), (tuple(range(2, longest - 2)), (7, 8)))]
+    assert_scores_are_plain(with_budget(name, 2048, sliding_window=12), groups)
+    assert paths[path] == 1
+    assert sum(paths.values()) == 1
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_window_shorter_than_the_sequences_gives_the_models_own_numbers(name: str) -> None:
+    longer = [PromptGroup(tuple(range(2, 40)), ((7, 8, 9), (3,))), *GROUPS]
+    for window in (4, 12):
+        scorer = with_budget(name, 64, sliding_window=window)
+        assert_scores_are_plain(scorer, longer)
+        wide = with_budget(name, 64, sliding_window=64).score(longer[:1])
+        narrow = scorer.score(longer[:1])  # the window does hide something
+        assert (completions_of(wide) - completions_of(narrow)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "gpt_oss"])
+def test_models_that_trees_would_confuse_get_padded_rows(name: str, paths: dict[str, int]) -> None:
+    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
+    assert paths == {"tree": 0, "padded": 1}
+
+
+@pytest.mark.parametrize("threshold", [0, 7, 10_000])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_long_groups_attend_through_sdpa_with_the_same_numbers(
+    name: str, threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    sdpa = layout.scaled_dot_product_attention
+
+    def counted(query: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        lengths.append(query.shape[2])
+        return sdpa(query, *arguments, **keywords)
+
+    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", threshold)
+    monkeypatch.setattr(layout, "scaled_dot_product_attention", counted)
+    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
+    longer = [group.tokens for group in GROUPS if group.tokens > threshold]
+    assert lengths == longer * 2  # layers
+
+
+def adapter_gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of `loss` by parameter name."""
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+    return {n: g for n, g in zip(trainable, gradients, strict=True) if g is not None}
+
+
+def assert_gradients_are_plain(
+    scorer: LikelihoodEngine, groups: list[PromptGroup], pack_tokens: int
+) -> None:
+    """Compare the gradients of a weighted sum of all log-probabilities, weights of both signs."""
+    weights = [torch.linspace(-1, 1.5, len(group.completions)) for group in groups]
+    scorer.pack_tokens = pack_tokens
+    ours: dict[str, Tensor] = {}
+    for pack in scorer.packs(groups):
+        loss = (scorer.score_pack(pack) * torch.cat([weights[i] for i in pack.indices])).sum()
+        for name, gradient in adapter_gradients(scorer.model, loss).items():
+            ours[name] = ours[name] + gradient if name in ours else gradient
+    plain = plain_sums(scorer.model, groups)
+    loss = torch.stack([(s * w).sum() for s, w in zip(plain, weights, strict=True)]).sum()
+    theirs = adapter_gradients(scorer.model, loss)
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        assert (ours[name] - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, name
+
+
+@pytest.fixture(params=[*TREES, "mamba", "gpt_oss"])
+def adapted(request: pytest.FixtureRequest) -> Iterator[LikelihoodEngine]:
+    targets = {
+        "mamba": ["x_proj", "in_proj"],
+        "gpt_oss": ["q_proj", "v_proj"],
+    }
+    name = request.param
+    model = make_model(name).requires_grad_(False)
+    yield LikelihoodEngine(with_adapter(model, targets.get(name, "all-linear")))
+
+
+@pytest.mark.parametrize("pack_tokens", [1, 2048])
+def test_adapter_gradients_are_those_of_plain_forwards(
+    adapted: LikelihoodEngine, pack_tokens: int
+) -> None:
+    assert_gradients_are_plain(adapted, GROUPS, pack_tokens)
+
+
+def test_adapter_gradients_through_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", 0)
+    model = make_model("llama").requires_grad_(False)
+    assert_gradients_are_plain(LikelihoodEngine(with_adapter(model)), GROUPS, 2048)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama", True), ("gemma2", True)])
+def test_gradients_of_all_weights_are_those_of_plain_forwards(name: str, tied: bool) -> None:
+    """With a head that trains, tied to the embeddings or not."""
+    scorer = LikelihoodEngine(make_model(name, tie_word_embeddings=tied))
+    assert_gradients_are_plain(scorer, GROUPS, 2048)
+
+
+def test_the_active_adapter_counts() -> None:
+    scorer = LikelihoodEngine(with_adapter(make_model("llama").requires_grad_(False)))
+    adapted_scores = completions_of(scorer.score(GROUPS))
+    with scorer.model.disable_adapter():
+        bare = completions_of(scorer.score(GROUPS))
+    assert (adapted_scores - bare).abs().max() > 0.1
+    expected = completions_of(shared_engine("llama").score(GROUPS))
+    assert torch.equal(bare, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_padding_and_end_tokens_are_tokens_like_any_other(name: str) -> None:
+    """pad == eos == 0 in the model's config: nothing is masked by its value."""
+    model = make_model(name).requires_grad_(False)
+    model.config.pad_token_id = model.config.eos_token_id = 0
+    groups = [
+        PromptGroup((0, 0, 7), ((5, 6, 0), (5, 6, 0, 0), (0,))),
+        PromptGroup((7,), ((0, 0), (4, 4, 4, 4, 4, 4, 4, 4, 0))),
+    ]
+    assert_scores_are_plain(LikelihoodEngine(model), groups)
+
+
+def test_progress_counts_every_group_once() -> None:
+    counts: list[int] = []
+    with_budget("llama", 9).score(GROUPS, counts.append)
+    assert sum(counts) == len(GROUPS)
+    assert len(counts) > 1
+
+
+def test_scoring_nothing_gives_nothing() -> None:
+    assert shared_engine("llama").score([]) == []
+
+
+def test_scoring_leaves_no_graph_and_training_gets_one() -> None:
+    scorer = LikelihoodEngine(with_adapter(make_model("llama").requires_grad_(False)))
+    [pack] = scorer.packs(GROUPS)
+    assert scorer.score_pack(pack).requires_grad
+    scorer.score(GROUPS)
+    assert all(parameter.grad is None for parameter in scorer.model.parameters())
+
+
+def test_score_gives_mean_and_perplexity() -> None:
+    """-6 nats over 4 tokens: 1.5 nats a token, and exp(1.5) = 4.4817."""
+    score = CompletionScore(-6.0, 4)
+    assert score.mean_nll == 1.5
+    assert score.perplexity == pytest.approx(4.4817, abs=1e-4)
+    assert CompletionScore(-800.0, 1).perplexity == float("inf")
