@@ -28,6 +28,8 @@ def token_logprobs(
         targets: the tokens that came next, `[positions]` int64.
         softcap: if given, logits become `softcap * tanh(logits / softcap)` (Gemma 2).
     """
+    # Mamba's last norm gives float32 whatever its weights are; its own head casts back as well.
+    hidden = hidden.to(weight.dtype)
     return _TokenLogprobs.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return, no-untyped-call]
 
 
