@@ -22,6 +22,7 @@ import torch
 
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
+from macpo.generation.blocked import blocked_weights
 from macpo.generation.cache import KeyValueCache, LayerShape, cache_numbers
 from macpo.generation.layouts import SequenceLayout
 from macpo.generation.passes import base_model, prefill, read_prefix, serving, step
@@ -86,7 +87,7 @@ def decode(
         _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
         for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
     ]
-    with serving(model):
+    with serving(model), blocked_weights(model, memory_gib):
         run = _Run(model, cache, rows, stop_ids, sampling, waiting)
         shared = _shared_tokens(prompts)
         prefix = read_prefix(model, prompts[0][:shared]) if shared else None

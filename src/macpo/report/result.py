@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -16,7 +16,7 @@ from macpo.records import Prompt, read_jsonl
 from macpo.report.text import percent, plural, shorten
 
 if TYPE_CHECKING:
-    from macpo.run import MetricRow, RunResult
+    from macpo.run import RunResult
 
 METRICS = {
     "preference_accuracy": "preference accuracy",
@@ -40,7 +40,8 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     """
     console = console or Console()
     console.print()
-    console.print(metrics_table(result.metrics, held_out_pairs(result.folder), console.width))
+    rows = [row.to_json() for row in result.metrics]
+    console.print(metrics_table(rows, held_out_pairs(result.folder), console.width))
     console.print()
     console.print(Text("aligned policies:"), soft_wrap=True)
     for path in result.final.values():
@@ -52,17 +53,17 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
         console.print(answers_view(answers, rounds))
 
 
-def metrics_table(metrics: Sequence[MetricRow], pairs: int, width: int) -> Table:
+def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> Table:
     """Lay out metrics: a row for each agent, a column for each round, a block for each metric.
 
     Args:
-        metrics: of a run.
+        rows: policy, round, metric and value of each measurement, as metrics.jsonl has them.
         pairs: on which they were measured.
         width: columns of the terminal; rounds that do not fit are left out, the last ones kept.
     """
-    values = {(row.metric, row.policy, row.round): row.value for row in metrics}
-    agents = list(dict.fromkeys(row.policy for row in metrics))
-    rounds = sorted({row.round for row in metrics})
+    values = {(row["metric"], row["policy"], row["round"]): row["value"] for row in rows}
+    agents = list(dict.fromkeys(row["policy"] for row in rows))
+    rounds = sorted({row["round"] for row in rows})
     room = max(2, (width - max(map(len, [*agents, *METRICS.values()]), default=0)) // COLUMN_WIDTH)
     shown = rounds if len(rounds) <= room else [rounds[0], *rounds[len(rounds) - room + 1 :]]
     table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", expand=False)

@@ -1,0 +1,82 @@
+"""`macpo data`: look at preference data before training on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from macpo.data.report import Tokenizer
+
+EXAMPLES = """\
+Examples:\n
+  macpo data check examples/data/quickstart.jsonl\n
+  macpo data check hh-harmless.jsonl.gz --tokenizer Qwen/Qwen3-0.6B\n
+  macpo data check PKU-Alignment/PKU-SafeRLHF --criterion harmless --json
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at preference data.")
+
+
+@app.callback()
+def _data() -> None:
+    """Look at preference data."""
+
+
+@app.command("check", epilog=EXAMPLES)
+def check(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or a hub name.")],
+    format: Annotated[
+        Literal["auto", "hh", "pku", "macpo", "trl"],
+        typer.Option("--format", help="What the rows look like."),
+    ] = "auto",
+    criterion: Annotated[
+        Literal["helpful", "harmless"],
+        typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
+    ] = "helpful",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer", metavar="MODEL", help="Count tokens of this model instead of words."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read all of PATH and say what is in it: pairs, bad rows, duplicates, lengths, turns."""
+    from macpo.data import check_data
+
+    count = load_counter(tokenizer) if tokenizer is not None else None
+    report = check_data(path, format, count, criterion=criterion)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+        return
+    from rich.console import Console
+
+    from macpo.data import render
+
+    Console(highlight=False).print(render(report))
+
+
+def load_counter(model: str) -> Tokenizer:
+    """Return a function from text to the token ids of a model, without special tokens.
+
+    Raises:
+        ConfigError: `model` is no model's name.
+        ModelError: there is no such model, or it has no tokenizer.
+    """
+    from pydantic import ValidationError
+
+    from macpo.config import ModelConfig
+    from macpo.errors import ConfigError
+    from macpo.models.loading import load_tokenizer
+    from macpo.models.sources import resolve
+
+    try:
+        section = ModelConfig(source=model)
+    except ValidationError as error:
+        raise ConfigError(f"--tokenizer {model!r}: {error.errors()[0]['msg']}") from None
+    encode: Callable[..., list[int]] = load_tokenizer(resolve(section)).encode
+    return lambda text: encode(text, add_special_tokens=False)

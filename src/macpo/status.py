@@ -1,0 +1,284 @@
+"""How far a run is, told from its folder alone: while it goes on, after it, and after a kill.
+
+What is read: who holds the lock, the journal, the running stage's progress, and the metrics of
+finished evaluations. Nothing is written and no model library is imported, so this can be asked at
+any time from another process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from macpo.errors import DamagedError, RunLockedError, StoreError
+from macpo.store import Holder, lock_holder, read_journal, read_progress
+
+# Names in a run directory; macpo.run and macpo.execution.local, which write them, import torch.
+LOCK_FILE, RUN_FILE, STORE_FOLDER, METRICS = "lock", "run.json", "store", "metrics.jsonl"
+JOURNAL_FILE, PROGRESS_FILE = "journal.jsonl", "progress.json"
+EVALUATION = re.compile(r"(?:init|round-([0-9]+))/([^/]+)/evaluate")
+
+SHOWN_RUNS = 5
+_PROGRESS_KEYS = frozenset({"stage", "key", "done", "total", "seconds"})
+
+State = Literal["running", "finished", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStage:
+    """A stage that is done: `seconds` its last attempt took, `ended` in UTC, ISO 8601."""
+
+    name: str
+    key: str
+    seconds: float
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStage:
+    """The stage at work: `done` of `total` units, None until the first report.
+
+    `seconds` since it started, `quiet_seconds` since its last report; `seconds_left` is None where
+    it cannot be told, as for a stage that went on from a checkpoint. `numbers` are such as loss.
+    """
+
+    name: str
+    key: str
+    seconds: float
+    done: int | None = None
+    total: int | None = None
+    quiet_seconds: float | None = None
+    seconds_left: float | None = None
+    numbers: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastStop:
+    """Where the run last stopped before its end: the stage, when (UTC), and why."""
+
+    stage: str
+    key: str
+    time: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """What `status` found.
+
+    `holder` is None when nobody runs it, or when who does has not said so. `total` counts the
+    stages of the plan, None while the journal does not tell. `worked_seconds` is what all attempts
+    took together. `metrics` has the rows of metrics.jsonl, so far, measured on `pairs` held-out
+    pairs.
+    """
+
+    folder: Path
+    state: State
+    holder: Holder | None
+    total: int | None
+    finished: tuple[FinishedStage, ...]
+    running: RunningStage | None
+    last_stop: LastStop | None
+    worked_seconds: float
+    pairs: int
+    metrics: tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def status(folder: str | Path) -> StatusReport:
+    """Say how far a run is.
+
+    Args:
+        folder: the run directory.
+
+    Raises:
+        StoreError: there is no run, or its files cannot be read.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise StoreError(f"{folder}: no run here{_nearby(folder)}")
+    held, holder = _who_holds(folder / LOCK_FILE)
+    history = _read_history(read_journal(folder / JOURNAL_FILE))
+    if history.open is not None and not held:
+        history.stop = _killed(history.open)
+    finished = history.finished()
+    total = None if history.planned is None else len(history.planned)
+    state: State = "running" if held else "stopped"
+    complete = history.stop is None and total in (None, len(finished))
+    if not held and complete and (folder / METRICS).is_file():
+        state = "finished"
+    pairs, metrics = _read_metrics(folder / STORE_FOLDER, finished)
+    return StatusReport(
+        folder=folder,
+        state=state,
+        holder=holder,
+        total=total,
+        finished=finished,
+        running=_running_stage(folder, history) if held else None,
+        last_stop=history.stop,
+        worked_seconds=history.worked_seconds,
+        pairs=pairs,
+        metrics=metrics,
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run directory."""
+    return any((folder / name).is_file() for name in (JOURNAL_FILE, RUN_FILE))
+
+
+def find_runs(*parents: Path) -> list[Path]:
+    """List the run directories directly below some folders."""
+    found: dict[Path, None] = {}
+    for parent in parents:
+        try:
+            found |= dict.fromkeys(sorted(child for child in parent.iterdir() if is_run(child)))
+        except OSError:  # no such folder, or not ours to read: nothing to suggest from it
+            continue
+    return list(found)
+
+
+@dataclass(slots=True)
+class _History:
+    """What a journal tells, event by event.
+
+    `planned` holds the keys of the run's stages as last laid out, `latest` the key that each stage
+    name last had, `attempts` how often a key was started. `open` is a start without an end.
+    """
+
+    planned: frozenset[str] | None = None
+    done: dict[str, FinishedStage] = field(default_factory=dict)
+    latest: dict[str, str] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    open: Mapping[str, Any] | None = None
+    stop: LastStop | None = None
+    worked_seconds: float = 0.0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take one event in."""
+        kind, key = event["event"], event.get("key", "")
+        self.worked_seconds += event.get("seconds", 0.0)
+        if kind == "planned":
+            self.planned = frozenset(key for _, key in event["stages"])
+        elif kind == "started":
+            if self.open is not None:
+                self.stop = _killed(self.open)
+            self.open = event
+            self.latest[event["stage"]] = key
+            self.attempts[key] += 1
+        elif kind == "finished":
+            self.open = None
+            self.done[key] = FinishedStage(event["stage"], key, event["seconds"], event["time"])
+            if self.stop is not None and self.stop.key == key:
+                self.stop = None
+        elif kind == "stopped":
+            self.open = None
+            self.stop = LastStop(event["stage"], key, event["time"], event["reason"])
+        elif kind == "set_aside":
+            self.done.pop(key, None)
+
+    def finished(self) -> tuple[FinishedStage, ...]:
+        """Return the stages that are done and still belong to the run, oldest first.
+
+        After a change of the config some stages of the same names have other keys.
+        """
+        current = self.latest.values() if self.planned is None else self.planned
+        return tuple(stage for key, stage in self.done.items() if key in current)
+
+
+def _read_history(events: Sequence[Mapping[str, Any]]) -> _History:
+    """Take all events of a journal in."""
+    history = _History()
+    for event in events:
+        history.take(event)
+    return history
+
+
+def _killed(start: Mapping[str, Any]) -> LastStop:
+    """Describe the end of a stage that left no word."""
+    reason = "killed: the process ended without a word (kill -9, out of memory, power)"
+    return LastStop(start["stage"], start["key"], start["time"], reason)
+
+
+def _who_holds(lock: Path) -> tuple[bool, Holder | None]:
+    """Return whether somebody holds the run, and who, if he says so."""
+    try:
+        holder = lock_holder(lock)
+    except RunLockedError:
+        return True, None
+    return holder is not None, holder
+
+
+def _running_stage(folder: Path, history: _History) -> RunningStage | None:
+    """Describe the stage at work; None between two stages."""
+    start = history.open
+    if start is None:
+        return None
+    began = datetime.fromisoformat(start["time"].replace("Z", "+00:00"))
+    seconds = max((datetime.now(timezone.utc) - began).total_seconds(), 0.0)
+    stage = RunningStage(start["stage"], start["key"], seconds)
+    path = folder / PROGRESS_FILE
+    progress = read_progress(path)
+    if progress is None or progress.get("key") != stage.key:
+        return stage
+    try:
+        quiet = max(time.time() - path.stat().st_mtime, 0.0)
+    except OSError:  # it ended just now
+        return stage
+    done, total, at_work = progress["done"], progress["total"], progress["seconds"]
+    left = None
+    if done and history.attempts[stage.key] == 1:
+        left = max(at_work * (total - done) / done - quiet, 0.0)
+    numbers = {k: v for k, v in progress.items() if k not in _PROGRESS_KEYS}
+    return replace(
+        stage, done=done, total=total, quiet_seconds=quiet, seconds_left=left, numbers=numbers
+    )
+
+
+def _read_metrics(
+    store: Path, finished: Sequence[FinishedStage]
+) -> tuple[int, tuple[Mapping[str, Any], ...]]:
+    """Return the number of held-out pairs, and what was measured on them."""
+    rows = []
+    pairs = 0
+    for stage in finished:
+        name = EVALUATION.fullmatch(stage.name)
+        if name is None:
+            continue
+        path = store / f"evaluate-{stage.key[:16]}" / "metrics.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # set aside since
+            continue
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{path}: cannot be read ({error}); run the config again") from None
+        pairs = values.pop("pairs")
+        rows += [
+            {"policy": name[2], "round": int(name[1] or 0), "metric": metric, "value": value}
+            for metric, value in values.items()
+        ]
+    return pairs, tuple(rows)
+
+
+def _nearby(folder: Path) -> str:
+    """Name the runs that may have been meant."""
+    runs = find_runs(folder, folder.parent, Path("runs"))
+    if not runs:
+        return "; start one with: macpo run CONFIG"
+    by_name = {run.name: run for run in reversed(runs)}
+    near = difflib.get_close_matches(folder.name, by_name, n=1)
+    if near:
+        return f"; did you mean {by_name[near[0]]}?"
+    more = f" and {len(runs) - SHOWN_RUNS} more" if len(runs) > SHOWN_RUNS else ""
+    return f"; runs nearby: {', '.join(map(str, runs[:SHOWN_RUNS]))}{more}"

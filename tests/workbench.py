@@ -1,0 +1,183 @@
+"""Agents over tiny model folders, and stages run by hand, one at a time, without a runner.
+
+    bench = Workbench(tmp_path)
+    student = make_agent(folder, tuning=TuningConfig(rank=2))
+    pairs = bench.write("pairs", {"pairs.jsonl": rows})  # a stage whose artifact is these files
+    weights = bench.run(TrainDPO("train", Policy(student, "positive"), pairs, ...))
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from macpo.agents import Agent, Policy
+from macpo.config import (
+    DPOConfig,
+    EngineConfig,
+    LimitsConfig,
+    NegativeSFTConfig,
+    SFTConfig,
+    TuningConfig,
+)
+from macpo.models.sources import ResolvedModel
+from macpo.policies import WEIGHTS_FILE, LoadedPolicy, PolicyPool
+from macpo.records import Message, Origin, Pair, Prompt, Response, write_jsonl
+from macpo.stage import ProgressCallback, Stage, StageContext
+from macpo.store import Artifact, Store
+from tests.tiny import tiny_folder
+
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def model_folder(architecture: str = "llama", seed: int = 0, tied: bool = False) -> Path:
+    """Return a tiny model folder that all tests share and none writes to."""
+    # Kept alive by the cache of this function, removed when the interpreter ends.
+    home = tempfile.TemporaryDirectory(prefix="macpo-tests-")
+    _HOMES.append(home)
+    return tiny_folder(Path(home.name), architecture, seed=seed, tie_word_embeddings=tied)
+
+
+_HOMES: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def make_agent(folder: Path | None = None, *, name: str = "student", **changes: Any) -> Agent:
+    """Return an agent over a model folder; `changes` replace fields, for example `tuning`."""
+    folder = folder or model_folder()
+    fields: dict[str, Any] = {
+        "name": name,
+        "base": ResolvedModel(folder.name, str(folder), None, f"digest of {folder}", local=True),
+        "chat_template": None,
+        "dtype": "float32",
+        "tuning": TuningConfig(),
+        "limits": LimitsConfig(),
+        "sft": SFTConfig(),
+        "negative_sft": NegativeSFTConfig(),
+        "dpo": DPOConfig(),
+    }
+    return Agent(**{**fields, **changes})
+
+
+@dataclass(frozen=True, eq=False)
+class Written(Stage):
+    """A stage whose artifact a test wrote; `label` makes its key."""
+
+    kind: ClassVar[str] = "written"
+
+    label: str
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Never called: `Workbench.write` makes the artifact."""
+        raise NotImplementedError(self.label)
+
+
+def ignore_progress(done: int, total: int, **fields: float) -> None:
+    """Take a progress report and do nothing."""
+
+
+class Workbench:
+    """A store, a pool of policies, and the artifacts made so far."""
+
+    def __init__(self, folder: Path, memory_bytes: int | None = None) -> None:
+        self.store = Store(folder / "store")
+        self.artifacts: dict[str, Artifact] = {}
+        self.pool = PolicyPool(CPU, lambda key: self.artifacts[key].path, memory_bytes)
+
+    def write(self, label: str, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Written:
+        """Commit JSONL files as the artifact of a stage, if there is none, and return the stage."""
+        stage = Written(label, label)
+        found = self.store.find(stage.kind, stage.key)
+        if found is None:
+            work = self.store.workspace(stage.kind, stage.key)
+            for name, rows in files.items():
+                write_jsonl(work.output / name, rows)
+            found = work.commit(inputs={}, meta={})
+        self.artifacts[stage.key] = found
+        return stage
+
+    def write_answers(self, label: str, answers: Sequence[tuple[Prompt, Response]]) -> Written:
+        """Commit prompts and responses, as a stage that samples answers does."""
+        prompts, responses = zip(*answers, strict=True)
+        return self.write(
+            label,
+            {
+                "prompts.jsonl": [prompt.to_json() for prompt in prompts],
+                "responses.jsonl": [response.to_json() for response in responses],
+            },
+        )
+
+    def write_pairs(self, label: str, pairs: Sequence[Pair]) -> Written:
+        """Commit pairs."""
+        return self.write(label, {"pairs.jsonl": [pair.to_json() for pair in pairs]})
+
+    def write_weights(self, label: str, weights: Mapping[str, torch.Tensor]) -> Written:
+        """Commit weights, as a training stage does."""
+        from safetensors.torch import save_file
+
+        stage = Written(label, label)
+        work = self.store.workspace(stage.kind, stage.key)
+        save_file(dict(weights), work.output / WEIGHTS_FILE)
+        self.artifacts[stage.key] = work.commit(inputs={}, meta={})
+        return stage
+
+    def run(
+        self,
+        stage: Stage,
+        *,
+        engine: EngineConfig | None = None,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Artifact:
+        """Run a stage and commit its artifact; what an earlier, killed call left is resumed."""
+        work = self.store.workspace(stage.kind, stage.key)
+        context = StageContext(
+            output=work.output,
+            checkpoints=work.checkpoints,
+            artifacts=self.artifacts,
+            policies=self.pool,
+            engine=engine or EngineConfig(),
+            progress=progress,
+        )
+        artifact = work.commit(inputs={}, meta=stage.run(context))
+        self.artifacts[stage.key] = artifact
+        return artifact
+
+    def train_from(self, agent: Agent, seed: int = 0) -> LoadedPolicy:
+        """Load an agent's bare policy to train, with a fresh adapter under LoRA."""
+        return self.pool.load_for_training(Policy(agent, "positive"), seed)
+
+
+def make_prompt(text: str) -> Prompt:
+    """Return a conversation of one user turn."""
+    return Prompt((Message("user", text),))
+
+
+def make_response(prompt: Prompt, text: str, policy: str = "teacher/positive") -> Response:
+    """Return an answer that `policy` is said to have sampled."""
+    return Response(prompt.id, text, Origin(policy))
+
+
+def make_pairs(count: int) -> list[Pair]:
+    """Return pairs with prompts and answers of various lengths."""
+    pairs = []
+    for i in range(count):
+        prompt = make_prompt(f"Name a prime number greater than {i}." + " Please." * (i % 3))
+        chosen = make_response(prompt, "Seven is a prime" + ", of course" * (i % 4) + ".")
+        rejected = make_response(prompt, f"Eight{' is not' * (i % 3)} {i}", "student/negative")
+        pairs.append(Pair(prompt, chosen, rejected))
+    return pairs
+
+
+def randomise(parameters: Mapping[str, torch.Tensor], seed: int, scale: float = 0.2) -> None:
+    """Overwrite parameters with normal random numbers, so that an adapter does something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in sorted(parameters):
+            draw = torch.randn(parameters[name].shape, generator=generator)
+            parameters[name].copy_(scale * draw)
