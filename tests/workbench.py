@@ -134,7 +134,11 @@ class Workbench:
         engine: EngineConfig | None = None,
         progress: ProgressCallback = ignore_progress,
     ) -> Artifact:
-        """Run a stage and commit its artifact; what an earlier, killed call left is resumed."""
+        """Return a stage's artifact; made now, or resumed if a call was killed, unless it is there."""
+        found = self.store.find(stage.kind, stage.key)
+        if found is not None:
+            self.artifacts[stage.key] = found
+            return found
         work = self.store.workspace(stage.kind, stage.key)
         context = StageContext(
             output=work.output,

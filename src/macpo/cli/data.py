@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from macpo.data.report import Tokenizer
 
 EXAMPLES = """\
-Examples:\n
-  macpo data check examples/data/quickstart.jsonl\n
-  macpo data check hh-harmless.jsonl.gz --tokenizer Qwen/Qwen3-0.6B\n
+Examples:
+  macpo data check examples/data/quickstart.jsonl
+  macpo data check hh-harmless.jsonl.gz --tokenizer Qwen/Qwen3-0.6B
   macpo data check PKU-Alignment/PKU-SafeRLHF --criterion harmless --json
 """
 

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 EXAMPLES = """\
-Examples:\n
+Examples:
   macpo export runs/quickstart/final/student merged-student
 """
 
 
 def command(
-    adapter: Annotated[Path, typer.Argument(help="A folder of RUN/final/.")],
-    output: Annotated[Path, typer.Argument(help="Where the full model goes.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder of RUN/final/.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the full model goes.")],
 ) -> None:
     """Merge an aligned ADAPTER into its base model and write the full model to OUTPUT."""
     from macpo.publish import merge_adapter

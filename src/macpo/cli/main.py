@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, TextIO
 
 import typer
 
@@ -16,7 +18,7 @@ app = typer.Typer(
     name="macpo",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback
     rich_markup_mode="rich",
     help="Align a strong language model from weaker ones: MACPO, run end to end.",
     epilog="Start with: macpo run examples/quickstart.yaml",
@@ -37,21 +39,57 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Options of all sub-commands."""
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one line on stderr and exit status 1."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("macpo").setLevel(logging.INFO)
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends in one line on stderr and exit status 1.
+
+    Args:
+        args: what stands after `macpo`; by default those of this process.
+
+    Raises:
+        SystemExit: always; 0 when all went well, 130 after Ctrl-C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a model wrote must not fail on a terminal that cannot show it.
+            stream.reconfigure(errors="backslashreplace")
+    _show_log()
     try:
-        app()
+        app(args, prog_name="macpo")
     except MacpoError as error:
-        print(f"macpo: {error}", file=sys.stderr)
+        print(f"macpo: {_printable(str(error))}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("macpo: stopped; run the same command to go on", file=sys.stderr)
-        sys.exit(130)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment: under a live bar that is rich's stand-in."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _show_log() -> None:
+    """Show warnings of all libraries, and what macpo's own modules say."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+    logging.getLogger("macpo").setLevel(logging.INFO)
+
+
+def _printable(text: str) -> str:
+    """Return an error's lines without control characters, which a file name may hold."""
+    from macpo.report.text import plain_line
+
+    lines = text.split("\n")
+    return "\n".join(line[: len(line) - len(line.lstrip())] + plain_line(line) for line in lines)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from macpo.cli.run import ConfigArgument, DataOption, OutOption, SetOption, with_data
+from macpo.cli.run import ConfigArgument, DataOption, OutOption, SetOption, run_folder, with_data
 
 EXAMPLES = """\
-Examples:\n
-  macpo plan examples/quickstart.yaml\n
-  macpo plan examples/quickstart.yaml --set rounds=5\n
-  macpo plan examples/paper-llama2-70b.yaml --json
+Examples:
+  macpo plan examples/quickstart.yaml
+  macpo plan examples/quickstart.yaml --set rounds=5
+  macpo plan examples/paper-hh-helpful.yaml --json
 """
 
 
@@ -30,7 +29,7 @@ def command(
     from macpo.planning import plan
 
     loaded = load_config(config, with_data(overrides, data))
-    report = plan(loaded, out or Path("runs") / loaded.name)
+    report = plan(loaded, run_folder(loaded, out))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from macpo.config import AgentConfig, RunConfig
+
 EXAMPLES = """\
-Examples:\n
-  macpo run examples/quickstart.yaml\n
-  macpo run examples/smollm2-hh-harmless.yaml --data hh-harmless.jsonl.gz\n
+Examples:
+  macpo run examples/quickstart.yaml
+  macpo run examples/smollm2-hh-harmless.yaml --data hh-harmless.jsonl.gz
   macpo run examples/quickstart.yaml --set rounds=3      (one more round only)
 """
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run directory.  [default: runs/NAME]")
+    Path | None,
+    typer.Option("--out", metavar="RUN", help="Run directory; if not given, runs/NAME."),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="Preference data: a path or a hub name.")
+    str | None,
+    typer.Option("--data", metavar="SOURCE", help="Preference data: a path or a hub name."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -34,17 +42,28 @@ def command(
     overrides: SetOption = None,
 ) -> None:
     """Run CONFIG from end to end; run it again to go on where it stopped."""
+    refuse_many_processes(os.environ)
     from macpo.config import load_config
-    from macpo.report.console import ConsoleObserver
-    from macpo.report.result import print_result
 
     loaded = load_config(config, with_data(overrides, data))
-    folder = out or Path("runs") / loaded.name
-    from macpo.run import run
+    folder = run_folder(loaded, out)
+    print(describe(loaded, folder), file=sys.stderr, flush=True)
+    try:
+        from macpo.report.console import ConsoleObserver
+        from macpo.report.result import print_result
+        from macpo.run import run
 
-    with ConsoleObserver() as observer:
-        result = run(loaded, folder, observer)
-    print_result(result)
+        with ConsoleObserver() as observer:
+            result = run(loaded, folder, observer)
+        print_result(result)
+    except KeyboardInterrupt:
+        print("macpo: stopped; run the same command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def run_folder(config: RunConfig, out: Path | None) -> Path:
+    """Return the run directory: what was asked for, else `runs/NAME`."""
+    return out if out is not None else Path("runs") / config.name
 
 
 def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
@@ -52,3 +71,47 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     from macpo.seeds import canonical_json
 
     return [*(overrides or []), *([f"data.source={canonical_json(data)}"] if data else [])]
+
+
+def refuse_many_processes(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes, which would all run the whole config.
+
+    Raises:
+        ConfigError: a launcher (torchrun, accelerate launch) has started more than one.
+    """
+    from macpo.errors import ConfigError
+
+    processes = environment.get("WORLD_SIZE", "1")
+    if processes.strip() not in ("", "1"):
+        raise ConfigError(
+            f"started as one of {processes} processes (WORLD_SIZE), but a run is one process at "
+            "present; start it with plain `macpo run`, without torchrun or accelerate launch"
+        )
+
+
+def describe(config: RunConfig, folder: Path) -> str:
+    """Say in a few lines what is about to run; RUN/config.yaml has all of it."""
+    teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.teachers)
+    splits = config.data.splits
+    dpo, sampling = config.dpo, config.sampling
+    drawn = "greedy"
+    if sampling.temperature:
+        drawn = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+        drawn += f", top-k {sampling.top_k}" if sampling.top_k else ""
+    lines = {
+        "run": f"{config.name} in {folder}; seed {config.seed}",
+        "student": _model(config.student),
+        "teachers": teachers,
+        "data": f"{config.data.source}; prompts: teacher {splits.teacher}, student "
+        f"{splits.student}, test {splits.test}",
+        "rounds": f"{config.rounds}; dpo beta {dpo.beta:g}, gamma {dpo.gamma:g}, learning rate "
+        f"{dpo.learning_rate:g}, reference {dpo.reference}",
+        "answers": f"{drawn}, at most {sampling.max_new_tokens} tokens",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _model(agent: AgentConfig) -> str:
+    """Write an agent's model as the config names it."""
+    layers = f"[{agent.model.layers}]" if agent.model.layers else ""
+    return f"{agent.model.source}{layers}"

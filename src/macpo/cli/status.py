@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 EXAMPLES = """\
-Examples:\n
-  macpo status runs/quickstart\n
-  macpo status runs/quickstart --watch\n
+Examples:
+  macpo status runs/quickstart
+  macpo status runs/quickstart --watch
   macpo status runs/quickstart --json
 """
 

@@ -264,9 +264,10 @@ def _attend_all(
     """
     if softcap is None and (query.device.type != "cpu" or query.dtype != torch.bfloat16):
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    scores = (keys @ query.transpose(2, 3)).transpose(2, 3).float() * scaling
+    scores = torch.matmul(keys, query.transpose(2, 3)).transpose(2, 3)
+    scores = scores.to(torch.float32, memory_format=torch.contiguous_format).mul_(scaling)
     if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
+        scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1).to(values.dtype) @ values
+        scores += mask
+    return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values)

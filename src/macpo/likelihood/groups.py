@@ -48,8 +48,19 @@ class Pack:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in the packed row."""
+        """Number of tokens of its groups; their packed row is shorter if they share a prefix."""
         return sum(group.tokens for group in self.groups)
+
+    @property
+    def shared_prefix(self) -> int:
+        """How many tokens all prompts start with, each prompt's last token left out.
+
+        The last one is left out because it predicts: every group has one of its own.
+        """
+        first, last = min(g.prompt for g in self.groups), max(g.prompt for g in self.groups)
+        limit = min(len(g.prompt) for g in self.groups) - 1
+        same = (a == b for a, b in zip(first[:limit], last[:limit], strict=True))
+        return next((n for n, equal in enumerate(same) if not equal), limit)
 
 
 def pack_groups(groups: Sequence[PromptGroup], budget: int) -> list[Pack]:

@@ -1,7 +1,11 @@
 """The engine's attention layout: completions branch from a shared prompt, groups ignore each other.
 
 Attention runs inside each prompt group: its cost is the sum of the squared group lengths, not the
-square of the pack's length as a dense mask over the pack would have it.
+square of the pack's length as a dense mask over the pack would have it. What the prompts of a pack
+have in common at their start (a template's system prompt, usually) is forwarded once, as part of
+the first group; the others look back at it:
+
+    shared start | rest of prompt 0 | completions 0 | rest of prompt 1 | completions 1 | ...
 """
 
 from __future__ import annotations
@@ -17,23 +21,30 @@ from macpo.attention import macpo_attention
 from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack
 
-# Up to this group length the explicit products are faster than the CPU's flash kernel (fp32: 1.1x,
-# bf16: 1.8x forward and backward, bench/attention.py) and the probabilities kept for the backward
-# pass are small; beyond it they would grow with the square of the length.
-EXPLICIT_LENGTH = 384
+# Up to this group length explicit products over blocks of queries are faster than the CPU's flash
+# kernel, which cannot skip what the mask hides (forward and backward at 200, 400, 800 tokens: fp32
+# 1.3x, 1.4x, 1.7x; bf16 2.4x, 2.5x, 2.5x), and the probabilities kept for the backward pass are
+# small; beyond it they would grow with the square of the length.
+EXPLICIT_LENGTH = 1024
+
+QUERY_BLOCK = 128
+"""Most query positions per explicit product; a block's keys end where its last query stands."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
     """Where each group lies in the packed row, and which of its tokens see which.
 
-    `spans` are (start, length) of the groups; `biases[g]` is a `[length, length]` matrix in the
-    model's dtype, 0 where the row's token sees the column's and -inf elsewhere; `positions`
+    `spans` are (start, length) of the groups in the row. Every group but the first also sees the
+    row's first `shared` tokens, which count as its own. `biases[g]` is a matrix in the model's
+    dtype, a row for each token of the span and a column for each token that the group sees (the
+    shared ones first): 0 where the row's token sees the column's and -inf elsewhere. `positions`
     `[tokens]` (int64) restart at the prompt's end for every completion; `longest` is the length of
     the longest branch, its prompt included.
     """
 
     spans: tuple[tuple[int, int], ...]
+    shared: int
     biases: tuple[Tensor, ...]
     positions: Tensor
     longest: int
@@ -60,16 +71,20 @@ class TreeLayout:
                 f"layer {layer} sees {sliding_window} tokens of a branch of {self.longest}: a sliding "
                 "window that a tree of branches cannot honour"
             )
+        # Split, not sliced: the backward pass of a slice fills a whole row with zeros.
+        lengths = [length for _, length in self.spans]
+        queries, keys, values = (torch.split(t[0], lengths, dim=1) for t in (query, key, value))
         outputs = []
-        for (start, length), bias in zip(self.spans, self.biases, strict=True):
-            q = query[0, :, start : start + length]
-            k = key[0, :, start : start + length]
-            v = value[0, :, start : start + length]
+        for number, (q, bias) in enumerate(zip(queries, self.biases, strict=True)):
+            k, v = keys[number], values[number]
+            if number and self.shared:
+                k = torch.cat((keys[0][:, : self.shared], k), dim=1)
+                v = torch.cat((values[0][:, : self.shared], v), dim=1)
             explicit = softcap is not None or (
-                query.device.type == "cpu" and length <= EXPLICIT_LENGTH
+                query.device.type == "cpu" and k.shape[1] <= EXPLICIT_LENGTH
             )
             if explicit:
-                out = _explicit_attention(q, k, v, bias, scaling, softcap)
+                outputs += _explicit_attention(q, k, v, bias, scaling, softcap)
             else:
                 out = scaled_dot_product_attention(
                     q[None],
@@ -78,57 +93,68 @@ class TreeLayout:
                     attn_mask=bias,
                     scale=scaling,
                     enable_gqa=q.shape[0] != k.shape[0],
-                )[0]
-            outputs.append(out.transpose(0, 1))
+                )
+                outputs.append(out[0].transpose(0, 1))
         return torch.cat(outputs)[None]
 
 
 def _explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None
-) -> Tensor:
+) -> list[Tensor]:
     """Attend with plain matrix products, grouped queries folded into rows of their key head.
 
     Args:
-        query: `[heads, length, head_dim]`.
-        key: `[kv_heads, length, head_dim]`.
-        value: `[kv_heads, length, value_dim]`.
-        bias: `[length, length]`, 0 or -inf.
+        query: `[heads, length, head_dim]`, of the last `length` tokens that `key` has.
+        key: `[kv_heads, seen, head_dim]`.
+        value: `[kv_heads, seen, value_dim]`.
+        bias: `[length, seen]`, 0 or -inf; no token sees a later one.
         scaling: factor on the scores.
         softcap: see `AttentionLayout.attend`.
 
     Returns:
-        `[heads, length, value_dim]`.
+        The outputs of consecutive blocks of queries, each `[block, heads, value_dim]`.
     """
     heads, length, _ = query.shape
-    kv_heads = key.shape[0]
-    rows = query.reshape(kv_heads, heads // kv_heads * length, -1)
-    scores = torch.bmm(rows, key.transpose(1, 2)) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.view(heads, length, length) + bias
-    weights = scores.softmax(-1).view(kv_heads, -1, length)
-    return torch.bmm(weights, value).view(heads, length, -1)
+    kv_heads, seen, _ = key.shape
+    per_key = heads // kv_heads
+    blocks = -(-length // QUERY_BLOCK)
+    edges = [length * i // blocks for i in range(blocks + 1)]
+    outputs = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        visible = seen - length + end
+        rows = query[:, start:end].reshape(kv_heads, per_key * (end - start), -1)
+        columns = key[:, :visible].transpose(1, 2)
+        mask = bias[start:end, :visible].repeat(per_key, 1)
+        if softcap is None:
+            scores = torch.baddbmm(mask, rows, columns, alpha=scaling)
+        else:
+            scores = torch.tanh(torch.bmm(rows, columns) * (scaling / softcap)) * softcap + mask
+        out = torch.bmm(scores.softmax(-1), value[:, :visible])
+        outputs.append(out.view(heads, end - start, -1).transpose(0, 1))
+    return outputs
 
 
 def tree_layout(pack: Pack, dtype: torch.dtype, device: torch.device) -> TreeLayout:
     """Lay out a pack for a model of this dtype and device."""
+    shared = pack.shared_prefix
     spans, biases, positions = [], [], []
     start = 0
-    for group in pack.groups:
+    for number, group in enumerate(pack.groups):
         lengths = [len(group.prompt), *(len(c) - 1 for c in group.completions)]
         total, prompt = sum(lengths), lengths[0]
+        skipped = shared if number else 0
         branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         same_branch = (branch[:, None] == branch[None, :]) | (branch[None, :] == 0)
-        visible = same_branch & torch.ones(total, total, dtype=torch.bool).tril()
-        bias = torch.zeros(total, total, dtype=dtype).masked_fill_(~visible, float("-inf"))
+        visible = (same_branch & torch.ones(total, total, dtype=torch.bool).tril())[skipped:]
+        bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
         biases.append(bias.to(device))
-        spans.append((start, total))
-        positions.append(torch.arange(prompt))
+        spans.append((start, total - skipped))
+        positions.append(torch.arange(skipped, prompt))
         positions.extend(torch.arange(prompt, prompt + n) for n in lengths[1:])
-        start += total
+        start += total - skipped
     branches = torch.cat(positions)
     longest = int(branches.max()) + 1
-    return TreeLayout(tuple(spans), tuple(biases), branches.to(device), longest)
+    return TreeLayout(tuple(spans), shared, tuple(biases), branches.to(device), longest)
 
 
 def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
@@ -140,7 +166,7 @@ def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
     row: list[int] = []
     predicting: list[int] = []
     for group in pack.groups:
-        row.extend(group.prompt)
+        row.extend(group.prompt[layout.shared :] if row else group.prompt)
         prompt_end = len(row) - 1
         for completion in group.completions:
             predicting.append(prompt_end)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from macpo.config import EngineConfig, OptimizerConfig
-from macpo.errors import ModelError, TrainingError
+from macpo.errors import TrainingError
 from macpo.likelihood import LikelihoodEngine
 from macpo.policies import LoadedPolicy, restore, save_weights
 from macpo.records import read_jsonl, write_jsonl
@@ -85,7 +85,7 @@ class Trainer:
             the objective shows.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite.
+            TrainingError: the loss or the gradient is not finite, or a checkpoint does not fit.
         """
         first = self._resume()
         started, tokens = time.monotonic(), 0
@@ -175,12 +175,18 @@ class Trainer:
 
     def _restore_moments(self, named: Mapping[str, Tensor]) -> None:
         for name, parameter in self.policy.trainable.items():
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = named.get(f"{key}/{name}")
-                if value is None:
-                    raise ModelError(f"the checkpoint lacks {key} of {name}")
-                state[key] = value if key == "step" else value.to(parameter.device)
+            found = {key: named.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            state = {key: value for key, value in found.items() if value is not None}
+            if not state:
+                continue  # it never had a gradient (an expert without tokens), so AdamW kept none
+            if len(state) < len(found):
+                lost = next(key for key, value in found.items() if value is None)
+                raise TrainingError(
+                    f"the checkpoint lacks {lost} of {name}: another version wrote it; remove the "
+                    "stage's folder below store/.partial to train it from the start"
+                )
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].to(parameter.device)
             self.optimizer.state[parameter] = state
 
 

@@ -1,0 +1,5 @@
+"""`python -m macpo` is `macpo`."""
+
+from macpo.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""Scoring stages: every answer once, under the scoring policy's own tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from macpo.agents import Policy
+from macpo.config import EngineConfig
+from macpo.errors import DataError
+from macpo.records import Pair, Prompt, Response, read_jsonl
+from macpo.scoring import ScorePairs, ScoreResponses, encode_group, is_empty, read_scores
+from tests.likelihood.plain import plain_sums
+from tests.workbench import Workbench, make_agent, make_pairs, make_prompt, make_response
+
+AGENT = make_agent()
+STUDENT = Policy(AGENT, "positive")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def answers_to(
+    prompts: list[Prompt], policy: str, texts: list[str]
+) -> list[tuple[Prompt, Response]]:
+    return [(p, make_response(p, t, policy)) for p, t in zip(prompts, texts, strict=True)]
+
+
+PROMPTS = [make_prompt(text) for text in ("Name a prime.", "Say hello.")]
+FIRST = answers_to(PROMPTS, "a/positive", ["Seven is a prime.", "Hello there."])
+SECOND = answers_to(PROMPTS, "b/positive", ["Eight", " \n"])
+
+
+@pytest.mark.parametrize("pack_tokens", [8, 2048])
+def test_scores_are_those_of_plain_forwards(bench: Workbench, pack_tokens: int) -> None:
+    stage = ScoreResponses(
+        "scores",
+        STUDENT,
+        (bench.write_answers("first", FIRST), bench.write_answers("second", SECOND)),
+    )
+    made = bench.run(stage, engine=EngineConfig(pack_tokens=pack_tokens))
+    assert made.meta == {"scored": 3, "empty": 1}
+    scores = read_scores(made.path)
+    loaded = bench.pool.load(STUDENT)
+    for prompt, response in (*FIRST, SECOND[0]):
+        group = encode_group(loaded.chat, AGENT, prompt, [response])
+        with torch.no_grad():
+            [expected] = plain_sums(loaded.model, [group])
+        assert scores[response.id].sum_logprob == pytest.approx(expected.item(), abs=1e-3)
+        assert scores[response.id].tokens == len(group.completions[0])
+    assert SECOND[1][1].id not in scores
+
+
+def test_rows_say_whose_answer_it_was_and_its_perplexity(bench: Workbench) -> None:
+    stage = ScoreResponses("scores", STUDENT, (bench.write_answers("first", FIRST),))
+    rows = list(read_jsonl(bench.run(stage).path / "scores.jsonl"))
+    assert [row["prompt_id"] for row in rows] == [prompt.id for prompt in PROMPTS]
+    assert [row["policy"] for row in rows] == ["a/positive", "a/positive"]
+    for row in rows:
+        expected = torch.tensor(-row["sum_logprob"] / row["tokens"]).exp().item()
+        assert row["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_pairs_get_the_scores_that_the_filter_gave(bench: Workbench) -> None:
+    """What the filter's pass computed serves as the reference of the coming DPO."""
+    pairs = make_pairs(5)
+    chosen = bench.write_answers("chosen", [(p.prompt, p.chosen) for p in pairs])
+    rejected = bench.write_answers("rejected", [(p.prompt, p.rejected) for p in pairs])
+    filtered = bench.run(ScoreResponses("filter", STUDENT, (chosen, rejected)))
+    paired = bench.run(ScorePairs("reference", STUDENT, bench.write_pairs("pairs", pairs)))
+    first, second = read_scores(filtered.path), read_scores(paired.path)
+    assert first.keys() == second.keys()
+    assert len(first) == 10
+    for key, score in first.items():
+        assert second[key].tokens == score.tokens
+        assert second[key].sum_logprob == pytest.approx(score.sum_logprob, abs=1e-3)
+
+
+def test_sampled_ids_are_scored_as_they_are(bench: Workbench) -> None:
+    """Letter by letter, as sampled: encoding the text again would give fewer tokens."""
+    chat = bench.pool.chat(AGENT)
+    prompt, response = FIRST[0]
+    letters = tuple(i for c in response.text for i in chat.tokenizer.encode(c)) + (
+        chat.end_of_turn,
+    )
+    own = replace(response, token_ids=letters, tokenizer=chat.fingerprint)
+    foreign = replace(response, token_ids=letters, tokenizer="another tokenizer")
+    written = bench.write_pairs("pairs", [Pair(prompt, own, foreign)])
+    scores = read_scores(bench.run(ScorePairs("scores", STUDENT, written)).path)
+    assert scores[own.id].tokens == len(response.text) + 1
+    assert scores[foreign.id].tokens < len(response.text)
+
+
+def test_progress_reaches_the_number_of_prompts(bench: Workbench) -> None:
+    seen: list[tuple[int, int]] = []
+    stage = ScoreResponses("scores", STUDENT, (bench.write_answers("first", FIRST),))
+    bench.run(
+        stage,
+        engine=EngineConfig(pack_tokens=8),
+        progress=lambda done, total, **_: seen.append((done, total)),
+    )
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_nothing_but_silence_is_an_error(bench: Workbench) -> None:
+    silent = answers_to(PROMPTS, "a/positive", ["", "\t"])
+    stage = ScoreResponses("scores", STUDENT, (bench.write_answers("silent", silent),))
+    with pytest.raises(DataError) as raised:
+        bench.run(stage)
+    assert str(raised.value) == "student/positive has no answer to score: all of them are empty"
+    assert [is_empty(response) for _, response in silent] == [True, True]

@@ -1,0 +1,233 @@
+"""Training stages: what they learn from, against which reference, and what they leave behind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from macpo.agents import Agent, Policy
+from macpo.config import DPOConfig, LimitsConfig, NegativeSFTConfig, SFTConfig, TuningConfig
+from macpo.errors import DataError
+from macpo.policies import WEIGHTS_FILE, LoadedPolicy, snapshot
+from macpo.records import Pair, PreferenceExample, dataset_response, read_jsonl
+from macpo.scoring import ScorePairs, encode_group, read_scores
+from macpo.stage import Stage
+from macpo.store import Artifact
+from macpo.training.stages import SFTOnAnswers, SFTOnDataset, TrainDPO
+from tests.workbench import (
+    Workbench,
+    make_agent,
+    make_pairs,
+    make_prompt,
+    make_response,
+    randomise,
+)
+
+LORA = TuningConfig(rank=4)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return make_agent(tuning=LORA)
+
+
+def nats(loaded: LoadedPolicy, agent: Agent, pair: Pair) -> tuple[float, float]:
+    """Return the mean negative log-likelihoods of chosen and rejected."""
+    group = encode_group(loaded.chat, agent, pair.prompt, [pair.chosen, pair.rejected])
+    [[chosen, rejected]] = loaded.engine(64).score([group])
+    return chosen.mean_nll, rejected.mean_nll
+
+
+def write_examples(bench: Workbench, pairs: list[Pair]) -> Stage:
+    """Commit pairs as the teacher's half of a data set."""
+    rows = [PreferenceExample(p.prompt, p.chosen.text, p.rejected.text).to_json() for p in pairs]
+    return bench.write("data", {"teacher.jsonl": rows})
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_sft_learns_the_side_that_it_is_told(bench: Workbench, agent: Agent, side: Any) -> None:
+    [pair] = make_pairs(1)
+    config = SFTConfig(epochs=30, learning_rate=2e-2)
+    start = Policy(agent, "positive")
+    before = nats(bench.pool.load(start), agent, pair)
+    stage = SFTOnDataset("sft", start, write_examples(bench, [pair]), side, config, seed=0)
+    bench.run(stage)
+    after = nats(bench.pool.load(Policy(agent, "positive", stage)), agent, pair)
+    learned = 0 if side == "chosen" else 1
+    assert after[learned] < 0.5 * before[learned]
+    assert after[learned] < after[1 - learned]
+
+
+def test_negative_policy_continues_the_positive_one(bench: Workbench, agent: Agent) -> None:
+    """At a rate of next to nothing the result is the start, not the base."""
+    weights = snapshot(bench.train_from(agent).trainable)
+    randomise(weights, 1)
+    start = Policy(agent, "positive", bench.write_weights("positive", weights))
+    data = write_examples(bench, make_pairs(2))
+    config = NegativeSFTConfig(learning_rate=1e-9)
+    made = bench.run(SFTOnDataset("sft", start, data, "rejected", config, seed=0))
+    found = load_file(made.path / WEIGHTS_FILE)
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-7)
+
+
+def test_weak_labels_that_are_empty_are_left_out(bench: Workbench, agent: Agent) -> None:
+    prompts = [make_prompt(text) for text in ("a", "b", "c")]
+    answers = [make_response(p, t) for p, t in zip(prompts, ("Yes.", " ", "No."), strict=True)]
+    written = bench.write_answers("answers", list(zip(prompts, answers, strict=True)))
+    config = SFTConfig(epochs=2, batch_size=1)
+    stage = SFTOnAnswers("init/student", Policy(agent, "positive"), written, config, seed=0)
+    meta = bench.run(stage).meta
+    assert (meta["examples"], meta["steps"]) == (2, 4)
+
+
+def test_nothing_to_learn_from_is_an_error(bench: Workbench, agent: Agent) -> None:
+    prompt = make_prompt("a")
+    written = bench.write_answers("answers", [(prompt, make_response(prompt, "\n"))])
+    stage = SFTOnAnswers("init/student", Policy(agent, "positive"), written, SFTConfig(), seed=0)
+    with pytest.raises(DataError) as raised:
+        bench.run(stage)
+    assert str(raised.value) == (
+        "init/student: there is no answer to learn from; all of them are empty"
+    )
+
+
+def test_end_of_turn_is_learned_although_it_is_the_pad_token(
+    bench: Workbench, agent: Agent
+) -> None:
+    chat = bench.pool.chat(agent)
+    assert chat.end_of_turn == chat.tokenizer.pad_token_id == chat.tokenizer.eos_token_id
+    pairs = make_pairs(3)
+    config = SFTConfig(epochs=30, learning_rate=2e-2, batch_size=3)
+    start = Policy(agent, "positive")
+    before = end_of_turn_nats(bench.pool.load(start), agent, pairs)
+    stage = SFTOnDataset("sft", start, write_examples(bench, pairs), "chosen", config, seed=0)
+    bench.run(stage)
+    after = end_of_turn_nats(bench.pool.load(Policy(agent, "positive", stage)), agent, pairs)
+    assert before > 3
+    assert after < 0.5
+
+
+def end_of_turn_nats(loaded: LoadedPolicy, agent: Agent, pairs: list[Pair]) -> float:
+    """Return the mean of -log p(end of turn) after the chosen answers, in nats."""
+    total = 0.0
+    for pair in pairs:
+        group = encode_group(loaded.chat, agent, pair.prompt, [pair.chosen])
+        [completion] = group.completions
+        assert completion[-1] == loaded.chat.end_of_turn
+        with torch.no_grad():
+            row = torch.tensor([[*group.prompt, *completion[:-1]]])
+            logits = loaded.model(input_ids=row).logits[0, -1].double()
+        total -= float(logits.log_softmax(-1)[loaded.chat.end_of_turn])
+    return total / len(pairs)
+
+
+def test_answer_cut_off_at_the_limit_does_not_end(bench: Workbench) -> None:
+    agent = make_agent(tuning=LORA, limits=LimitsConfig(response_tokens=3))
+    chat = bench.pool.chat(agent)
+    prompt = make_prompt("a")
+    long, short = (dataset_response(prompt, text) for text in ("x y z w v u", "x"))
+    group = encode_group(chat, agent, prompt, [long, short])
+    assert len(group.completions[0]) == 3
+    assert chat.end_of_turn not in group.completions[0]
+    assert group.completions[1][-1] == chat.end_of_turn
+
+
+class Round:
+    """A student before its second DPO round: base, initial and previous policy all differ."""
+
+    def __init__(self, bench: Workbench, agent: Agent) -> None:
+        self.bench = bench
+        self.agent = agent
+        weights = snapshot(bench.train_from(agent).trainable)
+        self.policies = {"base": Policy(agent, "positive")}
+        for seed, name in enumerate(("initial", "previous")):
+            randomise(weights, seed)
+            written = bench.write_weights(name, weights)
+            self.policies[name] = Policy(agent, "positive", written)
+        self.pairs = make_pairs(4)
+        self.written_pairs = bench.write_pairs("pairs", self.pairs)
+
+    def scores(self, reference: str) -> Stage:
+        """Score the pairs under a reference policy."""
+        stage = ScorePairs("reference", self.policies[reference], self.written_pairs)
+        self.bench.run(stage)
+        return stage
+
+    def train(self, reference: str, **changes: Any) -> Artifact:
+        config = DPOConfig(batch_size=4, beta=0.1, **changes)
+        start = self.policies["previous"]
+        scores = self.scores(reference)
+        return self.bench.run(
+            TrainDPO("train", start, self.written_pairs, scores, config, seed=0)
+        )
+
+
+def test_at_the_first_step_policy_and_previous_reference_are_one(
+    bench: Workbench, agent: Agent
+) -> None:
+    [row] = read_jsonl(Round(bench, agent).train("previous").path / "log.jsonl")
+    assert row["margin"] == pytest.approx(0, abs=1e-4)
+    assert row["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["previous", "initial", "base"])
+def test_reference_is_the_policy_that_made_the_scores(
+    bench: Workbench, agent: Agent, reference: str
+) -> None:
+    """The first margin, worked out here from the scores of start and reference, is the log's."""
+    scene = Round(bench, agent)
+    [row] = read_jsonl(scene.train(reference).path / "log.jsonl")
+    start, other = (
+        read_scores(bench.artifacts[scene.scores(name).key].path)
+        for name in ("previous", reference)
+    )
+    margins = []
+    for pair in scene.pairs:
+        chosen, rejected = (
+            start[r.id].sum_logprob - other[r.id].sum_logprob for r in (pair.chosen, pair.rejected)
+        )
+        margins.append(0.1 * (chosen - rejected))
+    mean = sum(margins) / len(margins)
+    assert row["margin"] == pytest.approx(mean, abs=1e-4)
+    assert (abs(mean) > 0.02) == (reference != "previous")
+
+
+def test_the_three_references_give_three_results(bench: Workbench, agent: Agent) -> None:
+    scene = Round(bench, agent)
+    assert len({scene.train(name).digest for name in ("previous", "initial", "base")}) == 3
+
+
+def test_beta_and_gamma_act(bench: Workbench, agent: Agent) -> None:
+    scene = Round(bench, agent)
+    made = {
+        gamma: next(read_jsonl(scene.train("initial", gamma=gamma).path / "log.jsonl"))
+        for gamma in (0.0, 0.2)
+    }
+    assert made[0.0]["loss"] == pytest.approx(made[0.0]["dpo_loss"], rel=1e-6)
+    added = 0.2 * made[0.2]["sft_loss"]
+    assert made[0.2]["loss"] == pytest.approx(made[0.0]["loss"] + added, rel=1e-5)
+
+
+def test_artifact_holds_weights_and_log_and_tells_of_them(bench: Workbench, agent: Agent) -> None:
+    scene = Round(bench, agent)
+    made = scene.train("previous", epochs=3, learning_rate=1e-2)
+    rows = list(read_jsonl(made.path / "log.jsonl"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    last = {name: rows[-1][name] for name in ("loss", "dpo_loss", "sft_loss", "margin")}
+    assert made.meta == {"examples": 4, "steps": 3, **last}
+    start = load_file(bench.artifacts[scene.policies["previous"].weights_key].path / WEIGHTS_FILE)
+    trained = load_file(made.path / WEIGHTS_FILE)
+    assert start.keys() == trained.keys()
+    assert all(not torch.equal(start[name], trained[name]) for name in start)
