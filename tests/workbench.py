@@ -1,9 +1,9 @@
 """Agents over tiny model folders, and stages run by hand, one at a time, without a runner.
 
-    bench = Workbench(tmp_path)
-    student = make_agent(folder, tuning=TuningConfig(rank=2))
-    pairs = bench.write("pairs", {"pairs.jsonl": rows})  # a stage whose artifact is these files
-    weights = bench.run(TrainDPO("train", Policy(student, "positive"), pairs, ...))
+bench = Workbench(tmp_path)
+student = make_agent(folder, tuning=TuningConfig(rank=2))
+pairs = bench.write("pairs", {"pairs.jsonl": rows})  # a stage whose artifact is these files
+weights = bench.run(TrainDPO("train", Policy(student, "positive"), pairs, ...))
 """
 
 from __future__ import annotations

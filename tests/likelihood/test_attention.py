@@ -19,9 +19,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, **asked: Any
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **asked: Any) -> Tensor:
         self.calls.append({"layer": layer, "shape": tuple(query.shape), **asked})
         return query.transpose(1, 2)
 

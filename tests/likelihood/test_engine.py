@@ -52,9 +52,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def with_budget(name: str, pack_tokens: int, **overrides: Any) -> LikelihoodEngine:
     """Return an engine over a shared model with a pack budget of its own."""
     found = shared_engine(name, **overrides)
-    return LikelihoodEngine(
-        found.model, pack_tokens=pack_tokens, architecture=found.architecture
-    )
+    return LikelihoodEngine(found.model, pack_tokens=pack_tokens, architecture=found.architecture)
 
 
 def assert_scores_are_plain(scorer: LikelihoodEngine, groups: list[PromptGroup]) -> None:

@@ -353,9 +353,7 @@ def _train_with_idle_parameter(
         policy.model, policy.chat, policy.architecture, {**policy.trainable, "idle": idle}
     )
     config = config_of(epochs=2, batch_size=2, weight_decay=0.1)
-    trainer = make_trainer(
-        policy, sft(), config, folder, progress=progress, checkpoint_steps=2
-    )
+    trainer = make_trainer(policy, sft(), config, folder, progress=progress, checkpoint_steps=2)
     try:
         trainer.train()
     except InterruptedError:

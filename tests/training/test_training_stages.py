@@ -103,13 +103,12 @@ def test_nothing_to_learn_from_is_an_error(bench: Workbench, agent: Agent) -> No
     )
 
 
-def test_end_of_turn_is_learned_although_it_is_the_pad_token(
-    bench: Workbench, agent: Agent
-) -> None:
+def test_end_of_turn_is_learned_although_it_is_the_pad_token(bench: Workbench) -> None:
+    agent = make_agent(tuning=TuningConfig(kind="full"))
     chat = bench.pool.chat(agent)
     assert chat.end_of_turn == chat.tokenizer.pad_token_id == chat.tokenizer.eos_token_id
     pairs = make_pairs(3)
-    config = SFTConfig(epochs=30, learning_rate=2e-2, batch_size=3)
+    config = SFTConfig(epochs=20, learning_rate=1e-2, batch_size=3)
     start = Policy(agent, "positive")
     before = end_of_turn_nats(bench.pool.load(start), agent, pairs)
     stage = SFTOnDataset("sft", start, write_examples(bench, pairs), "chosen", config, seed=0)
@@ -169,9 +168,7 @@ class Round:
         config = DPOConfig(batch_size=4, beta=0.1, **changes)
         start = self.policies["previous"]
         scores = self.scores(reference)
-        return self.bench.run(
-            TrainDPO("train", start, self.written_pairs, scores, config, seed=0)
-        )
+        return self.bench.run(TrainDPO("train", start, self.written_pairs, scores, config, seed=0))
 
 
 def test_at_the_first_step_policy_and_previous_reference_are_one(
@@ -199,9 +196,8 @@ def test_reference_is_the_policy_that_made_the_scores(
             start[r.id].sum_logprob - other[r.id].sum_logprob for r in (pair.chosen, pair.rejected)
         )
         margins.append(0.1 * (chosen - rejected))
-    mean = sum(margins) / len(margins)
-    assert row["margin"] == pytest.approx(mean, abs=1e-4)
-    assert (abs(mean) > 0.02) == (reference != "previous")
+    assert row["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
+    assert (max(map(abs, margins)) > 0.02) == (reference != "previous")
 
 
 def test_the_three_references_give_three_results(bench: Workbench, agent: Agent) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,12 +55,32 @@ def command(
         from macpo.report.result import print_result
         from macpo.run import run
 
-        with ConsoleObserver() as observer:
+        with _quiet_libraries(), ConsoleObserver() as observer:
             result = run(loaded, folder, observer)
         print_result(result)
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silence what libraries say to their own developers' users, which is nobody here.
+
+    That is transformers' bar for every loading of weights, and warnings of what a later version
+    will rename. Downloads from the hub keep their bars.
+    """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def run_folder(config: RunConfig, out: Path | None) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from macpo.report.text import format_count, format_seconds, percent, plain_line, plural
@@ -86,8 +87,6 @@ class ConsoleObserver:
     def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
         """See `Observer`."""
         self._ran += 1
-        if self._bar is not None:
-            self._bar.finish_stage()
         numbers = telling_numbers(stage.kind, artifact.meta, seconds)
         self._line(f"{stage.name:<{NAME_WIDTH}} {format_seconds(seconds):>11}  {numbers}".rstrip())
 
@@ -122,11 +121,13 @@ class ConsoleObserver:
     def _line(self, text: str, style: str = "") -> None:
         """Write one line above the live bar; never as markup, never wrapped."""
         self._last_line = self._clock()
-        if not self.live:
-            # Not through rich, which obeys FORCE_COLOR.
-            print(text, file=self.console.file, flush=True)
+        if self.live:
+            self.console.print(Text(text, style=style), soft_wrap=True)
             return
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        # Not through rich, which obeys FORCE_COLOR. A full disk under the log, or a reader of the
+        # pipe that went away, must not end a run of days.
+        with contextlib.suppress(OSError):
+            print(text, file=self.console.file, flush=True)
 
     def _close_bar(self) -> None:
         bar, self._bar = self._bar, None
@@ -162,31 +163,31 @@ class _LiveBar:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[shown]}", markup=False, style="cyan"),
+            TimeElapsedColumn(),
             console=console,
             transient=True,
+            refresh_per_second=4,
         )
-        self._all = self._progress.add_task("stages", total=None, shown="")
-        self._stage: TaskID | None = None
+        self._stage = self._progress.add_task("", total=None, shown="")
+        self._all = self._progress.add_task(f"{'all stages':<{NAME_WIDTH}}", total=None, shown="")
         self._progress.start()
 
     def start_stage(self, name: str, number: int, total: int) -> None:
-        self._progress.update(self._all, completed=number - 1, total=total)
-        self._stage = self._progress.add_task(name, total=None, shown="")
+        """Begin a stage, `number` of `total` from 1."""
+        description = f"{name:<{NAME_WIDTH}}"
+        self._progress.reset(self._stage, description=description, total=None, shown="")
+        shown = f"{number - 1:,} of {total:,}"
+        self._progress.update(self._all, completed=number - 1, total=total, shown=shown)
 
     def update(self, done: int, total: int, shown: str) -> None:
-        if self._stage is not None:
-            self._progress.update(self._stage, completed=done, total=total, shown=shown)
-
-    def finish_stage(self) -> None:
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
-            self._stage = None
-            self._progress.advance(self._all)
+        """Show how far the stage is."""
+        shown = f"{done:,} of {total:,}" + (f", {shown}" if shown else "")
+        self._progress.update(self._stage, completed=done, total=total, shown=shown)
 
     def close(self) -> None:
+        """Remove the lines."""
         self._progress.stop()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -42,7 +43,9 @@ def _heading(report: PlanReport) -> list[str]:
 
 def _agents_table(report: PlanReport) -> Table:
     """List agents with their models and memory."""
-    table = Table(title="agents; memory in GiB, each model alone", title_justify="left")
+    table = Table(
+        title="agents; memory in GiB, each model alone", title_justify="left", box=SIMPLE_HEAD
+    )
     for heading in ("agent", "model", "weights trained"):
         table.add_column(heading, overflow="fold")
     for heading in ("parameters", "weights", "training", "answering"):
@@ -68,9 +71,9 @@ def _sizes(agent: AgentPlan) -> list[str]:
 
 def _stages_table(report: PlanReport) -> Table:
     """List the stages in the order in which they run."""
-    table = Table(title="stages", title_justify="left")
+    table = Table(title="stages", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for heading in ("tokens", "operations", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in report.stages:

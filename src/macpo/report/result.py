@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -66,7 +67,7 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> 
     rounds = sorted({row["round"] for row in rows})
     room = max(2, (width - max(map(len, [*agents, *METRICS.values()]), default=0)) // COLUMN_WIDTH)
     shown = rounds if len(rounds) <= room else [rounds[0], *rounds[len(rounds) - room + 1 :]]
-    table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", expand=False)
+    table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for number in shown:
         table.add_column(f"round {number}" if number else "before", justify="right", no_wrap=True)

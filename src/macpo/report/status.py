@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -75,7 +76,7 @@ def _finished_table(report: StatusReport) -> Table:
     """List the stages that were finished last."""
     hidden = len(report.finished) - SHOWN_STAGES
     title = f"the last {SHOWN_STAGES} finished; --json has all" if hidden > 0 else "finished"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, style="dim")

@@ -1,0 +1,73 @@
+"""What this machine is good at, found by trying: matrix products, and memory from the allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16")
+
+# The shape of a small model's MLP product: tokens x width, width x inner width.
+TOKENS, WIDTH, INNER = 2048, 576, 1536
+REPEATS, ROUNDS = 4, 6
+
+# mallopt's parameters, of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def matmul_gflops(dtype: str, device: torch.device) -> float:
+    """Return the best measured speed of a matrix product, in GFLOP/s (10^9 operations a second).
+
+    Takes a fraction of a second. The best of several rounds counts: others use the machine too.
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    x = torch.ones(TOKENS, WIDTH, dtype=kind, device=device)
+    weight = torch.ones(INNER, WIDTH, dtype=kind, device=device)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(ROUNDS + 1):  # the first one warms up
+            started = time.perf_counter()
+            for _ in range(REPEATS):
+                torch.nn.functional.linear(x, weight)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - started)
+    return REPEATS * 2 * TOKENS * WIDTH * INNER / best / 1e9
+
+
+def fastest_dtype(device: torch.device) -> tuple[str, dict[str, float]]:
+    """Return the dtype whose matrix products are fastest here, and the GFLOP/s of each.
+
+    By timing and never by a capability flag: oneDNN calls bf16 supported on CPUs where it is
+    emulated and five times slower than float32. bfloat16 has to be a fifth faster to be chosen,
+    for its rounding costs accuracy.
+    """
+    measured = {dtype: matmul_gflops(dtype, device) for dtype in DTYPES}
+    faster = measured["bfloat16"] > 1.2 * measured["float32"]
+    return ("bfloat16" if faster else "float32"), measured
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep freed memory instead of giving it back to the kernel at every tensor.
+
+    Large tensors are otherwise mapped and unmapped one by one, and every page is cleared by the
+    kernel again. For this process, from now on; Linux with glibc only.
+
+    Returns:
+        Whether it was done.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL("libc.so.6")
+    largest = 2**30
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, largest)) and bool(
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * largest - 1)
+    )
