@@ -1,8 +1,8 @@
 """Tiny runs through the command line: a config with its models and data, made in a moment.
 
-    config = write_config(tmp_path)                       # 2 teachers, 2 rounds, 24 pairs
-    result = run_cli(["run", config, "--out", tmp_path / "run"])
-    process = start_cli(["run", config, "--out", tmp_path / "run"])     # in a process to be killed
+config = write_config(tmp_path)                       # 2 teachers, 2 rounds, 24 pairs
+result = run_cli(["run", config, "--out", tmp_path / "run"])
+process = start_cli(["run", config, "--out", tmp_path / "run"])     # in a process to be killed
 """
 
 from __future__ import annotations

@@ -48,9 +48,7 @@ class Quiet:
 def digests(folder: Path) -> dict[str, str]:
     """Return the checksum of every file below a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def run_until_killed(config: RunConfig, folder: Path, prepare: Callable[[], None]) -> bool:

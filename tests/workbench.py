@@ -134,7 +134,7 @@ class Workbench:
         engine: EngineConfig | None = None,
         progress: ProgressCallback = ignore_progress,
     ) -> Artifact:
-        """Return a stage's artifact; made now, or resumed if a call was killed, unless it is there."""
+        """Return a stage's artifact: found, or made, or resumed where a killed call left it."""
         found = self.store.find(stage.kind, stage.key)
         if found is not None:
             self.artifacts[stage.key] = found

@@ -1,4 +1,4 @@
-"""What the decoding tests share: prompts, a plain call of `decode`, and `generate` as the oracle."""
+"""What the decoding tests share: prompts, calls of `decode`, and `generate` as the oracle."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.generation.answers import answer, generated, greedy, random_prompts
-from tests.tiny import tiny_model
 
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
 from macpo.generation import decode as decode_module
 from macpo.generation.decode import decode
+from tests.generation.answers import answer, generated, greedy, random_prompts
+from tests.tiny import tiny_model
 
 MIXED_LENGTHS = (1, 2, 90, 3, 17, 40, 1, 64, 33, 5, 8, 21, 77, 2, 13, 55, 29, 1, 48, 6)
 SAMPLED = SamplingConfig(temperature=1.0, top_k=40, top_p=0.9, max_new_tokens=16)
@@ -148,9 +148,7 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours() -> None:
     together = answer(model, prompts, SAMPLED)
 
     places = [13, 2, 7, 0]
-    apart = answer(
-        model, [prompts[i] for i in places], SAMPLED, seeds=places, memory_gib=FEW_ROWS
-    )
+    apart = answer(model, [prompts[i] for i in places], SAMPLED, seeds=places, memory_gib=FEW_ROWS)
 
     assert apart == [together[i] for i in places]
 
@@ -225,7 +223,10 @@ def test_progress_counts_every_prompt_once() -> None:
     counts: list[int] = []
 
     answer(
-        tiny_model(), random_prompts(MIXED_LENGTHS), SAMPLED, progress=counts.append,
+        tiny_model(),
+        random_prompts(MIXED_LENGTHS),
+        SAMPLED,
+        progress=counts.append,
         memory_gib=FEW_ROWS,
     )
 
@@ -283,11 +284,11 @@ def test_rows_follow_the_memory_budget() -> None:
 
     needs = [100] * 10 + [50] * 30
     gib = (16 * 100 + 4 * 50) * token / 2**30
-    rows, per_block = decode_module._plan_rows(needs, served.shapes, torch.float32, gib)
+    rows, per_block = decode_module.plan_rows(needs, served.shapes, torch.float32, gib)
 
     # the first block of 16 takes its longest row's 100 tokens each, then 4 rows of 50 fit
     assert (rows, per_block) == (20, 16)
-    assert decode_module._plan_rows(needs, served.shapes, torch.bfloat16, gib)[0] == 40
+    assert decode_module.plan_rows(needs, served.shapes, torch.bfloat16, gib)[0] == 40
 
 
 def test_decode_is_what_the_tests_call() -> None:

@@ -97,10 +97,18 @@ def tokens(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def group_lists(longest: int = 12) -> st.SearchStrategy[list[PromptGroup]]:
-    """Draw one to five groups with one to four completions each."""
+    """Draw one to five groups with one to four completions each; prompts may start alike."""
     completions = st.lists(tokens(longest), min_size=1, max_size=4).map(tuple)
-    group = st.builds(PromptGroup, tokens(longest), completions)
-    return st.lists(group, min_size=1, max_size=5)
+    groups = st.lists(st.tuples(tokens(longest), completions), min_size=1, max_size=5)
+    start = st.one_of(st.just(()), tokens(longest))
+    return st.tuples(start, groups).map(lambda drawn: starting_alike(*drawn))
+
+
+def starting_alike(
+    start: tuple[int, ...], groups: Sequence[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
+) -> list[PromptGroup]:
+    """Return groups of (prompt, completions), each prompt with `start` before it."""
+    return [PromptGroup(start + prompt, completions) for prompt, completions in groups]
 
 
 def _gpt2(**overrides: Any) -> Any:

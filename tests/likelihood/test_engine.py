@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from tests.likelihood.plain import (
     make_model,
     plain_sums,
     shared_engine,
+    starting_alike,
     with_adapter,
 )
 
@@ -30,6 +31,10 @@ GROUPS = [
     PromptGroup((5, 9, 1, 0, 44, 31, 32), ((6,),)),
     PromptGroup((1, 1), ((1, 1, 1), (1, 0, 1))),
 ]
+
+START = (60, 61, 62, 63, 64)
+ALIKE = starting_alike(START, [(group.prompt, group.completions) for group in GROUPS])
+"""As above, with a system prompt before each: it is forwarded once."""
 
 
 @pytest.fixture
@@ -143,22 +148,63 @@ def test_models_that_trees_would_confuse_get_padded_rows(name: str, paths: dict[
     assert paths == {"tree": 0, "padded": 1}
 
 
-@pytest.mark.parametrize("threshold", [0, 7, 10_000])
+def test_what_all_prompts_start_with_is_forwarded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    scorer = with_budget("llama", 2048)
+    embed = scorer.causal_lm.get_input_embeddings()
+    handle = embed.register_forward_pre_hook(lambda _, ids: rows.append(ids[0].shape[1]))
+    scorer.score(ALIKE)
+    scorer.score(GROUPS)
+    handle.remove()
+    [alike, apart] = rows
+    assert alike == apart + len(START)
+    assert_scores_are_plain(scorer, ALIKE)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [PromptGroup((5, 6, 7), ((8, 9),)), PromptGroup((5, 6, 7), ((8, 10), (3,)))],
+        [PromptGroup((5, 6, 7), ((8, 9),)), PromptGroup((5, 6), ((7, 9), (3,)))],
+        [
+            PromptGroup((5,), ((8, 9),)),
+            PromptGroup((5, 6, 7), ((7, 9),)),
+            PromptGroup((5,), ((1,),)),
+        ],
+    ],
+    ids=["the same prompt", "one a start of the other", "one token"],
+)
+def test_prompts_that_share_all_but_their_last_token(groups: list[PromptGroup]) -> None:
+    assert_scores_are_plain(with_budget("llama", 2048), groups)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("block", [1, 3, 8])
+def test_attention_in_blocks_of_queries_gives_the_same_numbers(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "QUERY_BLOCK", block)
+    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
+    assert_scores_are_plain(with_budget(name, 2048), ALIKE)
+
+
+@pytest.mark.parametrize("groups", [GROUPS, ALIKE], ids=["apart", "alike"])
+@pytest.mark.parametrize("threshold", [0, 12, 10_000])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_long_groups_attend_through_sdpa_with_the_same_numbers(
-    name: str, threshold: int, monkeypatch: pytest.MonkeyPatch
+    name: str, threshold: int, groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
     sdpa = layout.scaled_dot_product_attention
 
-    def counted(query: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        lengths.append(query.shape[2])
-        return sdpa(query, *arguments, **keywords)
+    def counted(query: Tensor, key: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        lengths.append(key.shape[2])
+        return sdpa(query, key, *arguments, **keywords)
 
     monkeypatch.setattr(layout, "EXPLICIT_LENGTH", threshold)
     monkeypatch.setattr(layout, "scaled_dot_product_attention", counted)
-    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
-    longer = [group.tokens for group in GROUPS if group.tokens > threshold]
+    assert_scores_are_plain(with_budget(name, 2048), groups)
+    longer = [group.tokens for group in groups if group.tokens > threshold]
     assert lengths == longer * 2  # layers
 
 
@@ -189,34 +235,39 @@ def assert_gradients_are_plain(
 
 
 @pytest.fixture(params=[*TREES, "mamba", "gpt_oss"])
-def adapted(request: pytest.FixtureRequest) -> Iterator[LikelihoodEngine]:
+def adapted(request: pytest.FixtureRequest) -> LikelihoodEngine:
     targets = {
         "mamba": ["x_proj", "in_proj"],
         "gpt_oss": ["q_proj", "v_proj"],
     }
     name = request.param
     model = make_model(name).requires_grad_(False)
-    yield LikelihoodEngine(with_adapter(model, targets.get(name, "all-linear")))
+    return LikelihoodEngine(with_adapter(model, targets.get(name, "all-linear")))
 
 
-@pytest.mark.parametrize("pack_tokens", [1, 2048])
+@pytest.mark.parametrize(
+    ("groups", "pack_tokens"), [(GROUPS, 1), (GROUPS, 2048), (ALIKE, 30), (ALIKE, 2048)]
+)
 def test_adapter_gradients_are_those_of_plain_forwards(
-    adapted: LikelihoodEngine, pack_tokens: int
+    adapted: LikelihoodEngine, groups: list[PromptGroup], pack_tokens: int
 ) -> None:
-    assert_gradients_are_plain(adapted, GROUPS, pack_tokens)
+    assert_gradients_are_plain(adapted, groups, pack_tokens)
 
 
-def test_adapter_gradients_through_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", 0)
+@pytest.mark.parametrize(("limit", "value"), [("EXPLICIT_LENGTH", 0), ("QUERY_BLOCK", 3)])
+def test_adapter_gradients_through_sdpa_and_through_blocks(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, limit, value)
     model = make_model("llama").requires_grad_(False)
-    assert_gradients_are_plain(LikelihoodEngine(with_adapter(model)), GROUPS, 2048)
+    assert_gradients_are_plain(LikelihoodEngine(with_adapter(model)), ALIKE, 2048)
 
 
 @pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama", True), ("gemma2", True)])
 def test_gradients_of_all_weights_are_those_of_plain_forwards(name: str, tied: bool) -> None:
     """With a head that trains, tied to the embeddings or not."""
     scorer = LikelihoodEngine(make_model(name, tie_word_embeddings=tied))
-    assert_gradients_are_plain(scorer, GROUPS, 2048)
+    assert_gradients_are_plain(scorer, ALIKE, 2048)
 
 
 def test_the_active_adapter_counts() -> None:

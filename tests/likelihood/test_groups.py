@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macpo.likelihood import PromptGroup, pack_groups
+from macpo.likelihood import Pack, PromptGroup, pack_groups
 from tests.likelihood.plain import group_lists
 
 
@@ -54,6 +54,24 @@ def test_group_over_the_budget_goes_alone() -> None:
 
 def test_nothing_makes_no_pack() -> None:
     assert pack_groups([], 10) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([(1, 2, 3), (1, 2, 4), (1, 2, 3, 9)], 2),
+        ([(1, 2, 3)] * 2, 2),  # the last token of each predicts, so each has its own
+        ([(1, 2, 3, 4), (1, 2)], 1),
+        ([(1,), (1,)], 0),
+        ([(5, 2), (6, 2)], 0),
+        ([(1, 9, 3, 4), (1, 2, 3, 4), (1, 5, 3, 4)], 1),
+    ],
+)
+def test_shared_prefix_is_what_all_prompts_start_with(
+    prompts: list[tuple[int, ...]], shared: int
+) -> None:
+    groups = tuple(PromptGroup(prompt, ((8,),)) for prompt in prompts)
+    assert Pack(groups, tuple(range(len(groups)))).shared_prefix == shared
 
 
 @given(group_lists(), st.integers(1, 60))

@@ -85,11 +85,10 @@ def test_sampled_ids_are_scored_as_they_are(bench: Workbench) -> None:
     """Letter by letter, as sampled: encoding the text again would give fewer tokens."""
     chat = bench.pool.chat(AGENT)
     prompt, response = FIRST[0]
-    letters = tuple(i for c in response.text for i in chat.tokenizer.encode(c)) + (
-        chat.end_of_turn,
-    )
-    own = replace(response, token_ids=letters, tokenizer=chat.fingerprint)
-    foreign = replace(response, token_ids=letters, tokenizer="another tokenizer")
+    letters = [i for c in response.text for i in chat.tokenizer.encode(c)]
+    sampled = (*letters, chat.end_of_turn)
+    own = replace(response, token_ids=sampled, tokenizer=chat.fingerprint)
+    foreign = replace(response, token_ids=sampled, tokenizer="another tokenizer")
     written = bench.write_pairs("pairs", [Pair(prompt, own, foreign)])
     scores = read_scores(bench.run(ScorePairs("scores", STUDENT, written)).path)
     assert scores[own.id].tokens == len(response.text) + 1

@@ -18,7 +18,9 @@ def command(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the full model goes.")],
 ) -> None:
     """Merge an aligned ADAPTER into its base model and write the full model to OUTPUT."""
+    from macpo.cli.quiet import quiet_libraries
     from macpo.publish import merge_adapter
 
-    merge_adapter(adapter, output)
+    with quiet_libraries():
+        merge_adapter(adapter, output)
     typer.echo(f"merged model: {output}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,36 +49,17 @@ def command(
     folder = run_folder(loaded, out)
     print(describe(loaded, folder), file=sys.stderr, flush=True)
     try:
+        from macpo.cli.quiet import quiet_libraries
         from macpo.report.console import ConsoleObserver
         from macpo.report.result import print_result
         from macpo.run import run
 
-        with _quiet_libraries(), ConsoleObserver() as observer:
+        with quiet_libraries(), ConsoleObserver() as observer:
             result = run(loaded, folder, observer)
         print_result(result)
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Silence what libraries say to their own developers' users, which is nobody here.
-
-    That is transformers' bar for every loading of weights, and warnings of what a later version
-    will rename. Downloads from the hub keep their bars.
-    """
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def run_folder(config: RunConfig, out: Path | None) -> Path:
@@ -89,10 +68,19 @@ def run_folder(config: RunConfig, out: Path | None) -> Path:
 
 
 def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
-    """Add `--data` to the overrides."""
+    """Add `--data` to the overrides.
+
+    A local file also takes the place of the hub configuration and split that the config may name:
+    they belong to the hub data set that it replaces.
+    """
     from macpo.seeds import canonical_json
 
-    return [*(overrides or []), *([f"data.source={canonical_json(data)}"] if data else [])]
+    if not data:
+        return overrides or []
+    named = [f"data.source={canonical_json(data)}"]
+    if Path(data).expanduser().exists():
+        named += ["data.hub_config=null", "data.hub_split=train"]
+    return [*named, *(overrides or [])]
 
 
 def refuse_many_processes(environment: Mapping[str, str]) -> None:

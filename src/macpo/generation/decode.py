@@ -81,7 +81,7 @@ def decode(
             f"{served.reason}; answer with macpo.generation.fallback.decode_by_generate instead"
         )
     base = base_model(model)
-    rows, rows_per_block = _plan_rows(needs, served.shapes, base.dtype, memory_gib)
+    rows, rows_per_block = plan_rows(needs, served.shapes, base.dtype, memory_gib)
     cache = KeyValueCache(served.shapes, needs[:rows], rows_per_block, base.dtype, base.device)
     waiting = [
         _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
@@ -125,7 +125,7 @@ def check_prompts(
         )
 
 
-def _plan_rows(
+def plan_rows(
     needs: Sequence[int], shapes: dict[int, LayerShape], dtype: torch.dtype, memory_gib: float
 ) -> tuple[int, int]:
     """Return how many rows fit into the budget, and how many of them make a block.

@@ -25,7 +25,7 @@ SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 # Root mean square of what logits may differ by, as a share of their standard deviation: rounding
 # stays far below, a token that sees what it must not, or misses what it must see, far above.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.3}
 TRIAL_LENGTHS = (5, 1, 3)
 
 

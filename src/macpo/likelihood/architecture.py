@@ -118,7 +118,8 @@ def _plain_head(causal_lm: Any, name: str) -> torch.Tensor:
             f"{name}: its LM head is a {type(head).__name__}, not a plain linear layer; take "
             "adapters off it (tuning.targets) or use another model"
         )
-    if head.bias is not None:
+    bias: Any = head.bias
+    if bias is not None:
         raise ModelError(
             f"{name}: its LM head has a bias, which is not supported; use another model"
         )

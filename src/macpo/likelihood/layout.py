@@ -11,6 +11,7 @@ the first group; the others look back at it:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ class TreeLayout:
         """
         if sliding_window is not None and sliding_window < self.longest:
             raise ModelError(
-                f"layer {layer} sees {sliding_window} tokens of a branch of {self.longest}: a sliding "
-                "window that a tree of branches cannot honour"
+                f"layer {layer} sees {sliding_window} tokens of a branch of {self.longest}: a "
+                "sliding window that a tree of branches cannot honour"
             )
         # Split, not sliced: the backward pass of a slice fills a whole row with zeros.
         lengths = [length for _, length in self.spans]
@@ -120,7 +121,7 @@ def _explicit_attention(
     blocks = -(-length // QUERY_BLOCK)
     edges = [length * i // blocks for i in range(blocks + 1)]
     outputs = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         visible = seen - length + end
         rows = query[:, start:end].reshape(kv_heads, per_key * (end - start), -1)
         columns = key[:, :visible].transpose(1, 2)

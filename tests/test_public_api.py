@@ -1,0 +1,76 @@
+"""What `import macpo` offers, and how little it costs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+
+import macpo
+from tests.runs import SOURCES
+
+PUBLIC = {"__version__", "check_data", "load_config", "merge_adapter", "plan", "run", "status"}
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_public_names() -> None:
+    assert set(macpo.__all__) == PUBLIC
+    assert set(dir(macpo)) >= PUBLIC
+
+
+def test_importing_macpo_imports_nothing_else() -> None:
+    shown = python(
+        "import sys; before = set(sys.modules); import macpo\n"
+        "new = {m.partition('.')[0] for m in set(sys.modules) - before}\n"
+        "print(sorted(new - sys.stdlib_module_names))"
+    )
+
+    assert shown == "['macpo']\n"
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_public_functions_are_those_of_their_modules(name: str) -> None:
+    function = getattr(macpo, name)
+
+    assert inspect.isfunction(function)
+    assert function.__name__ == name
+    assert inspect.getdoc(function)
+
+
+@pytest.mark.parametrize("name", ["run", "status"])
+def test_function_is_not_replaced_by_the_module_of_its_name(name: str) -> None:
+    shown = python(
+        f"import macpo.{name}, macpo\n"
+        f"from macpo.{name} import {name} as function\n"
+        f"print(macpo.{name} is function, callable(macpo.{name}))"
+    )
+
+    assert shown == "True True\n"
+
+
+def test_modules_of_public_functions_can_still_be_imported() -> None:
+    for name in ("run", "status"):
+        module = importlib.import_module(f"macpo.{name}")
+        assert inspect.ismodule(module)
+        assert getattr(module, name) is getattr(macpo, name)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'macpo' has no attribute 'rum'"):
+        _ = macpo.rum

@@ -1,0 +1,115 @@
+"""What a run hands out loads with the libraries people use, and says the same as the run did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from macpo.config import load_config
+from macpo.errors import ModelError, StoreError
+from macpo.publish import merge_adapter
+from macpo.run import run
+from tests.runs import write_config
+from tests.test_resume import Quiet, digests
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with one LoRA teacher and one that trains whole."""
+    folder = tmp_path_factory.mktemp("published")
+    path = write_config(folder)
+    config = load_config(path, ["rounds=1", "teachers.1.tuning={kind: full}"])
+    run(config, folder / "run", Quiet())
+    return folder / "run"
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    """Return logits for a few tokens."""
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
+    return torch.as_tensor(output)
+
+
+def load_peft(adapter: Path) -> torch.nn.Module:
+    """Load an adapter as a user of PEFT would."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    return PeftModel.from_pretrained(base, str(adapter)).eval()  # type: ignore[no-any-return]
+
+
+def test_student_loads_with_peft_and_holds_the_trained_weights(finished: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = load_peft(finished / "final" / "student")
+    trained = load_file(finished / "stages/round-1/student/train/weights.safetensors")
+    loaded = {n: p for n, p in model.named_parameters() if ".lora_" in n}
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+    assert any(bool(p.abs().max() > 0) for n, p in loaded.items() if ".lora_B." in n)
+
+
+def test_whole_teacher_is_a_full_model_with_the_trained_weights(finished: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder = finished / "final" / "weak-b"
+    assert not (folder / "adapter_config.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trained = load_file(finished / "stages/round-1/weak-b/train/weights.safetensors")
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[name], trained[name]) for name in trained)
+
+
+def test_merged_export_gives_the_logits_of_base_plus_adapter(
+    finished: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merge_adapter(finished / "final" / "student", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    expected = logits_of(load_peft(finished / "final" / "student"))
+    assert torch.allclose(logits_of(merged), expected, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_export_refuses_to_overwrite_and_what_is_no_adapter(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="exists already"):
+        merge_adapter(finished / "final" / "student", tmp_path)
+    with pytest.raises(ModelError, match="full model already"):
+        merge_adapter(finished / "final" / "weak-b", tmp_path / "out")
+    with pytest.raises(ModelError, match="no adapter_config"):
+        merge_adapter(finished / "store", tmp_path / "out")
+
+
+def test_model_card_names_base_run_and_metrics(finished: Path) -> None:
+    card = (finished / "final" / "student" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "preference_accuracy" in card
+    assert "arXiv 2410.07672" in card
+
+
+def test_published_folders_stay_when_nothing_changed(finished: Path) -> None:
+    before = {p: p.stat().st_ino for p in sorted((finished / "final").rglob("*"))}
+    config = load_config(
+        finished.parent / "tiny.yaml", ["rounds=1", "teachers.1.tuning={kind: full}"]
+    )
+    run(config, finished, Quiet())
+    assert {p: p.stat().st_ino for p in sorted((finished / "final").rglob("*"))} == before
+
+
+def test_metrics_have_one_line_per_policy_round_and_metric(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    keys = [(row["policy"], row["round"], row["metric"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    for policy in ("student", "weak-a", "weak-b"):
+        for number in (0, 1):
+            for metric in ("preference_accuracy", "gold_perplexity", "answer_tokens"):
+                assert (policy, number, metric) in keys
+        assert (policy, 1, "train_margin") in keys
+    assert digests(finished / "final")
