@@ -25,7 +25,7 @@ from macpo.data.loading import load_preferences
 from macpo.generation.decode import decode, plan_rows
 from macpo.generation.protocol import Completion
 from macpo.generation.servable import Refused, examine
-from macpo.machine import matmul_gflops
+from macpo.machine import matmul_gflops, tune_allocator
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.models.loading import load_model, load_tokenizer
 from macpo.models.sources import resolve
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--pack-tokens", type=int, default=2048)
     args = parser.parse_args()
 
+    tune_allocator()  # as `macpo run` does; it helps both sides
     found = resolve(ModelConfig(source=args.model))
     model = load_model(found, getattr(torch, args.dtype), args.device)
     chat = Chat(load_tokenizer(found))

@@ -108,8 +108,11 @@ def status(folder: str | Path) -> StatusReport:
     folder = Path(folder)
     if not is_run(folder):
         raise StoreError(f"{folder}: no run here{_nearby(folder)}")
-    held, holder = _who_holds(folder / LOCK_FILE)
+    holding = [_who_holds(folder / LOCK_FILE)]
     history = _read_history(read_journal(folder / JOURNAL_FILE))
+    holding.append(_who_holds(folder / LOCK_FILE))  # a run may begin or end while we read
+    held = any(is_held for is_held, _ in holding)
+    holder = holding[1][1] or holding[0][1]
     if history.open is not None and not held:
         history.stop = _killed(history.open)
     finished = history.finished()

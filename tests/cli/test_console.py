@@ -118,10 +118,13 @@ def test_all_found_says_so() -> None:
 def test_found_stages_before_an_error_are_not_called_all() -> None:
     file, _, observer = in_a_log()
 
-    with pytest.raises(RuntimeError), observer:
-        observer.stage_found(stage("data"), artifact())
-        raise RuntimeError
+    def fail() -> None:
+        with observer:
+            observer.stage_found(stage("data"), artifact())
+            raise RuntimeError
 
+    with pytest.raises(RuntimeError):
+        fail()
     assert file.getvalue() == "1 stage was done already\n"
 
 

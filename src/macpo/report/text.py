@@ -8,7 +8,7 @@ import unicodedata
 # Escape sequences as ECMA-48 has them: CSI ("\x1b[31m"), strings such as OSC ("\x1b]0;title\x07"),
 # and the short ones. The 8-bit forms (U+009B and so on) go as control characters below.
 _ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\|$)|[ -/]*[0-~]|$)"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~]|$)"
 )
 # Marks that turn the direction of the text around them, or of the whole line.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -1,0 +1,225 @@
+"""What a run would do: on this machine, and where models and data are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from macpo.config import load_config
+from macpo.errors import DataError, ModelError
+from macpo.planning import PlanReport, hub_offline, plan
+from macpo.report.plan import render_plan
+from tests.runs import SOURCES, write_config
+
+PAPER = SOURCES.parent / "examples" / "paper-hh-helpful.yaml"
+Planner = Callable[..., PlanReport]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models and the data of a tiny run."""
+    folder = tmp_path_factory.mktemp("planning")
+    write_config(folder)
+    return folder
+
+
+@pytest.fixture
+def planned(home: Path) -> Planner:
+    """Return the plan of the tiny config with overrides, for a run directory."""
+
+    def make(*overrides: str, folder: Path | None = None) -> PlanReport:
+        return plan(load_config(home / "tiny.yaml", overrides), folder)
+
+    return make
+
+
+def shown(report: PlanReport) -> str:
+    import io
+
+    file = io.StringIO()
+    Console(file=file, width=160).print(render_plan(report))
+    return file.getvalue()
+
+
+def by_name(report: PlanReport) -> dict[str, Any]:
+    return {stage.name: stage for stage in report.stages}
+
+
+def test_plan_counts_data_and_measures_lengths_here(planned: Planner) -> None:
+    report = planned()
+
+    assert report.sizes is not None
+    assert report.sizes.exact
+    assert report.sizes.prompts == {"teacher": 8, "student": 8, "test": 8}
+    assert report.notes == ()
+    assert len(report.stages) == 53
+    assert report.to_run == report.stages
+    evaluate = by_name(report)["init/student/evaluate"]
+    assert not evaluate.work.at_most
+    assert 0 < evaluate.work.read < 8 * (128 + 64 + 64)
+    assert by_name(report)["init/weak-a/positive-answers"].work.at_most
+
+
+def test_plan_knows_the_size_of_every_model(planned: Planner) -> None:
+    report = planned()
+
+    for agent in report.agents:
+        assert agent.local
+        assert agent.parameters is not None
+        assert 10_000 < agent.parameters < 100_000
+        assert agent.memory is not None
+        assert agent.memory.training > agent.memory.weights
+    assert {stage.agent for stage in report.stages} == {None, "student", "weak-a", "weak-b"}
+
+
+def test_paper_config_plans_without_weights_data_or_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import socket
+
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    # The offline mode that tests run in would hide that planning looks things up.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+
+    report = plan(load_config(PAPER), tmp_path / "run")
+
+    student = report.agents[0]
+    assert (student.parameters, student.parameters_estimated) == (70_000_000_000, True)
+    assert student.memory is not None
+    # 70e9 weights of 2 bytes
+    assert student.memory.weights == pytest.approx(130.4, abs=0.1)
+    assert student.memory.training is None
+    assert [agent.parameters for agent in report.agents[1:]] == [7e9, 7e9, 8e9]
+    assert not any(agent.local for agent in report.agents)
+    assert report.dtype == "bfloat16"
+    stages = by_name(report)
+    assert stages["round-3/student/train"].work.trained == 5000 * (512 + 2 * 512)
+    assert stages["round-3/student/train"].operations == 4 * 7e10 * 5000 * 1536
+    text = " ".join(shown(report).split())
+    assert "about 70G" in text
+    assert "at most" in text
+    assert "lengths for student, llama-2-7b, mistral-7b, llama-3-8b are the limits" in text
+    assert "sizes are those of data.splits, with one pair a prompt" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_offline_mode_of_the_hub_is_put_back() -> None:
+    import datasets.config
+    from huggingface_hub import constants
+
+    before = (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    with pytest.raises(KeyError), hub_offline():
+        raise KeyError
+
+    assert before == (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+
+
+def test_model_of_unknown_size_stays_unknown(planned: Planner) -> None:
+    report = planned("student.model=some/model")
+
+    student = report.agents[0]
+    assert student.parameters is None
+    assert student.memory is None
+    assert by_name(report)["round-1/student/train"].operations is None
+    assert by_name(report)["round-1/weak-a/train"].operations is not None
+    text = shown(report)
+    assert "some/model (not here yet)" in text
+    assert "unknown" in text
+    assert "operations:" not in text  # no sum of what is not known
+    assert any("weights of student (some/model) are not on this machine" in n for n in report.notes)
+
+
+def test_data_that_is_not_here_with_fractions_gives_no_tokens(planned: Planner) -> None:
+    report = planned(
+        "data.source=elsewhere.jsonl", "data.splits={teacher: 0.4, student: 0.4, test: 0.2}"
+    )
+
+    assert report.sizes is None
+    assert all(stage.work is None for stage in report.stages)
+    assert "data.splits are fractions of it: no tokens are estimated" in report.notes[0]
+    assert "sizes unknown" in shown(report)
+
+
+def test_fractions_of_data_that_is_here_are_counted(planned: Planner) -> None:
+    report = planned("data.splits={teacher: 0.5, student: 0.25, test: 0.25}")
+
+    assert report.sizes is not None
+    assert report.sizes.prompts == {"teacher": 12, "student": 6, "test": 6}
+
+
+def test_data_too_small_for_its_splits_is_an_error(planned: Planner) -> None:
+    with pytest.raises(DataError, match="the data holds 24 different ones"):
+        planned("data.splits.teacher=100")
+
+
+def test_tokenizer_that_is_broken_is_an_error(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    (tmp_path / "models" / "student" / "tokenizer.json").write_text("{", encoding="utf-8")
+
+    with pytest.raises(ModelError, match="student"):
+        plan(load_config(config))
+
+
+def test_dtype_is_provisional_until_the_run_has_resolved_it(planned: Planner) -> None:
+    report = planned("dtype=auto")
+
+    assert report.dtype == "float32"
+    assert report.notes[0].startswith("dtype: auto is decided by timing when the run starts")
+
+
+def test_dtype_and_speed_come_from_the_run(planned: Planner, tmp_path: Path) -> None:
+    resolved = {"dtype": "bfloat16", "matmul_gflops": {"float32": 50.0, "bfloat16": 200.0}}
+    (tmp_path / "run.json").write_text(json.dumps(resolved), encoding="utf-8")
+
+    report = planned("dtype=auto", folder=tmp_path)
+
+    assert (report.dtype, report.gflops) == ("bfloat16", 200.0)
+    assert report.notes == ()
+    stage = by_name(report)["round-1/student/train"]
+    assert stage.seconds == pytest.approx(stage.operations / 200e9)
+    assert "at the 200 GFLOP/s measured in this run" in shown(report)
+
+
+def test_another_dtype_than_the_runs_has_no_measured_speed(
+    planned: Planner, tmp_path: Path
+) -> None:
+    resolved = {"dtype": "bfloat16", "matmul_gflops": {}}
+    (tmp_path / "run.json").write_text(json.dumps(resolved), encoding="utf-8")
+
+    report = planned("dtype=float32", folder=tmp_path)
+
+    assert (report.dtype, report.gflops) == ("float32", None)
+    assert all(stage.seconds is None for stage in report.stages)
+
+
+def test_plan_of_a_folder_that_is_not_there_makes_none(planned: Planner, tmp_path: Path) -> None:
+    report = planned(folder=tmp_path / "run")
+
+    assert report.to_run == report.stages
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_is_json(planned: Planner) -> None:
+    value = json.loads(json.dumps(planned().to_json()))
+
+    assert value["stages"][0]["name"] == "data"
+    assert value["folder"] is None
+
+
+def test_totals_add_up(planned: Planner) -> None:
+    report = planned("rounds=1", "evaluation.answers=0")
+
+    text = shown(report)
+    total = sum(stage.operations for stage in report.stages)
+    assert f"{len(report.stages)} of {len(report.stages)} stages to run" in text
+    assert f"operations: at most {total / 1e9:.3g}G" in text

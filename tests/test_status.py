@@ -1,0 +1,338 @@
+"""How far a run is, told from its folder."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from macpo.errors import DamagedError, StoreError
+from macpo.execution import local
+from macpo.report.status import render_status
+from macpo.status import (
+    JOURNAL_FILE,
+    LOCK_FILE,
+    METRICS,
+    PROGRESS_FILE,
+    RUN_FILE,
+    STORE_FOLDER,
+    status,
+)
+from macpo.store import Journal, Progress, RunLock
+
+KEYS = {name: name.encode().hex().ljust(64, "0")[:64] for name in ("data", "sft", "dpo", "eval")}
+START = datetime(2025, 1, 31, 12, tzinfo=timezone.utc).timestamp()
+
+
+class Writer:
+    """Writes a run's journal as the executor does, a second an event."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = START
+        self.journal = Journal(folder / JOURNAL_FILE, lambda: self.now)
+
+    def event(self, event: str, name: str = "", key: str = "", **fields: Any) -> None:
+        self.now += 1
+        if name:
+            fields |= {"stage": name, "key": key or KEYS[name]}
+        self.journal.append(event, **fields)
+
+    def stage(self, name: str, seconds: float, key: str = "") -> None:
+        """A stage that ran to its end."""
+        self.event("started", name, key)
+        self.event("finished", name, key, seconds=seconds)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Writer:
+    return Writer(tmp_path)
+
+
+def names(report: Any) -> list[str]:
+    return [stage.name for stage in report.finished]
+
+
+def shown(report: Any) -> str:
+    file = io.StringIO()
+    Console(width=150, file=file).print(render_status(report, 150))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def test_run_that_nobody_holds_is_stopped(writer: Writer) -> None:
+    writer.stage("data", 1.5)
+    writer.stage("sft", 2.5)
+
+    report = status(writer.folder)
+
+    assert report.state == "stopped"
+    assert names(report) == ["data", "sft"]
+    assert report.finished[1].seconds == 2.5
+    assert report.finished[1].ended == "2025-01-31T12:00:04.000Z"
+    assert report.worked_seconds == 4.0
+    assert report.running is report.last_stop is report.holder is None
+    assert "not running; macpo run goes on where it stopped" in shown(report)
+
+
+def test_run_with_metrics_and_nothing_open_is_finished(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+    (writer.folder / METRICS).write_text("", encoding="utf-8")
+
+    assert status(writer.folder).state == "finished"
+
+
+def test_plan_in_the_journal_gives_the_total(writer: Writer) -> None:
+    writer.event("planned", stages=[[name, key] for name, key in KEYS.items()])
+    writer.stage("data", 1.0)
+    (writer.folder / METRICS).write_text("", encoding="utf-8")  # of an earlier, shorter plan
+
+    report = status(writer.folder)
+
+    assert report.total == 4
+    assert report.state == "stopped"
+    assert "1 of 4 stages done; 1.0 s of work so far" in shown(report)
+
+
+def test_stages_that_no_longer_belong_to_the_plan_do_not_count(writer: Writer) -> None:
+    writer.stage("sft", 1.0, "a" * 64)
+    writer.stage("dpo", 1.0, "b" * 64)
+    writer.event("planned", stages=[["sft", "a" * 64], ["dpo", "c" * 64]])
+
+    report = status(writer.folder)
+
+    assert [(s.name, s.key) for s in report.finished] == [("sft", "a" * 64)]
+    assert report.total == 2
+
+
+def test_stage_that_a_changed_config_runs_anew_replaces_the_old_one(writer: Writer) -> None:
+    writer.stage("sft", 1.0, "a" * 64)
+    writer.stage("sft", 1.0, "b" * 64)
+
+    assert [s.key for s in status(writer.folder).finished] == ["b" * 64]
+
+
+def test_artifact_set_aside_is_not_done(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+    writer.event("set_aside", "data", reason="damaged")
+
+    assert status(writer.folder).finished == ()
+
+
+def test_running_stage_with_progress(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+    writer.now = datetime.now(timezone.utc).timestamp() - 31
+    writer.event("started", "sft")
+
+    clock = iter([0.0, 10.0]).__next__
+    with (
+        RunLock(writer.folder / LOCK_FILE),
+        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"], clock=clock) as progress,
+    ):
+        progress.update(5, 20, loss=0.25, tokens_per_second=1234.5)
+        report = status(writer.folder)
+
+    running = report.running
+    assert report.state == "running"
+    assert report.holder is not None
+    assert report.holder.pid == os.getpid()
+    assert running is not None
+    assert (running.name, running.done, running.total) == ("sft", 5, 20)
+    assert running.seconds == pytest.approx(30, abs=5)
+    # 5 units took 10 seconds, 15 are left.
+    assert running.seconds_left == pytest.approx(30, abs=5)
+    assert running.numbers == {"loss": 0.25, "tokens_per_second": 1234.5}
+    text = shown(report)
+    assert f"running, process {os.getpid()} on " in text
+    assert ": 5 of 20, loss 0.25, 1.23k tokens/s, " in text
+    assert "no word for" not in text
+
+
+def test_time_left_of_a_resumed_stage_is_not_guessed(writer: Writer) -> None:
+    writer.event("started", "sft")
+    writer.event("stopped", "sft", seconds=3.0, reason="KeyboardInterrupt")
+    writer.event("started", "sft")
+
+    with (
+        RunLock(writer.folder / LOCK_FILE),
+        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"]) as progress,
+    ):
+        progress.update(15, 20)
+        running = status(writer.folder).running
+
+    assert running is not None
+    assert running.done == 15
+    assert running.seconds_left is None
+
+
+def test_silence_of_a_running_stage_is_told(writer: Writer) -> None:
+    writer.event("started", "sft")
+
+    with (
+        RunLock(writer.folder / LOCK_FILE),
+        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"]) as progress,
+    ):
+        progress.update(1, 20)
+        past = (writer.folder / PROGRESS_FILE).stat().st_mtime - 600
+        os.utime(writer.folder / PROGRESS_FILE, (past, past))
+        text = shown(status(writer.folder))
+
+    assert "(no word for 10 min 0" in text
+
+
+def test_progress_of_another_stage_is_not_shown(writer: Writer) -> None:
+    writer.event("started", "dpo")
+    (writer.folder / PROGRESS_FILE).write_text(
+        json.dumps({"stage": "sft", "key": KEYS["sft"], "done": 1, "total": 2, "seconds": 1}),
+        encoding="utf-8",
+    )
+
+    with RunLock(writer.folder / LOCK_FILE):
+        running = status(writer.folder).running
+
+    assert running is not None
+    assert running.name == "dpo"
+    assert running.done is None
+
+
+def test_killed_run_says_where(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+    writer.event("started", "sft")
+    (writer.folder / METRICS).write_text("", encoding="utf-8")
+    (writer.folder / PROGRESS_FILE).write_text("{}", encoding="utf-8")
+
+    report = status(writer.folder)
+
+    assert report.state == "stopped"
+    assert report.running is None
+    assert report.last_stop is not None
+    assert report.last_stop.stage == "sft"
+    assert report.last_stop.reason.startswith("killed: the process ended without a word")
+
+
+def test_failure_is_told_until_the_stage_is_finished(writer: Writer) -> None:
+    writer.event("started", "sft")
+    writer.event("stopped", "sft", seconds=2.0, reason="TrainingError: loss is [red]nan\x1b[0m")
+    failed = status(writer.folder)
+    writer.event("started", "sft")
+    with RunLock(writer.folder / LOCK_FILE):
+        again = status(writer.folder)
+    writer.event("finished", "sft", seconds=1.0)
+    mended = status(writer.folder)
+
+    assert failed.last_stop is not None
+    assert "last stop: sft, 2025-01-31T12:00:02.000Z: TrainingError: loss is [red]nan\n" in (
+        shown(failed)
+    )
+    assert again.last_stop == failed.last_stop
+    assert mended.last_stop is None
+    assert mended.worked_seconds == 3.0
+
+
+def test_request_to_stop_is_no_failure(writer: Writer) -> None:
+    writer.event("started", "sft")
+    writer.event("stopped", "sft", seconds=2.0, reason="KeyboardInterrupt")
+
+    assert "asked to stop (Ctrl-C or SIGTERM)" in shown(status(writer.folder))
+
+
+def test_attempt_that_was_killed_is_told_while_the_next_one_runs(writer: Writer) -> None:
+    writer.event("started", "sft")
+    writer.event("started", "sft")
+
+    with RunLock(writer.folder / LOCK_FILE):
+        report = status(writer.folder)
+
+    assert report.running is not None
+    assert report.last_stop is not None
+    assert report.last_stop.time == "2025-01-31T12:00:01.000Z"
+
+
+def test_metrics_so_far_come_from_finished_evaluations(writer: Writer) -> None:
+    for name, key, accuracy in (
+        ("init/student/evaluate", "a" * 64, 0.5),
+        ("round-3/weak-a/evaluate", "b" * 64, 0.75),
+    ):
+        writer.stage(name, 1.0, key)
+        folder = writer.folder / STORE_FOLDER / f"evaluate-{key[:16]}"
+        folder.mkdir(parents=True)
+        metrics = {"preference_accuracy": accuracy, "pairs": 48}
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    writer.stage("round-3/weak-b/evaluate", 1.0, "c" * 64)  # set aside an instant ago
+
+    report = status(writer.folder)
+
+    assert report.pairs == 48
+    assert list(report.metrics) == [
+        {"policy": "student", "round": 0, "metric": "preference_accuracy", "value": 0.5},
+        {"policy": "weak-a", "round": 3, "metric": "preference_accuracy", "value": 0.75},
+    ]
+    assert "75.0 %" in shown(report)
+
+
+def test_damaged_metrics_are_named(writer: Writer) -> None:
+    writer.stage("init/student/evaluate", 1.0, "a" * 64)
+    path = writer.folder / STORE_FOLDER / f"evaluate-{'a' * 16}" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+
+    with pytest.raises(DamagedError, match=r"metrics\.json: cannot be read"):
+        status(writer.folder)
+
+
+def test_run_that_has_just_begun(tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text("{}", encoding="utf-8")
+
+    report = status(tmp_path)
+
+    assert report.finished == ()
+    assert "0 stages done" in shown(report)
+
+
+def test_many_finished_stages_are_shown_from_the_end(writer: Writer) -> None:
+    for number in range(20):
+        writer.stage(f"stage-{number}", 1.0, f"{number:064x}")
+
+    text = shown(status(writer.folder))
+
+    assert "the last 8 finished; --json has all" in text
+    assert "stage-19" in text
+    assert "stage-11" not in text
+
+
+def test_report_is_json(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+
+    value = json.loads(json.dumps(status(writer.folder).to_json()))
+
+    assert value["folder"] == str(writer.folder)
+    assert value["finished"][0]["name"] == "data"
+
+
+def test_missing_run_lists_those_nearby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"^nowhere: no run here; start one with: macpo run CONF"):
+        status("nowhere")
+    for name in ("alpha", "beta"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / RUN_FILE).touch()
+    with pytest.raises(StoreError, match=r"; runs nearby: runs/alpha, runs/beta$"):
+        status("nowhere")
+    with pytest.raises(StoreError, match=r"^runs: no run here; runs nearby: runs/alpha, runs/beta"):
+        status("runs")
+    with pytest.raises(StoreError, match=r"; did you mean runs/alpha\?$"):
+        status("runs/alhpa")
+
+
+def test_names_of_files_are_those_that_a_run_writes() -> None:
+    run = importlib.import_module("macpo.run")
+
+    assert (LOCK_FILE, RUN_FILE) == (run.LOCK_FILE, run.RUN_FILE)
+    assert (STORE_FOLDER, METRICS) == (run.STORE_FOLDER, run.METRICS)
+    assert (JOURNAL_FILE, PROGRESS_FILE) == (local.JOURNAL_FILE, local.PROGRESS_FILE)
