@@ -15,7 +15,7 @@ import pytest
 from macpo import __version__
 from macpo.cli import status as status_command
 from tests.cli.conftest import FinishedRun
-from tests.runs import SOURCES, run_cli, write_pairs
+from tests.runs import SOURCES, journal_of, run_cli, write_pairs
 from tests.tiny import tiny_folder
 
 COMMANDS = (["run"], ["plan"], ["status"], ["export"], ["data", "check"])
@@ -135,6 +135,25 @@ def test_plan_of_more_rounds_shows_what_is_left(finished: FinishedRun) -> None:
     assert len(report["stages"]) == 71
     assert len(left) == 18
     assert all(name.startswith("round-3/") for name in left)
+
+
+def test_plan_estimates_time_at_the_pace_of_what_is_done(finished: FinishedRun) -> None:
+    args = ["plan", finished.config, "--out", finished.folder, "--set", "rounds=3"]
+
+    stages = json.loads(run_cli([*args, "--json"]).out)["stages"]
+
+    took = {e["stage"]: e["seconds"] for e in journal_of(finished.folder) if "seconds" in e}
+    done = [stage for stage in stages if stage["state"] == "done"]
+    assert all(stage["seconds"] == took[stage["name"]] for stage in done)
+    scores = [stage for stage in done if stage["kind"] == "score"]
+    pace = sum(s["seconds"] for s in scores) / sum(s["operations"] for s in scores)
+    left = next(stage for stage in stages if stage["name"] == "round-3/weak-a/reference")
+    assert left["seconds"] == pytest.approx(left["operations"] * pace)
+    assert re.search(
+        r"time: at most about .*, at the pace of the stages that are done$",
+        run_cli(args).out,
+        re.MULTILINE,
+    )
 
 
 def test_plan_after_a_damaged_manifest_says_so(copied: FinishedRun) -> None:

@@ -6,12 +6,16 @@ import importlib
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from macpo.cli.run import refuse_many_processes
 from macpo.errors import ConfigError
+from macpo.report.console import ConsoleObserver
+from macpo.stage import Stage
+from macpo.status import StatusReport, status
 from macpo.store import RunLock
 from tests.cli.conftest import FinishedRun
 from tests.runs import finished_stages, journal_of, run_cli, write_config
@@ -189,6 +193,54 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert stopped.code == 130
     assert stopped.err.splitlines()[-1] == "macpo: stopped; run the same command to go on"
+
+
+def test_signal_stops_the_run_and_the_same_command_goes_on(
+    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", finished.config, "--out", tmp_path / "run"]
+    seen: list[StatusReport] = []
+    show = ConsoleObserver.stage_progress
+
+    def stop_at_first_step(
+        self: ConsoleObserver, stage: Stage, done: int, total: int, **fields: float
+    ) -> None:
+        show(self, stage, done, total, **fields)
+        if stage.name == "init/weak-b/positive":
+            seen.append(status(tmp_path / "run"))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "stage_progress", stop_at_first_step)
+        stopped = run_cli(command)
+    between = status(tmp_path / "run")
+    resumed = run_cli(command)
+
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == "macpo: stopped; run the same command to go on"
+    during = seen[0]
+    assert during.state == "running"
+    assert during.holder is not None
+    assert during.holder.pid == os.getpid()
+    assert during.running is not None
+    assert (during.running.name, during.running.done, during.running.total) == (
+        "init/weak-b/positive",
+        1,
+        2,
+    )
+    assert len(during.finished) == 3
+    assert between.state == "stopped"
+    assert between.last_stop is not None
+    assert (between.last_stop.stage, between.last_stop.reason) == (
+        "init/weak-b/positive",
+        "KeyboardInterrupt",
+    )
+    assert resumed.code == 0
+    assert "3 of 53 stages were done already" in resumed.err
+    assert resumed.out.replace(str(tmp_path / "run"), "RUN") == finished.result.out.replace(
+        str(finished.folder), "RUN"
+    )
+    assert status(tmp_path / "run").state == "finished"
 
 
 def test_bug_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

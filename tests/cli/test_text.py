@@ -69,7 +69,8 @@ def test_durations(seconds: float, shown: str) -> None:
         (134_515_008, "135M"),
         (7e10, "70G"),
         (1.5e15, "1.5P"),
-        (2e19, "2.00e+19"),
+        (1.79e18, "1.79E"),
+        (2e25, "2.00e+04Z"),
     ],
 )
 def test_large_numbers(number: float, shown: str) -> None:

@@ -208,6 +208,27 @@ def test_long_groups_attend_through_sdpa_with_the_same_numbers(
     assert lengths == longer * 2  # layers
 
 
+@pytest.mark.parametrize("threshold", [0, 10_000])
+def test_scaling_of_the_scores_is_the_models(
+    threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granite sets its own, here 1 where one over the root of the head's width were 0.35."""
+    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", threshold)
+    options = {"logits_scaling": 1.0, "attention_multiplier": 1.0}
+    assert_scores_are_plain(with_budget("granite", 2048, **options), GROUPS)
+
+
+def test_capped_scores_never_go_through_sdpa_which_knows_no_cap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", 0)
+    scorer = with_budget("gemma2", 2048, attn_logit_softcapping=0.5)
+    assert_scores_are_plain(scorer, ALIKE)
+    uncapped = with_budget("gemma2", 2048, attn_logit_softcapping=50.0)  # the cap does something
+    apart = completions_of(scorer.score(ALIKE)) - completions_of(uncapped.score(ALIKE))
+    assert apart.abs().max() > 0.05
+
+
 def adapter_gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     """Return the gradients of `loss` by parameter name."""
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -303,12 +324,16 @@ def test_scoring_nothing_gives_nothing() -> None:
     assert shared_engine("llama").score([]) == []
 
 
-def test_scoring_leaves_no_graph_and_training_gets_one() -> None:
+def test_only_training_builds_a_graph() -> None:
     scorer = LikelihoodEngine(with_adapter(make_model("llama").requires_grad_(False)))
+    builds_graph: list[bool] = []
+    scorer.causal_lm.model.register_forward_pre_hook(
+        lambda *_: builds_graph.append(torch.is_grad_enabled())
+    )
     [pack] = scorer.packs(GROUPS)
     assert scorer.score_pack(pack).requires_grad
     scorer.score(GROUPS)
-    assert all(parameter.grad is None for parameter in scorer.model.parameters())
+    assert builds_graph == [True, False]
 
 
 def test_score_gives_mean_and_perplexity() -> None:

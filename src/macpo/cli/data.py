@@ -53,11 +53,10 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return
-    from rich.console import Console
-
     from macpo.data import render
+    from macpo.report.console import stdout_console
 
-    Console(highlight=False).print(render(report))
+    stdout_console().print(render(report))
 
 
 def load_counter(model: str) -> Tokenizer:

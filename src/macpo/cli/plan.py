@@ -33,8 +33,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return
-    from rich.console import Console
-
+    from macpo.report.console import stdout_console
     from macpo.report.plan import render_plan
 
-    Console(highlight=False).print(render_plan(report))
+    stdout_console().print(render_plan(report))

@@ -13,7 +13,7 @@ def quiet_libraries() -> Iterator[None]:
 
     Downloads from the hub keep their bars.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     loading_shown = logging.is_progress_bar_enabled()

@@ -34,24 +34,23 @@ def command(
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return
-    from rich.console import Console
-
+    from macpo.report.console import stdout_console
     from macpo.report.status import render_status
 
-    console = Console(highlight=False)
+    console = stdout_console()
     console.print(render_status(report, console.width))
 
 
 def _watch(run: Path, as_json: bool) -> None:
     """Show the run again and again."""
-    from rich.console import Console
     from rich.live import Live
 
     from macpo.errors import ConfigError
+    from macpo.report.console import stdout_console
     from macpo.report.status import render_status
     from macpo.status import status
 
-    console = Console(highlight=False)
+    console = stdout_console()
     if as_json or not console.is_terminal:
         raise ConfigError("--watch needs a terminal; without one ask again, with --json if need be")
     with Live(console=console, auto_refresh=False) as live:

@@ -12,6 +12,7 @@ adapter's changes are smaller than the steps between the numbers that a weight c
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,9 +39,9 @@ class _Product:
 def blocked_weights(model: torch.nn.Module, most_gib: float) -> Iterator[None]:
     """Let the linear layers of `model` use blocked copies of their weights inside the block.
 
-    Does nothing where it cannot help or would cost too much: on other devices than CPU, without
-    oneDNN, or when the copies would take more than `most_gib`. Products differ by rounding only.
-    Neither weights nor the choice of adapters may change inside.
+    Does nothing where it cannot help or would cost too much: on other devices than x86 CPUs,
+    without oneDNN, or when the copies would take more than `most_gib`. Products differ by rounding
+    only. Neither weights nor the choice of adapters may change inside.
     """
     products = _products(model) if _has_onednn() else []
     size = sum(p.base.weight.numel() * p.base.weight.element_size() for p in products)
@@ -56,7 +57,12 @@ def blocked_weights(model: torch.nn.Module, most_gib: float) -> Iterator[None]:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Tell whether oneDNN's linear operator is there; beyond x86 it is untried."""
+    return (
+        platform.machine().lower() in ("x86_64", "amd64")
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def _products(model: torch.nn.Module) -> list[_Product]:
@@ -64,7 +70,7 @@ def _products(model: torch.nn.Module) -> list[_Product]:
     found: dict[int, _Product] = {}  # by base layer, so that each is copied once
     for layer in model.modules():  # a LoRA layer comes before the base layer in it
         product = _adapted(layer)
-        if product is None and _can_block(layer):
+        if product is None and isinstance(layer, torch.nn.Linear) and _can_block(layer):
             product = _Product(layer, layer)
         if product is not None:
             found.setdefault(id(product.base), product)
@@ -73,7 +79,7 @@ def _products(model: torch.nn.Module) -> list[_Product]:
 
 def _can_block(layer: Any) -> bool:
     """Tell whether a module is a plain linear layer of some size, on CPU."""
-    return (
+    return bool(
         type(layer) is torch.nn.Linear
         and "forward" not in layer.__dict__
         and layer.weight.device.type == "cpu"
@@ -84,6 +90,8 @@ def _can_block(layer: Any) -> bool:
 
 def _adapted(layer: Any) -> _Product | None:
     """Return a LoRA layer as one product, if it is plain LoRA in float32, active and unmerged."""
+    if not hasattr(layer, "lora_A"):
+        return None
     from peft.tuners.lora import Linear as LoraLinear
 
     if type(layer) is not LoraLinear or layer.disable_adapters or layer.merged:

@@ -28,7 +28,7 @@ from macpo.generation.layouts import SequenceLayout
 from macpo.generation.passes import base_model, prefill, read_prefix, serving, step
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
-from macpo.generation.servable import Refused, examine
+from macpo.generation.servable import Refused, Served, examine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,7 @@ def decode(
     memory_gib: float,
     pack_tokens: int,
     progress: Callable[[int], None] | None = None,
+    served: Served | None = None,
 ) -> list[Completion]:
     """Answer each prompt once.
 
@@ -64,6 +65,7 @@ def decode(
         pack_tokens: prompts are prefilled in rows of at most that many tokens (a longer prompt
             takes a row of its own).
         progress: called with the number of prompts that were finished since the last call.
+        served: what `examine` found, if it was asked already.
 
     Raises:
         ConfigError: `memory_gib` does not hold one answer of full length.
@@ -75,14 +77,10 @@ def decode(
     if not prompts:
         return []
     needs = sorted((len(p) + sampling.max_new_tokens - 1 for p in prompts), reverse=True)
-    served = examine(model, needs[0])
-    if isinstance(served, Refused):
-        raise ModelError(
-            f"{served.reason}; answer with macpo.generation.fallback.decode_by_generate instead"
-        )
+    shapes = (served or _require_served(model, needs[0])).shapes
     base = base_model(model)
-    rows, rows_per_block = plan_rows(needs, served.shapes, base.dtype, memory_gib)
-    cache = KeyValueCache(served.shapes, needs[:rows], rows_per_block, base.dtype, base.device)
+    rows, rows_per_block = plan_rows(needs, shapes, base.dtype, memory_gib)
+    cache = KeyValueCache(shapes, needs[:rows], rows_per_block, base.dtype, base.device)
     waiting = [
         _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
         for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
@@ -100,6 +98,15 @@ def decode(
             if progress is not None and ended:
                 progress(ended)
     return [run.done[i] for i in range(len(prompts))]
+
+
+def _require_served(model: Any, max_length: int) -> Served:
+    found = examine(model, max_length)
+    if isinstance(found, Refused):
+        raise ModelError(
+            f"{found.reason}; answer with macpo.generation.fallback.decode_by_generate instead"
+        )
+    return found
 
 
 def check_prompts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -38,21 +38,24 @@ def decode_by_generate(
 ) -> list[Completion]:
     """Answer each prompt once; see `macpo.generation.decode.decode` for arguments and errors.
 
-    Prompts of similar length share a batch, padded on the left; where a trial shows that padding
-    changes the logits (recurrent layers), only prompts of equal length do. `memory_gib` is held to
-    by an estimate from the model's config, but a batch has at least one row.
+    Prompts of similar length share a batch, padded on the left. Where a trial shows that padding
+    changes the logits (recurrent layers), only prompts of equal length do; where even those change
+    each other's (RWKV in transformers 5.23), none. `memory_gib` is held to by an estimate from the
+    model's config, but a batch has at least one row.
     """
     check_prompts(model, prompts, seeds, sampling)
     done: dict[int, Completion] = {}
     with _plain_generation(model) as base:
         if not prompts:
             return []
-        paddable = _padding_is_harmless(base)
+        sharing = _who_may_share(base)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
             longest = len(prompts[order[0]])
             rows = _batch_rows(base, longest, sampling.max_new_tokens, memory_gib, pack_tokens)
-            batch = [i for i in order[:rows] if paddable or len(prompts[i]) == longest]
+            if sharing == "none":
+                rows = 1
+            batch = [i for i in order[:rows] if sharing == "similar" or len(prompts[i]) == longest]
             order = order[len(batch) :]
             chooser = _Chooser(sampling, [seeds[i] for i in batch], longest)
             ids, mask = _left_padded([prompts[i] for i in batch], base.device)
@@ -126,26 +129,35 @@ def _left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _padding_is_harmless(base: Any) -> bool:
-    """Compare the logits of a few fixed steps, of a prompt alone and beside a longer one."""
-    long, short = trial_ids(base, 7), trial_ids(base, 4)
-    script = trial_ids(base, TRIAL_STEPS)
+def _who_may_share(base: Any) -> Literal["similar", "equal", "none"]:
+    """Find out prompts of which lengths may share a batch.
 
-    def logits(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        ids, mask = _left_padded(prompts, base.device)
-        output = base.generate(
-            ids,
-            attention_mask=mask,
-            logits_processor=LogitsProcessorList([_Script(script)]),
-            max_new_tokens=TRIAL_STEPS,
-            do_sample=False,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        return torch.stack([step[-1] for step in output.logits])  # [steps, vocabulary], last row
+    Compares the logits of a few fixed steps of one prompt alone, beside a longer one and beside one
+    of its own length.
+    """
+    prompt, longer = trial_ids(base, 4), trial_ids(base, 7)
+    alone = _scripted_logits(base, [prompt])
+    for sharing, other in (("similar", longer), ("equal", longer[:4])):
+        beside = _scripted_logits(base, [other, prompt])
+        if relative_error(beside, alone) <= TOLERANCE[base.dtype]:
+            return cast(Literal["similar", "equal"], sharing)
+    return "none"
 
-    return relative_error(logits([long, short]), logits([short])) <= TOLERANCE[base.dtype]
+
+def _scripted_logits(base: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the last prompt's logits in each of a few fixed steps, `[steps, vocabulary]`."""
+    ids, mask = _left_padded(prompts, base.device)
+    output = base.generate(
+        ids,
+        attention_mask=mask,
+        logits_processor=LogitsProcessorList([_Script(trial_ids(base, TRIAL_STEPS))]),
+        max_new_tokens=TRIAL_STEPS,
+        do_sample=False,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack([step[-1] for step in output.logits])
 
 
 def _batch_rows(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from macpo import __version__
 from macpo.config import EngineConfig, SamplingConfig
-from macpo.generation.protocol import prompt_seed
+from macpo.generation.protocol import Completion, prompt_seed
 from macpo.records import Origin, Prompt, Response
 
 if TYPE_CHECKING:
+    from macpo.generation.servable import Refused, Served
     from macpo.models.chat import Chat
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class LocalGenerator:
         self.prompt_tokens = prompt_tokens
         self.engine = engine
         self.progress = progress
+        self._found: dict[int, Served | Refused] = {}
 
     def respond(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed_parts: Sequence[str | int]
@@ -60,16 +63,10 @@ class LocalGenerator:
             DataError: a prompt is over `prompt_tokens` even without its earlier turns.
             ConfigError, ModelError: see `macpo.generation.decode.decode`.
         """
-        from macpo.generation.decode import decode
-        from macpo.generation.fallback import decode_by_generate
-        from macpo.generation.servable import can_decode
-
         ids = [self.chat.encode_prompt(prompt, self.prompt_tokens).ids for prompt in prompts]
         seeds = [prompt_seed(seed_parts, prompt) for prompt in prompts]
-        reason = can_decode(self.model, max(map(len, ids), default=0) + sampling.max_new_tokens)
-        if reason is not None:
-            log.warning("%s: answers come from transformers' generate: %s", self.policy, reason)
-        completions = (decode if reason is None else decode_by_generate)(
+        decoder, backend = self._decoder(sampling)
+        completions = decoder(
             self.model,
             ids,
             stop_ids=self._stop_ids(),
@@ -79,7 +76,6 @@ class LocalGenerator:
             pack_tokens=self.engine.pack_tokens,
             progress=self.progress,
         )
-        backend = f"macpo {__version__} {'decode' if reason is None else 'generate'}"
         return [
             Response(
                 prompt_id=prompt.id,
@@ -91,6 +87,29 @@ class LocalGenerator:
             )
             for prompt, seed, completion in zip(prompts, seeds, completions, strict=True)
         ]
+
+    def _decoder(self, sampling: SamplingConfig) -> tuple[Callable[..., list[Completion]], str]:
+        """Choose the decoder, for the longest answers that limits allow, and name it.
+
+        The choice does not depend on the prompts at hand: all shards of a stage use one decoder.
+        """
+        from macpo.generation.decode import decode
+        from macpo.generation.fallback import decode_by_generate
+        from macpo.generation.servable import Refused, examine
+
+        max_length = self.prompt_tokens + sampling.max_new_tokens
+        if max_length not in self._found:
+            found = self._found[max_length] = examine(self.model, max_length)
+            if isinstance(found, Refused):
+                log.warning(
+                    "%s answers through transformers' generate, which is slower: %s",
+                    self.policy,
+                    found.reason,
+                )
+        found = self._found[max_length]
+        if isinstance(found, Refused):
+            return decode_by_generate, f"macpo {__version__} generate"
+        return functools.partial(decode, served=found), f"macpo {__version__} decode"
 
     def _stop_ids(self) -> frozenset[int]:
         eos = self.chat.tokenizer.eos_token_id

@@ -66,7 +66,7 @@ def pick_tokens(logits: Tensor, sampling: SamplingConfig, uniforms: np.ndarray) 
     cumulative = allowed.probs.cumsum(dim=-1)
     _require_finite(cumulative[:, -1:])
     cumulative = cumulative / cumulative[:, -1:]  # ends in exactly 1, above every uniform
-    draws = torch.from_numpy(uniforms).to(cumulative.device)
+    draws = torch.from_numpy(np.ascontiguousarray(uniforms)).to(cumulative.device)
     place = torch.searchsorted(cumulative, draws[:, None], right=True)
     return [int(token) for token in allowed.ids.gather(1, place)[:, 0].tolist()]
 

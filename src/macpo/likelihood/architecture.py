@@ -79,8 +79,6 @@ def _shortest_window(config: Any) -> int | None:
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds is not None and SLIDING not in kinds):
         return None
-    if kinds is None and getattr(config, "use_sliding_window", True) is False:
-        return None
     return int(window)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 256
-"""Positions per chunk: 256 x 49k logits in float32 are 50 MB."""
+"""Positions per chunk: 256 x 49k logits in float32 are 50 MB, and their log-softmax as much."""
 
 
 def token_logprobs(
@@ -38,12 +38,20 @@ def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def _logits_gradient(logits: Tensor, lse: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """Return d log p(target) / d (uncapped logits), overwriting `logits` where it can."""
-    slope = None if softcap is None else 1 - (logits / softcap) ** 2
-    gradient = logits.sub_(lse[:, None]).exp_().neg_()
+def _logits_gradient(
+    logits: Tensor, all_logprobs: Tensor, targets: Tensor, softcap: float | None
+) -> Tensor:
+    """Return d log p(target) / d (uncapped logits), overwriting `all_logprobs`.
+
+    Args:
+        logits: `[positions, vocabulary]` float32, capped.
+        all_logprobs: their log-softmax.
+        targets: `[positions]` int64.
+        softcap: the cap.
+    """
+    gradient = all_logprobs.exp_().neg_()
     gradient[torch.arange(len(targets), device=targets.device), targets] += 1
-    return gradient if slope is None else gradient.mul_(slope)
+    return gradient if softcap is None else gradient.mul_(1 - (logits / softcap) ** 2)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -56,10 +64,11 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, gradients = [], []
         for h, t in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
             logits = _logits(h, weight, softcap)
-            lse = logits.logsumexp(-1)
-            logprobs.append(logits.gather(1, t[:, None])[:, 0] - lse)
+            all_logprobs = logits.log_softmax(-1)
+            logprobs.append(all_logprobs.gather(1, t[:, None])[:, 0])
             if ahead:
-                gradients.append(_logits_gradient(logits, lse, t, softcap).to(h.dtype) @ weight)
+                gradient = _logits_gradient(logits, all_logprobs, t, softcap)
+                gradients.append(gradient.to(h.dtype) @ weight)
         if ahead:
             ctx.save_for_backward(torch.cat(gradients))
         elif head_trains:
@@ -84,8 +93,8 @@ class _TokenLogprobs(torch.autograd.Function):
         )
         for h, t, up in chunks:
             logits = _logits(h, weight, ctx.softcap)
-            lse = logits.logsumexp(-1)
-            gradient = _logits_gradient(logits, lse, t, ctx.softcap).mul_(up[:, None]).to(h.dtype)
+            gradient = _logits_gradient(logits, logits.log_softmax(-1), t, ctx.softcap)
+            gradient = gradient.mul_(up[:, None]).to(h.dtype)
             hidden_gradients.append(gradient @ weight)
             weight_gradient += gradient.T @ h
         return torch.cat(hidden_gradients), weight_gradient.to(weight.dtype), None, None

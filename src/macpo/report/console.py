@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -22,6 +23,18 @@ HEARTBEAT_SECONDS = 60.0
 """Without a terminal a running stage is heard of this often at most."""
 
 NAME_WIDTH = 32
+
+
+PIPE_WIDTH = 120
+"""Columns of what is printed into a pipe or a file."""
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout; where that is no terminal, wide enough for tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
 
 
 class ConsoleObserver:

@@ -14,7 +14,7 @@ from macpo.report.text import format_count, format_seconds, plain_line, plural
 if TYPE_CHECKING:
     from macpo.planning import AgentPlan, PlanReport, StagePlan
 
-UNKNOWN = "unknown"
+UNKNOWN, AT_MOST, MISSING = "unknown", "≤ ", " *"
 
 
 def render_plan(report: PlanReport) -> RenderableType:
@@ -43,15 +43,17 @@ def _heading(report: PlanReport) -> list[str]:
 
 def _agents_table(report: PlanReport) -> Table:
     """List agents with their models and memory."""
-    table = Table(
-        title="agents; memory in GiB, each model alone", title_justify="left", box=SIMPLE_HEAD
-    )
-    for heading in ("agent", "model", "weights trained"):
-        table.add_column(heading, overflow="fold")
+    title = "agents; memory in GiB, each model alone"
+    if not all(agent.local for agent in report.agents):
+        title += f" ({MISSING.strip()} not on this machine)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("agent", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("trains", no_wrap=True)
     for heading in ("parameters", "weights", "training", "answering"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for agent in report.agents:
-        model = agent.model + ("" if agent.local else " (not here yet)")
+        model = agent.model + ("" if agent.local else MISSING)
         tuning = "LoRA" if agent.tuning == "lora" else "all"
         table.add_row(Text(agent.name), Text(model), tuning, *_sizes(agent))
     return table
@@ -61,7 +63,7 @@ def _sizes(agent: AgentPlan) -> list[str]:
     """Write the number of weights and the memory."""
     if agent.parameters is None or agent.memory is None:
         return [UNKNOWN] * 4
-    about = "about " if agent.parameters_estimated else ""
+    about = "~" if agent.parameters_estimated else ""
     memory = (agent.memory.weights, agent.memory.training, agent.memory.answering)
     return [
         f"{about}{format_count(agent.parameters)}",
@@ -71,7 +73,9 @@ def _sizes(agent: AgentPlan) -> list[str]:
 
 def _stages_table(report: PlanReport) -> Table:
     """List the stages in the order in which they run."""
-    table = Table(title="stages", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"stages ({AT_MOST.strip()} at most)", title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("stage", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for heading in ("tokens", "operations", "time"):
@@ -84,16 +88,14 @@ def _stages_table(report: PlanReport) -> Table:
 
 def _costs(stage: StagePlan) -> list[str]:
     """Write the tokens, operations and time of a stage."""
+    seconds = "" if stage.seconds is None else format_seconds(stage.seconds)
     if stage.agent is None:
-        return ["-", "-", "-"]
+        return ["-", "-", seconds]
     if stage.work is None:
-        return [UNKNOWN, UNKNOWN, ""]
-    bound = "at most " if stage.work.at_most else ""
-    return [
-        f"{bound}{format_count(stage.work.tokens)}",
-        UNKNOWN if stage.operations is None else format_count(stage.operations),
-        "" if stage.seconds is None else format_seconds(stage.seconds),
-    ]
+        return [UNKNOWN, UNKNOWN, seconds]
+    bound = AT_MOST if stage.work.at_most else ""
+    operations = UNKNOWN if stage.operations is None else format_count(stage.operations)
+    return [f"{bound}{format_count(stage.work.tokens)}", operations, seconds]
 
 
 def _totals(report: PlanReport) -> list[str]:
@@ -112,16 +114,25 @@ def _totals(report: PlanReport) -> list[str]:
         f"{format_count(sum(getattr(work, name) for work in works))} {verb}" for name, verb in parts
     )
     lines.append(f"tokens: {bound}{', '.join(tokens)}")
-    operations = [stage.operations for stage in left]
-    if None in operations:
-        return lines
-    amount = sum(number for number in operations if number is not None)
-    lines.append(f"operations: {bound}{format_count(amount)}")
-    if report.gflops is not None:
-        seconds = amount / (report.gflops * 1e9)
-        lines.append(
-            f"time: roughly {format_seconds(seconds)} of matrix products alone, at the "
-            f"{report.gflops:,.0f} GFLOP/s measured in this run; answering and small batches are "
-            "slower"
-        )
+    operations = [stage.operations for stage in left if stage.operations is not None]
+    if len(operations) == len(left):
+        lines.append(f"operations: {bound}{format_count(sum(operations))}")
+    seconds = [stage.seconds for stage in left if stage.seconds is not None]
+    if len(seconds) == len(left):
+        lines.append(f"time: {bound}about {format_seconds(sum(seconds))}, {_basis(report)}")
     return lines
+
+
+def _basis(report: PlanReport) -> str:
+    """Say what the estimated time stands on."""
+    kinds = {stage.kind for stage in report.to_run if stage.operations}
+    slow = (
+        f"of matrix products alone at the {report.gflops or 0:,.0f} GFLOP/s measured in this run; "
+        "small batches and answers take longer"
+    )
+    if not kinds & report.paced:
+        return slow
+    if kinds <= report.paced:
+        return "at the pace of the stages that are done"
+    rest = ", ".join(sorted(kinds - report.paced))
+    return f"at the pace of the stages that are done; {rest}: {slow}"

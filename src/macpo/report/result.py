@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from macpo.records import Prompt, read_jsonl
+from macpo.report.console import stdout_console
 from macpo.report.text import percent, plural, shorten
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
         result: as `macpo.run.run` returned it.
         console: where to print; by default stdout.
     """
-    console = console or Console()
+    console = console or stdout_console()
     console.print()
     rows = [row.to_json() for row in result.metrics]
     console.print(metrics_table(rows, held_out_pairs(result.folder), console.width))

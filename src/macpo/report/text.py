@@ -14,6 +14,9 @@ _ESCAPES = re.compile(
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+UNITS = "kMGTPEZ"
+
+
 def plain_line(text: str) -> str:
     """Return a text on one line, without anything that a terminal would act on.
 
@@ -54,12 +57,14 @@ def format_seconds(seconds: float) -> str:
 
 def format_count(number: float) -> str:
     """Write a large number in three digits: `950`, `12.3k`, `4.56M`, `7.89G`."""
-    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T"), (1e18, "P")):
+    if number < 999.5:
+        return f"{number:.0f}"
+    for unit in UNITS:
+        number /= 1000
         # The next unit also takes what would round up to 1000 of this one.
-        if number < 0.9995 * limit:
-            scaled = number / (limit / 1e3)
-            return f"{scaled:.0f}" if unit == "" else f"{scaled:.3g}{unit}"
-    return f"{number:.2e}"
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+    return f"{number:.2e}{UNITS[-1]}"
 
 
 def percent(share: float) -> str:

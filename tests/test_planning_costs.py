@@ -9,7 +9,9 @@ import pytest
 
 from macpo.agents import Agent, Team
 from macpo.config import EngineConfig, RunConfig, TuningConfig, check_config
-from macpo.costs import (
+from macpo.loop import Plan, build_plan
+from macpo.models.sources import ResolvedModel
+from macpo.planning.costs import (
     GIB,
     Answers,
     Lengths,
@@ -22,8 +24,6 @@ from macpo.costs import (
     model_shape,
     stage_agent,
 )
-from macpo.loop import Plan, build_plan
-from macpo.models.sources import ResolvedModel
 from tests.tiny import tiny_folder
 from tests.workbench import make_agent
 
@@ -134,9 +134,9 @@ def test_operations() -> None:
 
 def test_memory_of_lora_and_of_full_training() -> None:
     shape = ModelShape(layers=2, hidden=10, intermediate=20, adapter=GIB // 16)
-    engine = EngineConfig(pack_tokens=GIB // 1600, decode_memory_gib=1.5)
+    engine = EngineConfig(pack_tokens=GIB // 1120, decode_memory_gib=1.5)
 
-    # 2 layers x (12 x 10 + 4 x 20) numbers x 4 bytes = 1,600 bytes a token: 1 GiB
+    # 2 layers x (8 x 10 + 3 x 20) numbers x 4 bytes = 1,120 bytes a token: 1 GiB
     lora = memory(GIB // 4, "float32", "lora", shape, engine)
     assert (lora.weights, lora.answering) == (1.0, 2.5)
     assert lora.training == pytest.approx(1 + 1 + 1)

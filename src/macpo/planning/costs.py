@@ -28,7 +28,7 @@ ADAPTER_BYTES = 16
 """Of an adapter's weight in training: itself, its gradient and AdamW's two moments, in float32."""
 FULL_COPIES = 4
 """Of a weight that trains whole: itself, its gradient and AdamW's two moments, in its dtype."""
-ACTIVATIONS_PER_HIDDEN, ACTIVATIONS_PER_INTERMEDIATE = 12, 4
+ACTIVATIONS_PER_HIDDEN, ACTIVATIONS_PER_INTERMEDIATE = 8, 3
 """Numbers that a decoder layer keeps for the backward pass, for each token and each unit of its
 hidden and intermediate size: inputs of norms, projections and products, in the model's dtype."""
 

@@ -1,0 +1,18 @@
+"""What a run would do: its stages, which of them are done, and what the others cost.
+
+Nothing is run, downloaded or written into the run directory. Where models or data are not on this
+machine the plan is made from their names, and says so.
+
+| module | holds |
+|---|---|
+| report | `plan`, and the report it returns |
+| recorded | what a run directory already has of the plan |
+| measured | sizes of the splits and lengths of texts, where data and tokenizers are here |
+| costs | tokens, operations and memory of stages, by arithmetic |
+"""
+
+from __future__ import annotations
+
+from macpo.planning.report import AgentPlan, PlanReport, StagePlan, plan
+
+__all__ = ["AgentPlan", "PlanReport", "StagePlan", "plan"]

@@ -1,0 +1,114 @@
+"""Sizes of the splits and lengths of texts, counted where data and tokenizers are here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from macpo.agents import Agent
+from macpo.config import RunConfig
+from macpo.data.files import is_local
+from macpo.data.loading import load_preferences
+from macpo.data.splits import DataSplits, split_examples
+from macpo.data.stages import SplitData, read_examples
+from macpo.errors import ModelError
+from macpo.loop import Plan
+from macpo.models.chat import Chat, PromptTooLong
+from macpo.models.folders import CONFIG
+from macpo.models.loading import load_tokenizer
+from macpo.planning.costs import Lengths, SplitSizes
+from macpo.planning.recorded import Recorded
+from macpo.records import PreferenceExample, dataset_response
+
+SAMPLE = 48
+"""Pairs whose lengths are measured."""
+
+
+def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSplits | None:
+    """Return the splits as they were made or would be made; None when the data is not here."""
+    stage = layout.stages[0]
+    assert isinstance(stage, SplitData)
+    made = recorded.path(stage)
+    if made is not None:
+        teacher, student, test = (
+            tuple(read_examples(made, name)) for name in ("teacher", "student", "test")
+        )
+        return DataSplits(teacher, student, test)
+    source = config.data.source
+    if not is_local(source) or not Path(source).expanduser().exists():
+        return None
+    return split_examples(load_preferences(config.data).examples, config.data.splits, stage.seed)
+
+
+def split_sizes(
+    config: RunConfig, splits: DataSplits | None, notes: list[str]
+) -> SplitSizes | None:
+    """Count the splits, or take their sizes from the config."""
+    if splits is not None:
+        by_name = {"teacher": splits.teacher, "student": splits.student, "test": splits.test}
+        return SplitSizes(
+            prompts={name: len({e.prompt.id for e in es}) for name, es in by_name.items()},
+            pairs={name: len(examples) for name, examples in by_name.items()},
+            exact=True,
+        )
+    asked = config.data.splits.model_dump()
+    if any(isinstance(size, float) for size in asked.values()):
+        notes.append(
+            f"data: {config.data.source} is not on this machine, and data.splits are fractions of "
+            "it: no tokens are estimated"
+        )
+        return None
+    notes.append(
+        f"data: {config.data.source} is not on this machine; sizes are those of data.splits, with "
+        "one pair a prompt"
+    )
+    return SplitSizes(asked, asked, exact=False)
+
+
+def measure_lengths(agent: Agent, splits: DataSplits | None) -> Lengths:
+    """Measure lengths on a sample, or take the limits."""
+    limits = agent.limits
+    upper = Lengths(
+        limits.prompt_tokens, limits.response_tokens, limits.response_tokens, measured=False
+    )
+    if splits is None:
+        return upper
+    chat = _chat(agent)
+    if chat is None:
+        return upper
+    measured = []
+    for example in _sample(splits):
+        try:
+            prompt = chat.encode_prompt(example.prompt, limits.prompt_tokens).ids
+        except PromptTooLong:  # left out of the run as well
+            continue
+        sides = [
+            len(chat.encode_completion(dataset_response(example.prompt, t), limits.response_tokens))
+            for t in (example.chosen, example.rejected)
+        ]
+        measured.append((len(prompt), *sides))
+    if not measured:
+        return upper
+    means = [sum(column) / len(measured) for column in zip(*measured, strict=True)]
+    return Lengths(means[0], means[1], means[2], measured=True)
+
+
+def _sample(splits: DataSplits) -> Sequence[PreferenceExample]:
+    """Return some pairs: splits are ordered by hash, so their first ones are a fair sample."""
+    each = SAMPLE // 3
+    return [*splits.teacher[:each], *splits.student[:each], *splits.test[:each]]
+
+
+def _chat(agent: Agent) -> Chat | None:
+    """Load an agent's tokenizer if it is here."""
+    base = agent.base
+    if not (Path(base.location) / CONFIG).is_file():
+        return None
+    try:
+        # A model whose layers are still to be cut out has its tokenizer already.
+        return Chat(load_tokenizer(replace(base, local=True), agent.chat_template))
+    except ModelError:
+        if base.local:
+            raise
+        return None  # a snapshot of the hub cache with little more than a config

@@ -1,0 +1,95 @@
+"""What a run directory already has of a plan: finished stages, what they left, how long they took.
+
+Manifests and the journal are read; artifacts are not checked against their checksums, for that
+would read all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from macpo.errors import DamagedError
+from macpo.execution.local import JOURNAL_FILE
+from macpo.generation.stages import Respond
+from macpo.loop import Plan
+from macpo.planning.costs import Answers
+from macpo.run import STORE_FOLDER
+from macpo.stage import Stage
+from macpo.store import Manifest, read_journal, read_manifest
+
+StageState = Literal["done", "damaged", "to run"]
+
+
+class Recorded:
+    """What of a plan is done.
+
+    Args:
+        folder: the run directory; None for a run from nothing.
+        layout: the plan.
+
+    Raises:
+        StoreError: the run directory cannot be read.
+    """
+
+    def __init__(self, folder: Path | None, layout: Plan) -> None:
+        self._store = None if folder is None else folder / STORE_FOLDER
+        self._stages = layout.stages
+        self._manifests: dict[str, Manifest] = {}
+        self._states: dict[str, StageState] = {}
+        for stage in self._stages:
+            self._states[stage.key] = self._look(stage)
+        events = [] if folder is None else read_journal(folder / JOURNAL_FILE)
+        ended = {e["key"]: float(e["seconds"]) for e in events if e["event"] == "finished"}
+        self._seconds = {k: s for k, s in ended.items() if self._states.get(k) == "done"}
+
+    def state(self, stage: Stage) -> StageState:
+        """Say whether a stage is done."""
+        return self._states[stage.key]
+
+    def path(self, stage: Stage) -> Path | None:
+        """Return the artifact's folder; None when the stage is not done."""
+        if self._store is None or self._states[stage.key] != "done":
+            return None
+        return _artifact_folder(self._store, stage)
+
+    def seconds(self, stage: Stage) -> float | None:
+        """Return how long a stage took that is done; None when it is not, or nobody knows."""
+        return self._seconds.get(stage.key)
+
+    def answers(self) -> dict[str, Answers]:
+        """Return what finished answering stages left, by stage key."""
+        found = {}
+        for stage in self._stages:
+            if isinstance(stage, Respond) and self._states[stage.key] == "done":
+                meta = self._manifests[stage.key].fields["meta"]
+                count = meta["responses"]
+                mean = meta["tokens"] / count if count else 0.0
+                found[stage.key] = Answers(count, mean, at_most=False)
+        return found
+
+    def _look(self, stage: Stage) -> StageState:
+        """Find out the state of a stage, whose inputs' states are known."""
+        if self._store is None:
+            return "to run"
+        folder = _artifact_folder(self._store, stage)
+        if not folder.is_dir():
+            return "to run"
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            return "damaged"
+        inputs = manifest.fields["inputs"]
+        for name, earlier in stage.inputs.items():
+            # An input that has to be run again will most likely hold what it held before: stages
+            # are deterministic.
+            known = self._manifests.get(earlier.key)
+            if known is not None and inputs.get(name) != known.digest:
+                return "to run"
+        self._manifests[stage.key] = manifest
+        return "done"
+
+
+def _artifact_folder(store: Path, stage: Stage) -> Path:
+    """Return where the store keeps a stage's artifact."""
+    return store / f"{stage.kind}-{stage.key[:16]}"

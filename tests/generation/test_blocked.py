@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from macpo.generation import blocked
+from macpo.generation.blocked import blocked_weights
+from tests.tiny import tiny_model
+
+IDS = torch.tensor([[5, 6, 7, 300, 2]])
+
+pytestmark = pytest.mark.skipif(not blocked._has_onednn(), reason="oneDNN's linear is not here")
+
+
+@pytest.fixture(autouse=True)
+def _blocks_tiny_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "LEAST_NUMBERS", 1)
+
+
+def adapted(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return get_peft_model(tiny_model().to(dtype), config).eval()
+
+
+def replaced(model: torch.nn.Module) -> set[str]:
+    """Return the names of the layers whose forward is a stand-in."""
+    return {name for name, layer in model.named_modules() if "forward" in layer.__dict__}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])  # without and with biases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_differ_by_rounding_only(architecture: str, dtype: torch.dtype) -> None:
+    model = tiny_model(architecture).to(dtype)
+    plain = model(IDS).logits
+
+    with blocked_weights(model, 1.0):
+        assert len(replaced(model)) == sum(
+            isinstance(layer, torch.nn.Linear) for layer in model.modules()
+        )
+        ours = model(IDS).logits
+
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert torch.allclose(ours, plain, atol=tolerance * float(plain.abs().max()))
+    assert not replaced(model)
+    assert torch.equal(model(IDS).logits, plain)
+
+
+def test_layers_are_restored_after_an_error() -> None:
+    model = tiny_model()
+
+    with pytest.raises(KeyError), blocked_weights(model, 1.0):
+        raise KeyError
+
+    assert not replaced(model)
+
+
+def test_copies_above_the_budget_are_not_made() -> None:
+    model = tiny_model()
+    size = sum(m.weight.numel() * 4 for m in model.modules() if isinstance(m, torch.nn.Linear))
+
+    with blocked_weights(model, (size - 1) / 2**30):
+        assert not replaced(model)
+    with blocked_weights(model, size / 2**30):
+        assert replaced(model)
+
+
+@torch.no_grad()
+def test_a_float32_adapter_is_added_into_the_copy_and_the_weights_stay() -> None:
+    model = adapted()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = model(input_ids=IDS).logits
+
+    with blocked_weights(model, 1.0):
+        names = replaced(model)
+        ours = model(input_ids=IDS).logits
+
+    assert any(name.endswith("q_proj") for name in names)
+    assert not any(name.endswith("q_proj.base_layer") for name in names)
+    assert torch.allclose(ours, plain, atol=1e-5 * float(plain.abs().max()))
+    with model.disable_adapter():
+        assert not torch.allclose(ours, model(input_ids=IDS).logits, atol=1e-2)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_disabled_adapter_is_left_out() -> None:
+    model = adapted()
+
+    with model.disable_adapter():
+        plain = model(input_ids=IDS).logits
+        with blocked_weights(model, 1.0):
+            ours = model(input_ids=IDS).logits
+
+    assert torch.allclose(ours, plain, atol=1e-5 * float(plain.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model",
+    [adapted(torch.bfloat16), adapted(use_dora=True), adapted(lora_bias=True, bias="none")],
+    ids=["bfloat16", "dora", "bias"],
+)
+def test_other_adapters_keep_their_own_products(model: Any) -> None:
+    plain = model(input_ids=IDS).logits
+
+    with blocked_weights(model, 1.0):
+        names = replaced(model)
+        ours = model(input_ids=IDS).logits
+
+    assert not any(name.endswith("q_proj") for name in names)
+    assert any(name.endswith("q_proj.base_layer") for name in names)
+    tolerance = 1e-5 if plain.dtype == torch.float32 else 0.05
+    assert torch.allclose(ours, plain, atol=tolerance * float(plain.abs().max()))
