@@ -109,14 +109,8 @@ def _score(
     if not kept:
         raise DataError(f"{policy.name} has no answer to score: all of them are empty")
     groups = [encode_group(loaded.chat, policy.agent, p, rs) for p, rs in kept]
-    done = 0
-
-    def progress(groups_done: int) -> None:
-        nonlocal done
-        done += groups_done
-        context.progress(done, len(groups))
-
-    scores = loaded.engine(context.engine.pack_tokens).score(groups, progress)
+    engine = loaded.engine(context.engine.pack_tokens)
+    scores = engine.score(groups, context.counter(len(groups)))
     rows = (
         {
             "prompt_id": prompt.id,

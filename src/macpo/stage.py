@@ -98,6 +98,16 @@ class StageContext:
         """Return the folder with the files of an input stage."""
         return self.artifacts[stage.key].path
 
+    def counter(self, total: int, done: int = 0) -> Callable[[int], None]:
+        """Return a function that is told of finished units and reports their sum as progress."""
+
+        def count(units: int) -> None:
+            nonlocal done
+            done += units
+            self.progress(done, total)
+
+        return count
+
 
 def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
     """Turn a field into JSON for the key, and collect the stages in it."""

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from macpo.errors import ModelError
+from macpo.generation import layouts
 from macpo.generation.servable import Served, can_decode, examine
 from tests.generation.answers import answer, generated, greedy, random_prompts
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -179,6 +180,24 @@ def test_a_token_that_sees_its_neighbour_past_the_attention_is_found_by_trial() 
     model.get_input_embeddings = lambda: embedding
 
     reason = can_decode(model, 60)
+
+    assert reason is not None
+    assert reason.startswith("in a trial its prompt logits are off by ")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layout_off_by_one_token_is_found_by_trial(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = layouts._attend_causally
+
+    def shifted(query: Any, key: Any, value: Any, *rest: Any) -> Any:
+        return plain(query, key.roll(1, dims=2), value.roll(1, dims=2), *rest)
+
+    monkeypatch.setattr(layouts, "_attend_causally", shifted)
+
+    reason = can_decode(tiny_model(architecture).to(dtype), 60)
 
     assert reason is not None
     assert reason.startswith("in a trial its prompt logits are off by ")

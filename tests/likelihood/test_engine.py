@@ -183,9 +183,10 @@ def test_prompts_that_share_all_but_their_last_token(groups: list[PromptGroup]) 
 def test_attention_in_blocks_of_queries_gives_the_same_numbers(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scorer = with_budget(name, 2048)  # inspected before, so it cannot fall back
     monkeypatch.setattr(layout, "QUERY_BLOCK", block)
-    assert_scores_are_plain(with_budget(name, 2048), GROUPS)
-    assert_scores_are_plain(with_budget(name, 2048), ALIKE)
+    assert_scores_are_plain(scorer, GROUPS)
+    assert_scores_are_plain(scorer, ALIKE)
 
 
 @pytest.mark.parametrize("groups", [GROUPS, ALIKE], ids=["apart", "alike"])
@@ -210,20 +211,22 @@ def test_long_groups_attend_through_sdpa_with_the_same_numbers(
 
 @pytest.mark.parametrize("threshold", [0, 10_000])
 def test_scaling_of_the_scores_is_the_models(
-    threshold: int, monkeypatch: pytest.MonkeyPatch
+    threshold: int, paths: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Granite sets its own, here 1 where one over the root of the head's width were 0.35."""
     monkeypatch.setattr(layout, "EXPLICIT_LENGTH", threshold)
     options = {"logits_scaling": 1.0, "attention_multiplier": 1.0}
     assert_scores_are_plain(with_budget("granite", 2048, **options), GROUPS)
+    assert paths == {"tree": 1, "padded": 0}
 
 
 def test_capped_scores_never_go_through_sdpa_which_knows_no_cap(
-    monkeypatch: pytest.MonkeyPatch,
+    paths: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "EXPLICIT_LENGTH", 0)
     scorer = with_budget("gemma2", 2048, attn_logit_softcapping=0.5)
     assert_scores_are_plain(scorer, ALIKE)
+    assert paths == {"tree": 1, "padded": 0}
     uncapped = with_budget("gemma2", 2048, attn_logit_softcapping=50.0)  # the cap does something
     apart = completions_of(scorer.score(ALIKE)) - completions_of(uncapped.score(ALIKE))
     assert apart.abs().max() > 0.05
@@ -279,9 +282,10 @@ def test_adapter_gradients_are_those_of_plain_forwards(
 def test_adapter_gradients_through_sdpa_and_through_blocks(
     limit: str, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, limit, value)
     model = make_model("llama").requires_grad_(False)
-    assert_gradients_are_plain(LikelihoodEngine(with_adapter(model)), ALIKE, 2048)
+    scorer = LikelihoodEngine(with_adapter(model))  # inspected before, so it cannot fall back
+    monkeypatch.setattr(layout, limit, value)
+    assert_gradients_are_plain(scorer, ALIKE, 2048)
 
 
 @pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama", True), ("gemma2", True)])

@@ -65,14 +65,8 @@ class Evaluate(Stage):
             )
             for e in examples
         ]
-        done = 0
-
-        def progress(groups_done: int) -> None:
-            nonlocal done
-            done += groups_done
-            context.progress(done, len(groups))
-
-        scored = loaded.engine(context.engine.pack_tokens).score(groups, progress)
+        engine = loaded.engine(context.engine.pack_tokens)
+        scored = engine.score(groups, context.counter(len(groups)))
         pairs = [(chosen, rejected) for chosen, rejected in scored]
         metrics = {
             "preference_accuracy": preference_accuracy(pairs),

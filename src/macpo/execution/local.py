@@ -83,6 +83,7 @@ class LocalExecutor:
                 has saved a checkpoint if it can.
         """
         plan = list(stages)
+        self.journal.append("planned", stages=[[stage.name, stage.key] for stage in plan])
         self.store.sweep()
         with _stop_on_signal() as stop:
             for number, stage in enumerate(plan, 1):

@@ -37,14 +37,7 @@ class Respond(Stage):
         """Write prompts.jsonl and responses.jsonl, in the same order."""
         prompts = read_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
-        done = len(responses)
         loaded = context.policies.load(self.policy)
-
-        def progress(answered: int) -> None:
-            nonlocal done
-            done += answered
-            context.progress(done, len(prompts))
-
         generator = LocalGenerator(
             loaded.model,
             loaded.chat,
@@ -52,11 +45,10 @@ class Respond(Stage):
             weights=self.policy.weights_key,
             prompt_tokens=self.policy.agent.limits.prompt_tokens,
             engine=context.engine,
-            progress=progress,
+            progress=context.counter(len(prompts), len(responses)),
         )
         while len(responses) < len(prompts):
-            done = len(responses)
-            shard = prompts[done : done + SHARD]
+            shard = prompts[len(responses) : len(responses) + SHARD]
             responses += generator.respond(shard, self.sampling, (self.seed,))
             if len(responses) < len(prompts):
                 context.checkpoints.save(len(responses), _writer(prompts, responses))
