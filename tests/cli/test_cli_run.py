@@ -67,7 +67,8 @@ def test_running_again_finds_every_stage(copied: FinishedRun) -> None:
 
     assert again.code == 0
     assert "all 53 stages were done already" in again.err
-    assert journal_of(copied.folder) == events
+    added = journal_of(copied.folder)[len(events) :]
+    assert [event["event"] for event in added] == ["planned"]
     assert again.out.replace(str(copied.folder), "RUN") == copied.result.out.replace(
         str(finished_folder(copied)), "RUN"
     )
