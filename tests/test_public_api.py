@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import subprocess
@@ -51,24 +50,6 @@ def test_public_functions_are_those_of_their_modules(name: str) -> None:
     assert inspect.isfunction(function)
     assert function.__name__ == name
     assert inspect.getdoc(function)
-
-
-@pytest.mark.parametrize("name", ["run", "status"])
-def test_function_is_not_replaced_by_the_module_of_its_name(name: str) -> None:
-    shown = python(
-        f"import macpo.{name}, macpo\n"
-        f"from macpo.{name} import {name} as function\n"
-        f"print(macpo.{name} is function, callable(macpo.{name}))"
-    )
-
-    assert shown == "True True\n"
-
-
-def test_modules_of_public_functions_can_still_be_imported() -> None:
-    for name in ("run", "status"):
-        module = importlib.import_module(f"macpo.{name}")
-        assert inspect.ismodule(module)
-        assert getattr(module, name) is getattr(macpo, name)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from macpo.agents import Policy
 from macpo.config import load_config
 from macpo.errors import ModelError, StoreError
-from macpo.publish import merge_adapter
-from macpo.run import run
+from macpo.models.sources import ResolvedModel
+from macpo.policies import PolicyPool
+from macpo.publish import merge_adapter, publish
+from macpo.runner import run
 from tests.runs import write_config
 from tests.test_resume import Quiet, digests
+from tests.workbench import CPU, Written, make_agent
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,20 @@ def test_merged_export_gives_the_logits_of_base_plus_adapter(
     expected = logits_of(load_peft(finished / "final" / "student"))
     assert torch.allclose(logits_of(merged), expected, atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_adapter_of_a_hub_model_names_the_revision_it_was_trained_on(
+    finished: Path, tmp_path: Path
+) -> None:
+    from peft import PeftConfig
+
+    base = finished.parent / "models" / "student"
+    found = ResolvedModel("o/m", str(base), "c0ffee", "digest", local=True, hub_name="o/m")
+    pool = PolicyPool(CPU, lambda key: base)
+    policy = Policy(make_agent(base, base=found), "positive", Written("weights", "weights"))
+    publish(policy, finished / "stages/round-1/student/train", tmp_path / "out", pool, "card")
+    config = PeftConfig.from_pretrained(str(tmp_path / "out"))
+    assert (config.base_model_name_or_path, config.revision) == ("o/m", "c0ffee")
 
 
 def test_export_refuses_to_overwrite_and_what_is_no_adapter(finished: Path, tmp_path: Path) -> None:

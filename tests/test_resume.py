@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from macpo.config import RunConfig, load_config
-from macpo.run import run
+from macpo.runner import run
 from macpo.stage import Stage
 from macpo.store import Artifact, read_journal
 from tests.runs import write_config

@@ -16,7 +16,7 @@ from rich.console import Console
 from macpo.errors import DamagedError, StoreError
 from macpo.execution import local
 from macpo.report.status import render_status
-from macpo.status import (
+from macpo.run_status import (
     JOURNAL_FILE,
     LOCK_FILE,
     METRICS,
@@ -331,7 +331,7 @@ def test_missing_run_lists_those_nearby(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_names_of_files_are_those_that_a_run_writes() -> None:
-    run = importlib.import_module("macpo.run")
+    run = importlib.import_module("macpo.runner")
 
     assert (LOCK_FILE, RUN_FILE) == (run.LOCK_FILE, run.RUN_FILE)
     assert (STORE_FOLDER, METRICS) == (run.STORE_FOLDER, run.METRICS)

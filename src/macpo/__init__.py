@@ -4,8 +4,7 @@
 
     config = macpo.load_config("examples/quickstart.yaml", ["rounds=1"])
     print(macpo.plan(config).to_run)
-    with ConsoleObserver() as observer:          # macpo.report.console
-        result = macpo.run(config, Path("runs/quickstart"), observer)
+    result = macpo.run(config, "runs/quickstart")
 
 The command line is a thin shell over the functions re-exported here. Importing this package is
 cheap: each of them is loaded, and torch with it, when it is first asked for.
@@ -14,8 +13,6 @@ cheap: each of them is loaded, and torch with it, when it is first asked for.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +20,8 @@ if TYPE_CHECKING:
     from macpo.data import check_data
     from macpo.planning import plan
     from macpo.publish import merge_adapter
-    from macpo.run import run
-    from macpo.status import status
+    from macpo.run_status import status
+    from macpo.runner import run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,8 +39,8 @@ _HOMES = {
     "load_config": "macpo.config",
     "merge_adapter": "macpo.publish",
     "plan": "macpo.planning",
-    "run": "macpo.run",
-    "status": "macpo.status",
+    "run": "macpo.runner",
+    "status": "macpo.run_status",
 }
 
 
@@ -58,18 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `macpo.run` and `macpo.status` functions.
-
-    They live in modules of the same names, which Python would bind here whenever one of these is
-    first imported.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

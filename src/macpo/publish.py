@@ -72,7 +72,9 @@ def merge_adapter(adapter: Path, output: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, revision=config.get("revision") or "main", use_safetensors=True
+        )
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter))
     except (OSError, ValueError) as error:
@@ -144,6 +146,7 @@ def _write_adapter(agent: Agent, weights: Path, folder: Path) -> None:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_reference(agent),
+        revision=agent.base.revision if agent.base.hub_name is not None else None,
         r=agent.tuning.rank,
         lora_alpha=agent.tuning.alpha,
         lora_dropout=agent.tuning.dropout,

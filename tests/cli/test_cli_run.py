@@ -14,8 +14,8 @@ import pytest
 from macpo.cli.run import refuse_many_processes
 from macpo.errors import ConfigError
 from macpo.report.console import ConsoleObserver
+from macpo.run_status import StatusReport, status
 from macpo.stage import Stage
-from macpo.status import StatusReport, status
 from macpo.store import RunLock
 from tests.cli.conftest import FinishedRun
 from tests.runs import finished_stages, journal_of, run_cli, write_config
@@ -188,7 +188,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("macpo.run"), "run", interrupted)
+    monkeypatch.setattr(importlib.import_module("macpo.runner"), "run", interrupted)
 
     stopped = run_cli(["run", write_config(tmp_path), "--out", tmp_path / "run"])
 
@@ -248,7 +248,7 @@ def test_bug_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(importlib.import_module("macpo.run"), "run", broken)
+    monkeypatch.setattr(importlib.import_module("macpo.runner"), "run", broken)
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_cli(["run", write_config(tmp_path), "--out", tmp_path / "run"])

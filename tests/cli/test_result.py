@@ -13,7 +13,7 @@ from rich.console import Console
 from macpo.errors import DataError
 from macpo.records import Message, Origin, Prompt, Response, write_jsonl
 from macpo.report.result import accuracy_standard_error, held_out_pairs, metrics_table, print_result
-from macpo.run import MetricRow, RunResult
+from macpo.runner import MetricRow, RunResult
 
 ORIGIN = Origin("student/positive")
 

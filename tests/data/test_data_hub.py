@@ -77,13 +77,14 @@ class Builder:
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, hash: str = "r1", fails: Exception | None = None
 ) -> None:
-    def load_dataset_builder(*_: Any, **__: Any) -> Builder:
+    def load_dataset_builder(*_: Any, revision: str | None, **__: Any) -> Builder:
         if fails is not None:
             raise fails
-        return Builder(hash)
+        return Builder(revision or hash)
 
     module = SimpleNamespace(
-        load_dataset_builder=load_dataset_builder, get_dataset_config_names=lambda name: ["default"]
+        load_dataset_builder=load_dataset_builder,
+        get_dataset_config_names=lambda name, revision: ["default"],
     )
     monkeypatch.setitem(sys.modules, "datasets", module)
 
@@ -103,6 +104,7 @@ def test_digest_follows_revision_config_and_split(monkeypatch: pytest.MonkeyPatc
     assert first == hub_digest(config)
     assert first != source_digest(DataConfig(source="owner/name", hub_split="test"))
     assert first != source_digest(DataConfig(source="owner/name", hub_config="default"))
+    assert first != source_digest(DataConfig(source="owner/name", hub_revision="older"))
     stand_in(monkeypatch, "r2")
     assert first != source_digest(config)
 

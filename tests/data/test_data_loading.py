@@ -165,6 +165,7 @@ def test_no_pair_left_is_an_error(tmp_path: Path) -> None:
         ({"criterion": "harmless"}, "data.criterion: harmless has no effect on format trl"),
         ({"hub_split": "test"}, "data.hub_split: has no effect on the local file"),
         ({"hub_config": "x"}, "data.hub_config: has no effect on the local file"),
+        ({"hub_revision": "x"}, "data.hub_revision: has no effect on the local file"),
     ],
 )
 def test_option_without_effect_is_an_error(

@@ -37,6 +37,16 @@ def check(
         Literal["helpful", "harmless"],
         typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
     ] = "helpful",
+    hub_config: Annotated[
+        str | None, typer.Option("--hub-config", help="Configuration or folder of a hub data set.")
+    ] = None,
+    hub_split: Annotated[
+        str, typer.Option("--hub-split", help="Split of a hub data set.")
+    ] = "train",
+    hub_revision: Annotated[
+        str | None,
+        typer.Option("--hub-revision", help="Branch, tag or commit of a hub data set."),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +59,15 @@ def check(
     from macpo.data import check_data
 
     count = load_counter(tokenizer) if tokenizer is not None else None
-    report = check_data(path, format, count, criterion=criterion)
+    report = check_data(
+        path,
+        format,
+        count,
+        criterion=criterion,
+        hub_split=hub_split,
+        hub_config=hub_config,
+        hub_revision=hub_revision,
+    )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return

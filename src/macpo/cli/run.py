@@ -52,7 +52,7 @@ def command(
         from macpo.cli.quiet import quiet_libraries
         from macpo.report.console import ConsoleObserver
         from macpo.report.result import print_result
-        from macpo.run import run
+        from macpo.runner import run
 
         with quiet_libraries(), ConsoleObserver() as observer:
             result = run(loaded, folder, observer)
@@ -70,8 +70,8 @@ def run_folder(config: RunConfig, out: Path | None) -> Path:
 def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     """Add `--data` to the overrides.
 
-    A local file also takes the place of the hub configuration and split that the config may name:
-    they belong to the hub data set that it replaces.
+    A local file also takes the place of the hub configuration, revision and split that the config
+    may name: they belong to the hub data set that it replaces.
     """
     from macpo.seeds import canonical_json
 
@@ -79,7 +79,7 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
         return overrides or []
     named = [f"data.source={canonical_json(data)}"]
     if Path(data).expanduser().exists():
-        named += ["data.hub_config=null", "data.hub_split=train"]
+        named += ["data.hub_config=null", "data.hub_revision=null", "data.hub_split=train"]
     return [*named, *(overrides or [])]
 
 

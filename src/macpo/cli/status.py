@@ -25,7 +25,7 @@ def command(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
 ) -> None:
     """Show how far RUN is, who runs it, what failed last and what was measured so far."""
-    from macpo.status import status
+    from macpo.run_status import status
 
     if watch:
         _watch(run, as_json)
@@ -48,7 +48,7 @@ def _watch(run: Path, as_json: bool) -> None:
     from macpo.errors import ConfigError
     from macpo.report.console import stdout_console
     from macpo.report.status import render_status
-    from macpo.status import status
+    from macpo.run_status import status
 
     console = stdout_console()
     if as_json or not console.is_terminal:

@@ -56,11 +56,12 @@ def _builder(config: DataConfig) -> Any:
     """Resolve the data set without downloading its rows."""
     import datasets
 
-    if config.hub_config is None:
-        return datasets.load_dataset_builder(config.source)
-    if config.hub_config in datasets.get_dataset_config_names(config.source):
-        return datasets.load_dataset_builder(config.source, config.hub_config)
-    return datasets.load_dataset_builder(config.source, data_dir=config.hub_config)
+    name, revision = config.hub_config, config.hub_revision
+    if name is None:
+        return datasets.load_dataset_builder(config.source, revision=revision)
+    if name in datasets.get_dataset_config_names(config.source, revision=revision):
+        return datasets.load_dataset_builder(config.source, name, revision=revision)
+    return datasets.load_dataset_builder(config.source, data_dir=name, revision=revision)
 
 
 @contextmanager

@@ -177,14 +177,11 @@ def _open_source(config: DataConfig) -> RowSource:
     """Open the file or data set, refusing options that it would ignore."""
     if not is_local(config.source):
         return open_hub(config)
-    if (
-        config.hub_config is not None
-        or config.hub_split != type(config).model_fields["hub_split"].default
-    ):
-        option = "hub_split" if config.hub_config is None else "hub_config"
-        raise DataError(
-            f"data.{option}: has no effect on the local file {config.source}; remove it"
-        )
+    for option in ("hub_config", "hub_revision", "hub_split"):
+        if getattr(config, option) != type(config).model_fields[option].default:
+            raise DataError(
+                f"data.{option}: has no effect on the local file {config.source}; remove it"
+            )
     return open_file(config.source)
 
 

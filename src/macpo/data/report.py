@@ -85,6 +85,7 @@ def check_data(
     criterion: Criterion = "helpful",
     hub_split: str = "train",
     hub_config: str | None = None,
+    hub_revision: str | None = None,
 ) -> DataReport:
     """Read all of a data set and describe it; bad rows are reported, however many there are.
 
@@ -95,6 +96,7 @@ def check_data(
         criterion: as `data.criterion`.
         hub_split: as `data.hub_split`.
         hub_config: as `data.hub_config`.
+        hub_revision: as `data.hub_revision`.
 
     Raises:
         DataError: the source cannot be read, holds no rows, or none in a known format; or an
@@ -112,6 +114,7 @@ def check_data(
             criterion=criterion,
             hub_split=hub_split,
             hub_config=hub_config,
+            hub_revision=hub_revision,
         )
     except ValidationError as error:
         fault = error.errors()[0]

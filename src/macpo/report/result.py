@@ -18,7 +18,7 @@ from macpo.report.console import stdout_console
 from macpo.report.text import percent, plural, shorten
 
 if TYPE_CHECKING:
-    from macpo.run import RunResult
+    from macpo.runner import RunResult
 
 METRICS = {
     "preference_accuracy": "preference accuracy",
@@ -37,7 +37,7 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     """Print a finished run on stdout: tables, where the policies are, some answers.
 
     Args:
-        result: as `macpo.run.run` returned it.
+        result: as `macpo.runner.run` returned it.
         console: where to print; by default stdout.
     """
     console = console or stdout_console()

@@ -10,7 +10,7 @@ from rich.text import Text
 from macpo.report.console import running_numbers
 from macpo.report.result import metrics_table
 from macpo.report.text import format_seconds, plain_line, plural
-from macpo.status import RunningStage, StatusReport
+from macpo.run_status import RunningStage, StatusReport
 
 SHOWN_STAGES = 8
 QUIET_SECONDS = 120.0

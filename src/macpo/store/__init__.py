@@ -1,7 +1,7 @@
 """The crash-safe store: finished stages as checksummed artifacts, checkpoints, lock and journal.
 
     run directory
-    ├── run.lock            RunLock: one process at a time
+    ├── lock                RunLock: one process at a time
     ├── journal.jsonl       Journal: what happened when (the only place that holds times)
     ├── progress.json       Progress: where the running stage is
     └── store/              Store

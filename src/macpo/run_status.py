@@ -21,7 +21,7 @@ from typing import Any, Literal
 from macpo.errors import DamagedError, RunLockedError, StoreError
 from macpo.store import Holder, lock_holder, read_journal, read_progress
 
-# Names in a run directory; macpo.run and macpo.execution.local, which write them, import torch.
+# Names in a run directory; macpo.runner and macpo.execution.local, which write them, import torch.
 LOCK_FILE, RUN_FILE, STORE_FOLDER, METRICS = "lock", "run.json", "store", "metrics.jsonl"
 JOURNAL_FILE, PROGRESS_FILE = "journal.jsonl", "progress.json"
 EVALUATION = re.compile(r"(?:init|round-([0-9]+))/([^/]+)/evaluate")

@@ -61,24 +61,30 @@ class RunResult:
     final: dict[str, Path]
 
 
-def run(config: RunConfig, folder: Path, observer: Observer) -> RunResult:
+def run(config: RunConfig, folder: str | Path, observer: Observer | None = None) -> RunResult:
     """Run a config in a run directory; what was finished there before is not run again.
 
     Args:
         config: what to run.
         folder: the run directory, made if it is not there.
-        observer: is told what happens.
+        observer: is told what happens; by default it is shown on stderr.
 
     Raises:
         MacpoError: something is wrong; see macpo.errors.
         KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
     """
+    if observer is None:
+        from macpo.report.console import ConsoleObserver
+
+        with ConsoleObserver() as console:
+            return run(config, folder, console)
     from macpo.agents import assemble_team
     from macpo.data.stages import content_digest
     from macpo.execution.local import LocalExecutor
     from macpo.loop import build_plan
     from macpo.machine import tune_allocator
 
+    folder = Path(folder)
     device = choose_device(config)
     with RunLock(folder / LOCK_FILE):
         resolved = _resolve_once(config, folder, device, observer)

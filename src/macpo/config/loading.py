@@ -1,0 +1,109 @@
+"""From a YAML file to a checked `RunConfig`; every fault of a file is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from macpo.config.faults import describe_fault
+from macpo.config.reading import apply_override, parse_yaml
+from macpo.config.sections import CHAT_TEMPLATES, RunConfig
+from macpo.config.values import shown
+from macpo.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply overrides, and check all of it.
+
+    Args:
+        path: the file; a relative path in `data.source`, a model's `source` or a
+            `chat_template` that exists beside this file means the file there.
+        overrides: "section.key=value" items as `--set` takes them; the value is YAML. An item of
+            a list is named by its number from 0: "teachers.0.model.layers=0-14". Relative paths
+            in them start at the working folder.
+
+    Raises:
+        ConfigError: the file cannot be read or something in it is wrong; lists every fault.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file{_nearby_config(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the config file in it") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not text in UTF-8; save it so") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: a config is a mapping of keys to values (got {shown(raw)}), see examples/"
+        )
+    _anchor_paths(raw, path.parent)
+    faults = []
+    for override in overrides:
+        try:
+            raw = apply_override(raw, override)
+        except ValueError as error:
+            faults.append(f"--set {override}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return check_config(raw, str(path))
+
+
+def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Turn plain values into a `RunConfig`.
+
+    Raises:
+        ConfigError: something is wrong; lists every fault, one a line.
+    """
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        faults = [line for item in error.errors() for line in describe_fault(dict(item))]
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    raise ConfigError("\n  ".join([f"{where}: {count}", *faults]))
+
+
+def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
+    """Make relative paths that exist beside the config file independent of the working folder."""
+
+    def anchor(section: Any, key: str) -> None:
+        value = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(value, str) or not value or value in CHAT_TEMPLATES:
+            return
+        found = folder.absolute() / os.path.expanduser(value)
+        if os.path.exists(found):
+            # The last name is kept: a file in a hub's cache is a link to one of another name.
+            section[key] = str(found.parent.resolve() / found.name)
+
+    anchor(raw.get("data"), "source")
+    teachers = raw.get("teachers")
+    agents = [raw.get("student"), *(teachers if isinstance(teachers, list) else [])]
+    for agent in agents:
+        if not isinstance(agent, dict):
+            continue
+        anchor(agent, "model")
+        for key in ("source", "chat_template"):
+            anchor(agent.get("model"), key)
+
+
+def _nearby_config(path: Path) -> str:
+    """Suggest a config with a name like the one that is missing, beside it or in examples/."""
+    try:
+        found = [*path.parent.glob("*.y*ml"), *Path("examples").rglob("*.y*ml")]
+    except OSError:
+        return ""
+    by_name = {item.stem: item for item in sorted(found, reverse=True)}
+    near = difflib.get_close_matches(path.stem, by_name, n=1, cutoff=0.5)
+    return f"; did you mean {by_name[near[0]]}?" if near else "; see examples/"

