@@ -13,7 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from macpo.config import RunConfig, check_config, load_config, parse_layers
+from macpo.config import (
+    MACPOConfig,
+    RunConfig,
+    check_config,
+    load_config,
+    method_name,
+    parse_layers,
+)
 from macpo.errors import ConfigError
 from macpo.seeds import digest
 
@@ -146,10 +153,15 @@ def test_sections_cannot_be_changed_afterwards() -> None:
             {"teachers": [MINIMAL["teachers"][0], {"name": "b", "modle": "m", "model": "m"}]},
             "teachers.1.modle: unknown key; did you mean 'model'?",
         ),
-        ({"positives": {"xyzzy": 1}}, "positives.xyzzy: unknown key; valid here: top_k"),
+        ({"evaluation": {"xyzzy": 1}}, "evaluation.xyzzy: unknown key; valid here: answers"),
+        ({"method": {"topk": 1}}, "method.topk: unknown key; did you mean 'top_k'?"),
+        (
+            {"method": {"name": "spin", "top_k": 1}},
+            "method.top_k: unknown key; it belongs to method macpo, this is spin",
+        ),
         ({"int": 3}, "int: unknown key; valid here: data, device, dpo, "),
         ({"beta": 0.1}, "beta: unknown key; it belongs to dpo"),
-        ({"top_k": 0.1}, "top_k: unknown key; it belongs to sampling or positives"),
+        ({"top_k": 0.1}, "top_k: unknown key; it belongs to method or sampling"),
         (
             {"student": {"model": "m", "beta": 1}},
             "student.beta: unknown key; it belongs to student.dpo",
@@ -158,7 +170,7 @@ def test_sections_cannot_be_changed_afterwards() -> None:
             {"student": {"model": "m", "rounds": 1}},
             "student.rounds: unknown key; it belongs to the top level",
         ),
-        ({"sft": {"top_k": 1}}, "sft.top_k: unknown key; it belongs to sampling or positives"),
+        ({"sft": {"top_k": 1}}, "sft.top_k: unknown key; it belongs to method or sampling"),
         ({"layers": "0"}, "layers: unknown key; it belongs to student.model or teachers.model"),
         ({"a\nb": 1}, r"'a\nb': unknown key; valid here: "),
         ({"": 1}, "'': unknown key; valid here: "),
@@ -273,7 +285,6 @@ def test_a_key_with_nothing_behind_it_is_empty() -> None:
             {"student": {"model": {"source": "m", "trust_remote_code": 1}}},
             "student.model.trust_remote_code: must be true or false (got 1)",
         ),
-        ({"method": "spin"}, "method: must be 'macpo' (got 'spin')"),
         (
             {"dpo": {"reference": "initail"}},
             "dpo.reference: must be 'previous', 'initial' or 'base' (got 'initail'); "
@@ -527,17 +538,51 @@ def test_an_empty_list_of_teachers_is_called_empty() -> None:
 def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
     raw = config_with(
         teachers=teachers("a", "b", "a", "a", "b"),
-        positives={"top_k": 6},
+        method={"top_k": 6},
         sampling={"max_new_tokens": 513},
     )
     found = faults(raw)
     assert found[:3] == [
         "teachers: 3 of them are named 'a'; give each its own name",
         "teachers: 2 of them are named 'b'; give each its own name",
-        "positives.top_k is 6, but there are only 5 teachers to answer each prompt; lower it to 5 "
-        "or add teachers",
+        "method.top_k is 6, but there are only 5 teachers with 1 answer(s) each to a prompt; lower "
+        "it to 5, or add teachers or method.samples",
     ]
     assert found[3].startswith("sampling.max_new_tokens is 513, above limits.response_tokens 512")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"method": "spinn"}, "method: there is no method 'spinn'; did you mean spin?"),
+        ({"method": "x"}, "method: there is no method 'x'; write macpo, naive-sft, "),
+        ({"method": 7}, "method: must be a method's name, or a section with one (got 7)"),
+        ({"method": {"contrast": 3}}, "method.contrast: must be true or false (got 3)"),
+        (
+            {"method": {"positives": "own", "top_k": 2}},
+            "method: top_k has no effect with positives: own; remove it",
+        ),
+        (
+            {"method": "naive-sft", "rounds": 2},
+            "rounds: has no effect under method naive-sft; remove it",
+        ),
+        (
+            {"method": "spin", "student": {"model": "m", "dpo": {"gamma": 1}}},
+            "student.dpo.gamma: has no effect under method spin; remove it",
+        ),
+    ],
+)
+def test_a_faulty_method_is_told_with_its_remedy(changes: dict[str, Any], fault: str) -> None:
+    (found,) = faults(config_with(**changes))
+    assert found.startswith(fault)
+
+
+def test_a_method_is_named_by_a_word_or_by_a_section() -> None:
+    short = check_config(config_with(method="spin"))
+    assert short.method == check_config(config_with(method={"name": "spin"})).method
+    assert method_name(short.method) == "spin"
+    assert method_name(check_config(config_with()).method) == "macpo"
+    assert check_config(config_with(method={"top_k": 1})).method == MACPOConfig(top_k=1)
 
 
 @pytest.mark.parametrize("name", ["", "Run", "a/b", "../a", "a" * 65])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from macpo import losses
-from macpo.likelihood import PromptGroup
-from macpo.training.objectives import DPOObjective, SFTObjective
+from macpo.likelihood import LikelihoodEngine, PromptGroup
+from macpo.training.objectives import ConfidentObjective, DPOObjective, SFTObjective
+from tests.tiny import tiny_model
 
 
 def tensor(*values: float) -> Tensor:
@@ -118,3 +119,31 @@ def test_without_gamma_only_the_contrast_is_left() -> None:
     objective = DPOObjective(GROUPS, torch.zeros(3, 2), beta=0.1, gamma=0.0)
     scored = objective.losses([1], tensor(-3, -3))
     assert scored.losses.tolist() == pytest.approx([math.log(2)])
+
+
+def test_confidence_loss_of_three_tokens() -> None:
+    """Weight 0.25, threshold 0.5. Own predictions: p = 0.8, 0.4, 0.5.
+
+    sure:   0.75 * 2 + 0.25 * -log 0.8 = 1.5 + 0.0557859 = 1.5557859
+    unsure: the weak label alone, 3
+    at the threshold: 0.75 * 1 + 0.25 * -log 0.5 = 0.75 + 0.1732868 = 0.9232868
+    """
+    own = tensor(0.8, 0.4, 0.5).log()
+    found = losses.confidence(tensor(-2, -3, -1), own, weight=0.25, threshold=0.5)
+    assert found.tolist() == pytest.approx([1.5557859, 3, 0.9232868])
+
+
+def test_confident_objective_is_sft_before_warm_up_and_mixes_after() -> None:
+    model = tiny_model()
+    engine = LikelihoodEngine(model)
+    groups = [PromptGroup((5, 6, 7), ((8, 9, 10),)), PromptGroup((11,), ((12, 13),))]
+    (pack,) = engine.packs(groups)
+    plain = SFTObjective(groups).forward(engine, pack, [0, 1], 0.0).losses
+    objective = ConfidentObjective(groups, weight=0.5, warmup=0.5, threshold=1e-6)
+    torch.testing.assert_close(objective.forward(engine, pack, [0, 1], 0.0).losses, plain)
+    own = engine.score_tokens(pack)[1]
+    own_nll = torch.stack([-own[:3].mean(), -own[3:].mean()])
+    half = objective.forward(engine, pack, [0, 1], 0.25).losses
+    torch.testing.assert_close(half, 0.75 * plain + 0.25 * own_nll)
+    full = objective.forward(engine, pack, [0, 1], 0.9).losses
+    torch.testing.assert_close(full, 0.5 * plain + 0.5 * own_nll)

@@ -9,7 +9,7 @@ import pytest
 
 from macpo.agents import Agent, Team
 from macpo.config import EngineConfig, RunConfig, TuningConfig, check_config
-from macpo.loop import Plan, build_plan
+from macpo.methods import Plan, build_plan
 from macpo.models.sources import ResolvedModel
 from macpo.planning.costs import (
     GIB,
@@ -119,7 +119,7 @@ def test_answers_that_are_there_count_as_they_are() -> None:
 
 
 def test_top_k_multiplies_the_students_pairs() -> None:
-    found = works(config(positives={"top_k": 2}))
+    found = works(config(method={"top_k": 2}))
 
     assert found["round-1/student/train"].trained == 2 * 20 * 116
 

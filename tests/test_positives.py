@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from macpo.errors import DataError
 from macpo.likelihood import CompletionScore
-from macpo.positives import Candidate, DirectPairs, FilteredPairs, least_perplexing
+from macpo.positives import Candidate, DirectPairs, FilteredPairs, best
 from macpo.records import Pair, Prompt, Response, read_jsonl
 from macpo.scoring import read_pairs
 from macpo.store import Artifact
@@ -38,25 +38,37 @@ def texts(candidates: Sequence[Candidate]) -> list[str]:
 def test_lowest_mean_per_token_wins() -> None:
     """Means of 2, 1.5 and 3 nats a token; the sums would prefer the short first, -4."""
     found = [candidate("short", -4, 2), candidate("long", -15, 10), candidate("odd", -9, 3)]
-    assert texts(least_perplexing(found, 1)) == ["long"]
-    assert texts(least_perplexing(found, 2)) == ["long", "short"]
-    assert texts(least_perplexing(found, 9)) == ["long", "short", "odd"]
+    assert texts(best(found, "perplexity", 1)) == ["long"]
+    assert texts(best(found, "perplexity", 2)) == ["long", "short"]
+    assert texts(best(found, "perplexity", 9)) == ["long", "short", "odd"]
 
 
 def test_ties_go_to_the_earlier_candidate() -> None:
     found = [candidate("a", -9, 3), candidate("b", -4, 2), candidate("c", -2, 1)]
-    assert texts(least_perplexing(found, 3)) == ["b", "c", "a"]
+    assert texts(best(found, "perplexity", 3)) == ["b", "c", "a"]
 
 
 def test_perplexities_beyond_floats_are_still_ordered() -> None:
     """exp(800) and exp(900) are both infinite; their logarithms are not."""
     found = [candidate("worse", -900, 1), candidate("bad", -800, 1)]
     assert {c.score.perplexity for c in found} == {math.inf}
-    assert texts(least_perplexing(found, 1)) == ["bad"]
+    assert texts(best(found, "perplexity", 1)) == ["bad"]
+
+
+def test_contrast_filters_compare_with_the_negative_policy() -> None:
+    """Perplexity prefers "a" (1 nat a token against 2 and 2.5). log pi+ - log pi-: a -1, b 4 over 2
+    tokens, c 6 over 6 tokens."""
+    found = [
+        Candidate(make_response(PROMPTS[0], text), CompletionScore(own, n), CompletionScore(bad, n))
+        for text, own, bad, n in (("a", -2, -1, 2), ("b", -4, -8, 2), ("c", -15, -21, 6))
+    ]
+    assert texts(best(found, "perplexity", 1)) == ["a"]
+    assert texts(best(found, "contrast-mean", 3)) == ["b", "c", "a"]
+    assert texts(best(found, "contrast-sum", 3)) == ["c", "b", "a"]
 
 
 def test_nobody_wins_among_nobody() -> None:
-    assert least_perplexing([], 2) == []
+    assert best([], "perplexity", 2) == []
 
 
 @given(st.lists(st.tuples(st.integers(-50, 0), st.integers(1, 9)), max_size=8), st.integers(1, 9))
@@ -64,7 +76,7 @@ def test_winners_are_never_more_perplexing_than_losers(
     scores: list[tuple[int, int]], top_k: int
 ) -> None:
     found = [candidate(str(i), total, tokens) for i, (total, tokens) in enumerate(scores)]
-    winners = least_perplexing(found, top_k)
+    winners = best(found, "perplexity", top_k)
     assert len(winners) == min(top_k, len(found))
     means = [c.score.mean_nll for c in winners]
     losers = [c.score.mean_nll for c in found if c not in winners]

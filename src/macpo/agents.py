@@ -22,6 +22,7 @@ from macpo.config import (
     TeacherConfig,
     TuningConfig,
 )
+from macpo.models.cache import file_digest
 from macpo.models.sources import ResolvedModel, resolve
 from macpo.seeds import digest
 
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
     from macpo.stage import Stage
 
 STUDENT = "student"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 Merged = TypeVar("Merged", SFTConfig, NegativeSFTConfig, DPOConfig)
 
@@ -47,19 +58,29 @@ class Agent:
     negative_sft: NegativeSFTConfig
     dpo: DPOConfig
 
+    def reader(self) -> str:
+        """Return a digest of how this agent reads text: tokenizer, template and prompt limit."""
+        folder = Path(self.base.location)
+        files = [folder / name for name in TOKENIZER_FILES]
+        found = [[file.name, file_digest(file)] for file in files if file.is_file()]
+        return digest([found or self.base.name, self._template(), self.limits.prompt_tokens])
+
+    def _template(self) -> str | None:
+        """Return what stands for the chat template in a digest: a name, or a file's content."""
+        if self.chat_template is not None and Path(self.chat_template).is_file():
+            return digest(Path(self.chat_template).read_text(encoding="utf-8"))
+        return self.chat_template
+
     def identity(self) -> dict[str, Any]:
         """Return what of this agent decides the outcome of a stage, as JSON.
 
         The base model counts by the digest of its weights; while they are not on this machine (a
         plan of a large run) by its name, and the stage keys are provisional.
         """
-        template = self.chat_template
-        if template is not None and Path(template).is_file():
-            template = digest(Path(template).read_text(encoding="utf-8"))
         return {
             "name": self.name,
             "base": self.base.digest or f"unresolved:{self.base.name}",
-            "chat_template": template,
+            "chat_template": self._template(),
             "dtype": self.dtype,
             "tuning": self.tuning.model_dump(mode="json"),
             "limits": self.limits.model_dump(mode="json"),

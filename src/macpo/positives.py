@@ -1,38 +1,54 @@
 """Mutual positive behaviour augmentation (paper, section 3.2): where `chosen` comes from.
 
 The student takes, per prompt, the teachers' answers that it finds least perplexing; a teacher takes
-the student's answer as it is. `rejected` is always the learner's own negative policy's answer
-(macpo.negatives): unfamiliar positives, familiar negatives.
+the student's answer as it is. `rejected` is the learner's own negative policy's answer, or one of
+`macpo.negatives`: unfamiliar positives, familiar negatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from macpo.errors import DataError
 from macpo.likelihood import CompletionScore
-from macpo.records import Pair, Prompt, Response, read_jsonl, write_jsonl
-from macpo.scoring import is_empty, read_responses, read_scores
+from macpo.records import Pair, Prompt, Response, write_jsonl
+from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
 from macpo.stage import Stage, StageContext
+
+Filter = Literal["perplexity", "contrast-mean", "contrast-sum"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible positive with its score under the student."""
+    """A possible positive: its score under the student, and under the student's negative policy."""
 
     response: Response
     score: CompletionScore
+    negative_score: CompletionScore | None = None
 
 
-def least_perplexing(candidates: Sequence[Candidate], top_k: int) -> list[Candidate]:
-    """Return the `top_k` candidates of lowest perplexity, best first.
+def merit(candidate: Candidate, filter: Filter) -> float:
+    """Return how good a candidate is in the eyes of a filter; higher is better, in nats.
 
-    Perplexity is exp of the mean negative log-likelihood per token. Ties go to the earlier
-    candidate, that is to the teacher that stands first in the config.
+    `perplexity` is the paper's: minus the mean negative log-likelihood per token. The others
+    measure contrast, log pi(y) under the positive policy minus that under the negative one, summed
+    over tokens or as a mean.
     """
-    order = sorted(range(len(candidates)), key=lambda i: (candidates[i].score.mean_nll, i))
+    if filter == "perplexity":
+        return -candidate.score.mean_nll
+    assert candidate.negative_score is not None
+    contrast = candidate.score.sum_logprob - candidate.negative_score.sum_logprob
+    return contrast / candidate.score.tokens if filter == "contrast-mean" else contrast
+
+
+def best(candidates: Sequence[Candidate], filter: Filter, top_k: int) -> list[Candidate]:
+    """Return the `top_k` candidates of highest merit, best first.
+
+    Ties go to the earlier candidate, that is to the teacher that stands first in the config.
+    """
+    order = sorted(range(len(candidates)), key=lambda i: (-merit(candidates[i], filter), i))
     return [candidates[i] for i in order[:top_k]]
 
 
@@ -40,8 +56,9 @@ def least_perplexing(candidates: Sequence[Candidate], top_k: int) -> list[Candid
 class FilteredPairs(Stage):
     """Pairs for the student: least perplexing teachers' answers against its own negative's.
 
-    `scores` is the student's scoring of all `positives` and of `negatives`. With `top_k` above
-    one a prompt gives that many pairs.
+    `scores` is the student's scoring of all `positives` and of `negatives`, `negative_scores` that
+    of its negative policy for the filters that need it. With `top_k` above one a prompt gives that
+    many pairs.
     """
 
     kind: ClassVar[str] = "pairs"
@@ -50,26 +67,33 @@ class FilteredPairs(Stage):
     negatives: Stage
     scores: Stage
     top_k: int
+    filter: Filter = "perplexity"
+    negative_scores: Stage | None = None
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl, and filter.jsonl: every candidate's perplexity and who won."""
         scores = read_scores(context.path(self.scores))
+        against = {}
+        if self.negative_scores is not None:
+            against = read_scores(context.path(self.negative_scores))
         answers = [read_responses(context.path(stage)) for stage in self.positives]
         rejected = read_responses(context.path(self.negatives))
-        prompts = _read_prompts(self.negatives, context)
+        prompts = read_prompts(context.path(self.negatives))
         pairs: list[Pair] = []
         report: list[dict[str, Any]] = []
         wins: dict[str, int] = {}
         for prompt, negative, *candidates in zip(prompts, rejected, *answers, strict=True):
-            scored = [Candidate(r, scores[r.id]) for r in candidates if r.id in scores]
-            winners = least_perplexing(scored, self.top_k) if not is_empty(negative) else []
-            report.append(_filter_row(prompt, scored, winners))
+            scored = [
+                Candidate(r, scores[r.id], against.get(r.id)) for r in candidates if r.id in scores
+            ]
+            winners = best(scored, self.filter, self.top_k) if not is_empty(negative) else []
+            report.append(_filter_row(prompt, scored, winners, self.filter))
             for winner in winners:
                 pairs.append(Pair(prompt, winner.response, negative))
                 name = winner.response.origin.policy
                 wins[name] = wins.get(name, 0) + 1
         write_jsonl(context.output / "filter.jsonl", report)
-        return {**_write_pairs(pairs, len(prompts), context), "wins": dict(sorted(wins.items()))}
+        return {**write_pairs(pairs, len(prompts), context), "wins": dict(sorted(wins.items()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +107,7 @@ class DirectPairs(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl."""
-        prompts = _read_prompts(self.negatives, context)
+        prompts = read_prompts(context.path(self.negatives))
         chosen = read_responses(context.path(self.positives))
         rejected = read_responses(context.path(self.negatives))
         pairs = [
@@ -91,16 +115,11 @@ class DirectPairs(Stage):
             for prompt, positive, negative in zip(prompts, chosen, rejected, strict=True)
             if not is_empty(positive) and not is_empty(negative)
         ]
-        return _write_pairs(pairs, len(prompts), context)
-
-
-def _read_prompts(stage: Stage, context: StageContext) -> list[Prompt]:
-    path = context.path(stage) / "prompts.jsonl"
-    return [Prompt.from_json(row) for row in read_jsonl(path)]
+        return write_pairs(pairs, len(prompts), context)
 
 
 def _filter_row(
-    prompt: Prompt, scored: Sequence[Candidate], winners: Sequence[Candidate]
+    prompt: Prompt, scored: Sequence[Candidate], winners: Sequence[Candidate], filter: Filter
 ) -> dict[str, Any]:
     """Describe one prompt's filtering, for readers."""
     return {
@@ -109,6 +128,7 @@ def _filter_row(
             {
                 "policy": c.response.origin.policy,
                 "perplexity": min(c.score.perplexity, 1e308),
+                "merit": merit(c, filter),
                 "tokens": c.score.tokens,
                 "won": any(c is winner for winner in winners),
                 "text": c.response.text,
@@ -118,7 +138,7 @@ def _filter_row(
     }
 
 
-def _write_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
+def write_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
     """Write pairs, and count the prompts that gave none because an answer was empty."""
     if not pairs:
         raise DataError(

@@ -90,8 +90,18 @@ def merge_adapter(adapter: Path, output: Path) -> None:
     partial.rename(output)
 
 
-def model_card(policy: Policy, run: str, rounds: int, metrics: dict[str, float]) -> str:
-    """Return a short model card (Markdown with the hub's front matter)."""
+def model_card(
+    policy: Policy, run: str, method: str, rounds: int, metrics: dict[str, float]
+) -> str:
+    """Return a short model card (Markdown with the hub's front matter).
+
+    Args:
+        policy: what it is about.
+        run: the run's name.
+        method: by which it was trained.
+        rounds: how many of them it went through.
+        metrics: after the last one.
+    """
     agent = policy.agent
     kind = f"LoRA rank {agent.tuning.rank}" if agent.tuning.kind == "lora" else "full fine-tuning"
     library = "peft" if agent.tuning.kind == "lora" else "transformers"
@@ -100,13 +110,14 @@ def model_card(policy: Policy, run: str, rounds: int, metrics: dict[str, float])
 base_model: {json.dumps(base_reference(agent))}
 library_name: {library}
 pipeline_tag: text-generation
-tags: [macpo, weak-to-strong, dpo]
+tags: [macpo, {method}, weak-to-strong]
 ---
 
 # {agent.name} of the run {run}
 
-{agent.base.name}, aligned by MACPO (arXiv 2410.07672) over {rounds} rounds; {kind}, {agent.dtype}.
-Trained by the `macpo` library; weights `{policy.weights_key[:16]}`.
+{agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
+{agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
+Weights: `{policy.weights_key[:16]}`.
 
 On the run's own test split, after the last round:
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from macpo.config import RunConfig
+from macpo.config import RunConfig, method_name
 from macpo.errors import ConfigError, StoreError
 from macpo.evaluation.preference import METRICS_FILE
 from macpo.records import read_jsonl
@@ -27,7 +27,7 @@ from macpo.store import Artifact, RunLock, Store, write_text_atomic
 if TYPE_CHECKING:
     from macpo.agents import Team
     from macpo.execution.local import LocalExecutor, Observer
-    from macpo.loop import Plan
+    from macpo.methods import Plan
 
 CONFIG_FILE, RUN_FILE, METRICS, LOCK_FILE = "config.yaml", "run.json", "metrics.jsonl", "lock"
 FINAL_FOLDER, STORE_FOLDER = "final", "store"
@@ -81,8 +81,8 @@ def run(config: RunConfig, folder: str | Path, observer: Observer | None = None)
     from macpo.agents import assemble_team
     from macpo.data.stages import content_digest
     from macpo.execution.local import LocalExecutor
-    from macpo.loop import build_plan
     from macpo.machine import tune_allocator
+    from macpo.methods import build_plan
 
     folder = Path(folder)
     device = choose_device(config)
@@ -127,11 +127,13 @@ def collect_metrics(plan: Plan, artifacts: dict[str, Artifact]) -> list[MetricRo
     """Gather the metrics of all evaluations and training stages that have artifacts."""
     rows = []
     for t, (evaluations, policies) in enumerate(zip(plan.evaluations, plan.policies, strict=True)):
-        for name, stage in evaluations.items():
-            if stage.key not in artifacts:
+        for name, stages in evaluations.items():
+            if any(stage.key not in artifacts for stage in stages):
                 continue
-            text = (artifacts[stage.key].path / METRICS_FILE).read_text(encoding="utf-8")
-            found = {k: v for k, v in json.loads(text).items() if k != "pairs"}
+            found: dict[str, float] = {}
+            for stage in stages:
+                text = (artifacts[stage.key].path / METRICS_FILE).read_text(encoding="utf-8")
+                found |= {k: v for k, v in json.loads(text).items() if k != "pairs"}
             trained = policies[name].weights
             if trained is not None and trained.key in artifacts:
                 meta = artifacts[trained.key].meta
@@ -211,15 +213,15 @@ def _publish_all(
 
     final = {}
     for agent in team.agents:
-        policy = plan.policies[-1][agent.name]
+        last, policy = plan.final[agent.name]
         own = {
             row.metric: row.value
             for row in metrics
-            if row.policy == agent.name and row.round == config.rounds
+            if row.policy == agent.name and row.round == last
         }
         target = executor.folder / FINAL_FOLDER / agent.name
         weights = executor.artifacts[policy.weights_key].path
-        card = model_card(policy, config.name, config.rounds, own)
+        card = model_card(policy, config.name, method_name(config.method), last, own)
         publish(policy, weights, target, executor.policies, card)
         final[agent.name] = target
     return final

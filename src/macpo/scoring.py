@@ -38,8 +38,7 @@ class ScoreResponses(Stage):
         by_prompt: dict[str, tuple[Prompt, list[Response]]] = {}
         for stage in self.answers:
             folder = context.path(stage)
-            prompts = [Prompt.from_json(row) for row in read_jsonl(folder / "prompts.jsonl")]
-            for prompt, response in zip(prompts, read_responses(folder), strict=True):
+            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True):
                 by_prompt.setdefault(prompt.id, (prompt, []))[1].append(response)
         return _score(self.policy, list(by_prompt.values()), context)
 
@@ -57,6 +56,11 @@ class ScorePairs(Stage):
         """Write scores.jsonl: one line per scored response."""
         pairs = read_pairs(context.path(self.pairs))
         return _score(self.policy, [(p.prompt, [p.chosen, p.rejected]) for p in pairs], context)
+
+
+def read_prompts(folder: Path) -> list[Prompt]:
+    """Read the prompts of an answering stage's artifact, in the order of its responses."""
+    return [Prompt.from_json(row) for row in read_jsonl(folder / "prompts.jsonl")]
 
 
 def read_responses(folder: Path) -> list[Response]:

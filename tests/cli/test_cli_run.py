@@ -46,8 +46,9 @@ def test_run_says_what_it_runs_and_one_line_for_each_stage(finished: FinishedRun
 
     assert lines[0] == f"run       tiny in {finished.folder}; seed 0"
     assert lines[2].startswith("teachers  weak-a (")
-    assert lines[4].startswith("rounds    2; dpo beta 0.1, gamma 0.2, learning rate 0.001")
-    told = [line.split()[0] for line in lines[6:]]
+    assert lines[4] == "method    macpo"
+    assert lines[5].startswith("rounds    2; dpo beta 0.1, gamma 0.2, learning rate 0.001")
+    told = [line.split()[0] for line in lines[7:]]
     assert told == finished_stages(finished.folder)
     assert len(told) == 53
 
@@ -229,7 +230,7 @@ def test_signal_stops_the_run_and_the_same_command_goes_on(
         1,
         2,
     )
-    assert len(during.finished) == 3
+    assert len(during.finished) == 2
     assert between.state == "stopped"
     assert between.last_stop is not None
     assert (between.last_stop.stage, between.last_stop.reason) == (
@@ -237,7 +238,7 @@ def test_signal_stops_the_run_and_the_same_command_goes_on(
         "KeyboardInterrupt",
     )
     assert resumed.code == 0
-    assert "3 of 53 stages were done already" in resumed.err
+    assert "2 of 53 stages were done already" in resumed.err
     assert resumed.out.replace(str(tmp_path / "run"), "RUN") == finished.result.out.replace(
         str(finished.folder), "RUN"
     )

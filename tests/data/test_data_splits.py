@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from macpo.config import SplitsConfig
 from macpo.data import DataSplits, split_examples
+from macpo.data.splits import with_noise
 from macpo.data.turns import prompt_key
 from macpo.errors import DataError
 from macpo.records import Message, PreferenceExample, Prompt
@@ -113,3 +114,23 @@ def test_number_above_the_rest_of_the_fractions_is_an_error() -> None:
         DataError, match=re.escape("asks for 11 prompts (teacher 5, student 5, test")
     ):
         split_examples([example(f"{i}") for i in range(10)], sizes, 0)
+
+
+@pytest.mark.parametrize(("share", "swapped"), [(0.0, 0), (0.1, 2), (0.5, 10), (1.0, 20)])
+def test_noise_swaps_that_share_of_labels(share: float, swapped: int) -> None:
+    examples = [example(str(i)) for i in range(20)]
+    noisy = with_noise(examples, share, seed=3)
+    assert [e.prompt for e in noisy] == [e.prompt for e in examples]
+    assert {(e.chosen, e.rejected) for e in noisy} <= {("good", "bad"), ("bad", "good")}
+    assert sum(e.chosen == "bad" for e in noisy) == swapped
+
+
+def test_more_noise_keeps_the_labels_that_less_noise_swapped() -> None:
+    examples = [example(str(i)) for i in range(50)]
+    few, many = (
+        {e.prompt for e in with_noise(examples, share, seed=5) if e.chosen == "bad"}
+        for share in (0.1, 0.3)
+    )
+    assert few < many
+    other = {e.prompt for e in with_noise(examples, 0.1, seed=6) if e.chosen == "bad"}
+    assert few != other

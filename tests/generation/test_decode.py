@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
 from macpo.generation import decode as decode_module
-from tests.generation.answers import answer, generated, greedy, random_prompts
+from tests.generation.answers import STOPS, answer, generated, greedy, random_prompts
 from tests.tiny import tiny_model
 
 MIXED_LENGTHS = (1, 2, 90, 17, 40, 1, 64, 33, 5, 21, 77, 3)
@@ -288,3 +289,25 @@ def test_rows_follow_the_memory_budget() -> None:
     # the first block of 16 takes its longest row's 100 tokens each, then 4 rows of 50 fit
     assert (rows, per_block) == (20, 16)
     assert decode_module.plan_rows(needs, served.shapes, torch.bfloat16, gib)[0] == 40
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_greedy_answers_pushed_away_equal_a_plain_loop_over_both_models(architecture: str) -> None:
+    """Token by token: the argmax of a + 0.7 (a - b), each from a forward of the whole row."""
+    model, other = tiny_model(architecture), tiny_model(architecture, seed=1)
+    prompts = random_prompts((1, 9, 30, 4, 17), start=(31,))
+
+    def plain(prompt: list[int]) -> tuple[int, ...]:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 12 and not (len(ids) > len(prompt) and ids[-1] in STOPS):
+            row = torch.tensor([ids])
+            with torch.no_grad():
+                a, b = model(row).logits[0, -1], other(row).logits[0, -1]
+            ids.append(int((a + 0.7 * (a - b)).argmax()))
+        return tuple(ids[len(prompt) :])
+
+    pushed = functools.partial(decode_module.decode, away_from=other, strength=0.7)
+    ours = answer(model, prompts, greedy(12), decoder=pushed, memory_gib=FEW_ROWS)
+
+    assert [c.token_ids for c in ours] == [plain(prompt) for prompt in prompts]
+    assert ours != answer(model, prompts, greedy(12))

@@ -346,3 +346,24 @@ def test_score_gives_mean_and_perplexity() -> None:
     assert score.mean_nll == 1.5
     assert score.perplexity == pytest.approx(4.4817, abs=1e-4)
     assert CompletionScore(-800.0, 1).perplexity == float("inf")
+
+
+def test_scored_tokens_are_the_labels_and_the_models_own_choices() -> None:
+    model = make_model("llama")
+    scorer = LikelihoodEngine(model)
+    (pack,) = scorer.packs(GROUPS)
+    labels, own = scorer.score_tokens(pack)
+    expected_labels, expected_own = [], []
+    for group in pack.groups:
+        for completion in group.completions:
+            ids = torch.tensor([[*group.prompt, *completion]])
+            with torch.no_grad():
+                logprobs = (
+                    model(input_ids=ids).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
+                )
+            expected_labels.append(logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0])
+            expected_own.append(logprobs.max(-1).values)
+    torch.testing.assert_close(labels, torch.cat(expected_labels), atol=NATS, rtol=0)
+    torch.testing.assert_close(own, torch.cat(expected_own), atol=NATS, rtol=0)
+    assert labels.requires_grad
+    assert own.requires_grad

@@ -60,7 +60,9 @@ def test_sft_learns_the_side_that_it_is_told(bench: Workbench, agent: Agent, sid
     config = SFTConfig(epochs=30, learning_rate=2e-2)
     start = Policy(agent, "positive")
     before = nats(bench.pool.load(start), agent, pair)
-    stage = SFTOnDataset("sft", start, write_examples(bench, [pair]), side, config, seed=0)
+    stage = SFTOnDataset(
+        "sft", start, write_examples(bench, [pair]), "teacher", side, config, seed=0
+    )
     bench.run(stage)
     after = nats(bench.pool.load(Policy(agent, "positive", stage)), agent, pair)
     learned = 0 if side == "chosen" else 1
@@ -75,7 +77,7 @@ def test_negative_policy_continues_the_positive_one(bench: Workbench, agent: Age
     start = Policy(agent, "positive", bench.write_weights("positive", weights))
     data = write_examples(bench, make_pairs(2))
     config = NegativeSFTConfig(learning_rate=1e-9)
-    made = bench.run(SFTOnDataset("sft", start, data, "rejected", config, seed=0))
+    made = bench.run(SFTOnDataset("sft", start, data, "teacher", "rejected", config, seed=0))
     found = load_file(made.path / WEIGHTS_FILE)
     assert found.keys() == weights.keys()
     for name, tensor in found.items():
@@ -111,7 +113,8 @@ def test_end_of_turn_is_learned_although_it_is_the_pad_token(bench: Workbench) -
     config = SFTConfig(epochs=20, learning_rate=1e-2, batch_size=3)
     start = Policy(agent, "positive")
     before = end_of_turn_nats(bench.pool.load(start), agent, pairs)
-    stage = SFTOnDataset("sft", start, write_examples(bench, pairs), "chosen", config, seed=0)
+    data = write_examples(bench, pairs)
+    stage = SFTOnDataset("sft", start, data, "teacher", "chosen", config, seed=0)
     bench.run(stage)
     after = end_of_turn_nats(bench.pool.load(Policy(agent, "positive", stage)), agent, pairs)
     assert before > 3

@@ -101,6 +101,8 @@ def refuse_many_processes(environment: Mapping[str, str]) -> None:
 
 def describe(config: RunConfig, folder: Path) -> str:
     """Say in a few lines what is about to run; RUN/config.yaml has all of it."""
+    from macpo.config import method_name
+
     teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.teachers)
     splits = config.data.splits
     dpo, sampling = config.dpo, config.sampling
@@ -114,11 +116,13 @@ def describe(config: RunConfig, folder: Path) -> str:
         "teachers": teachers,
         "data": f"{config.data.source}; prompts: teacher {splits.teacher}, student "
         f"{splits.student}, test {splits.test}",
+        "method": method_name(config.method),
         "rounds": f"{config.rounds}; dpo beta {dpo.beta:g}, gamma {dpo.gamma:g}, learning rate "
         f"{dpo.learning_rate:g}, reference {dpo.reference}",
         "answers": f"{drawn}, at most {sampling.max_new_tokens} tokens",
     }
-    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+    unused = config.method.unused
+    return "\n".join(f"{k:<9} {text}" for k, text in lines.items() if k not in unused)
 
 
 def _model(agent: AgentConfig) -> str:

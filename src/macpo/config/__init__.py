@@ -1,13 +1,28 @@
 """The one config tree: what a run's YAML may say, and reading it.
 
 sections   the tree itself, with its defaults
+methods    the section of each method
 values     the kinds of values in it
 loading    from a file to a checked `RunConfig`
 reading    YAML, and `--set` items
 faults     what is said of what is wrong
 """
 
+from macpo.config.base import Section
 from macpo.config.loading import check_config, load_config
+from macpo.config.methods import (
+    METHOD_CONFIGS,
+    CeilingConfig,
+    ConfidentConfig,
+    MACPOConfig,
+    MethodConfig,
+    NaiveSFTConfig,
+    RLAIFConfig,
+    RLCDConfig,
+    SelfRewardingConfig,
+    SPINConfig,
+    method_name,
+)
 from macpo.config.sections import (
     CHAT_TEMPLATES,
     AgentConfig,
@@ -19,10 +34,8 @@ from macpo.config.sections import (
     ModelConfig,
     NegativeSFTConfig,
     OptimizerConfig,
-    PositivesConfig,
     RunConfig,
     SamplingConfig,
-    Section,
     SFTConfig,
     SplitsConfig,
     TeacherConfig,
@@ -32,24 +45,34 @@ from macpo.config.values import parse_layers
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "METHOD_CONFIGS",
     "AgentConfig",
+    "CeilingConfig",
+    "ConfidentConfig",
     "DPOConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
     "LimitsConfig",
+    "MACPOConfig",
+    "MethodConfig",
     "ModelConfig",
+    "NaiveSFTConfig",
     "NegativeSFTConfig",
     "OptimizerConfig",
-    "PositivesConfig",
+    "RLAIFConfig",
+    "RLCDConfig",
     "RunConfig",
     "SFTConfig",
+    "SPINConfig",
     "SamplingConfig",
     "Section",
+    "SelfRewardingConfig",
     "SplitsConfig",
     "TeacherConfig",
     "TuningConfig",
     "check_config",
     "load_config",
+    "method_name",
     "parse_layers",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from macpo.config.methods import METHOD_CONFIGS, MethodConfig, method_name
 from macpo.config.sections import RunConfig
 from macpo.config.values import shown, shown_key
 
@@ -32,7 +33,7 @@ _WORDS = {
 def describe_fault(item: Mapping[str, Any]) -> Iterator[str]:
     """Say one of pydantic's errors in our words; yields a line for each fault in it."""
     kind, loc, seen = item["type"], item["loc"], item.get("input")
-    name = ".".join(shown_key(part) for part in loc)
+    name = ".".join(shown_key(part) for i, part in enumerate(loc) if not _is_tag(loc, i))
     if kind in ("extra_forbidden", "invalid_key"):
         yield f"{name}: unknown key; {_where_key_belongs(loc)}"
     elif kind == "missing":
@@ -66,6 +67,10 @@ def _where_key_belongs(loc: Sequence[Any]) -> str:
     """Help with an unknown key: a key of nearly that name here, or its place elsewhere."""
     key = str(loc[-1])[:100]
     here = _section_at(loc[:-1])
+    if issubclass(here, MethodConfig):
+        others = [method_name(m) for m in METHOD_CONFIGS if key in m.model_fields and m is not here]
+        if others:
+            return f"it belongs to method {' or '.join(others)}, this is {method_name(here)}"
     valid = list(here.model_fields)
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if not difflib.get_close_matches(key, valid, n=1, cutoff=0.75):
@@ -84,11 +89,19 @@ def _is_required(loc: Sequence[Any]) -> bool:
     return field is not None and field.is_required()
 
 
-def _section_at(loc: Iterable[Any]) -> type[BaseModel]:
+def _is_tag(loc: Sequence[Any], place: int) -> bool:
+    """Tell whether this part of `loc` is the method's name, which pydantic puts in, and no key."""
+    return place == 1 and loc[0] == "method"
+
+
+def _section_at(loc: Sequence[Any]) -> type[BaseModel]:
     """Return the section at `loc`, walking the annotations of the config tree."""
     section: type[BaseModel] = RunConfig
-    for part in loc:
-        if not isinstance(part, int):  # the number of a list's item
+    methods = {method_name(method): method for method in METHOD_CONFIGS}
+    for place, part in enumerate(loc):
+        if _is_tag(loc, place):
+            section = methods[str(part)]
+        elif not isinstance(part, int):  # the number of a list's item
             section = _section_in(section.model_fields[str(part)].annotation) or section
     return section
 

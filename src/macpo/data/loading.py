@@ -20,11 +20,15 @@ from macpo.data.hub import hub_digest, open_hub
 from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
+from macpo.testbed.dataset import dataset_digest, preference_examples
+from macpo.testbed.naming import is_testbed, size_of
 
 if TYPE_CHECKING:
     from macpo.config import DataConfig
 
 DETECTION_ROWS = 100
+TESTBED_SEED = 0
+"""The testbed's preference data is one long series; a run's seed decides how it is divided."""
 EXCERPT_CHARACTERS = 80
 
 
@@ -130,6 +134,8 @@ def source_digest(config: DataConfig) -> str:
     Raises:
         DataError: the source cannot be read or resolved.
     """
+    if is_testbed(config.source):
+        return dataset_digest(size_of(config.source), TESTBED_SEED)
     return file_digest(config.source) if is_local(config.source) else hub_digest(config)
 
 
@@ -175,14 +181,20 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
 
 def _open_source(config: DataConfig) -> RowSource:
     """Open the file or data set, refusing options that it would ignore."""
-    if not is_local(config.source):
+    if not is_testbed(config.source) and not is_local(config.source):
         return open_hub(config)
+    what = "the testbed's" if is_testbed(config.source) else "the local file"
     for option in ("hub_config", "hub_revision", "hub_split"):
         if getattr(config, option) != type(config).model_fields[option].default:
-            raise DataError(
-                f"data.{option}: has no effect on the local file {config.source}; remove it"
-            )
-    return open_file(config.source)
+            raise DataError(f"data.{option}: has no effect on {what} {config.source}; remove it")
+    return _open_testbed(config.source) if is_testbed(config.source) else open_file(config.source)
+
+
+def _open_testbed(source: str) -> RowSource:
+    """Draw preference data of the testbed's world, in TRL's format."""
+    examples = preference_examples(size_of(source), TESTBED_SEED)
+    rows = (RawRow(number, example.to_json()) for number, example in enumerate(examples, 1))
+    return RowSource(source, "row", rows, len(examples))
 
 
 def _detect(source: RowSource, head: list[RawRow]) -> FormatName:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from macpo.data.turns import prompt_key
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
@@ -57,6 +59,26 @@ def split_examples(
         for name in NAMES
     )
     return DataSplits(teacher, student, test)
+
+
+def with_noise(
+    examples: Sequence[PreferenceExample], share: float, seed: int
+) -> list[PreferenceExample]:
+    """Swap chosen and rejected in a share of the examples: labels of a careless annotator.
+
+    Which ones is drawn from `seed`; those that a smaller share takes are among those of a larger.
+
+    Args:
+        examples: the teacher half.
+        share: 0 to 1; that share of the examples, rounded to the nearest number, is swapped.
+        seed: of the draw.
+    """
+    draws = np.random.Generator(np.random.Philox(seed)).permutation(len(examples))
+    swapped = {int(i) for i in draws[: round(share * len(examples))]}
+    return [
+        PreferenceExample(e.prompt, e.rejected, e.chosen) if i in swapped else e
+        for i, e in enumerate(examples)
+    ]
 
 
 def _sizes(splits: SplitsConfig, prompts: int) -> dict[str, int]:

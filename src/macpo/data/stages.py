@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
 from macpo.data.loading import load_preferences, source_digest
-from macpo.data.splits import split_examples
+from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
-from macpo.records import PreferenceExample, Prompt, read_jsonl, write_jsonl
-from macpo.seeds import digest
+from macpo.records import (
+    Pair,
+    PreferenceExample,
+    Prompt,
+    dataset_response,
+    read_jsonl,
+    write_jsonl,
+)
+from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage, StageContext
 
 Split = Literal["teacher", "student", "test"]
@@ -24,18 +31,25 @@ Split = Literal["teacher", "student", "test"]
 class SplitData(Stage):
     """Divides a preference data set into teacher, student and test prompts.
 
-    In the key, `content` stands for the data (see `content_digest`): where it lies does not matter.
+    In the key, `content` stands for the data (see `content_digest`): where it lies does not matter;
+    `readers` stand for the agents.
     A pair with a prompt that is too long for an agent, even without its earlier turns, is left out
     and counted.
     """
 
     kind: ClassVar[str] = "data"
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "data"})
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "data", "agents"})
 
     data: DataConfig
     content: str
     seed: int
     agents: tuple[Agent, ...]
+    readers: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let agents count by how they read text: one more of the same family changes nothing."""
+        readers = sorted({agent.reader() for agent in self.agents})
+        object.__setattr__(self, "readers", tuple(readers))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write teacher.jsonl, student.jsonl, test.jsonl and report.json."""
@@ -50,6 +64,8 @@ class SplitData(Stage):
         counts = {}
         for name in ("teacher", "student", "test"):
             examples = getattr(splits, name)
+            if name == "teacher":
+                examples = with_noise(examples, self.data.noise, stable_seed(self.seed, "noise"))
             counts[name] = len(examples)
             write_jsonl(context.output / f"{name}.jsonl", (e.to_json() for e in examples))
         return {"pairs": counts, "prompts_too_long": too_long}
@@ -61,6 +77,29 @@ class SplitData(Stage):
             except PromptTooLong:
                 return False
         return True
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetPairs(Stage):
+    """Pairs of a split's own labels, as ground truth has them."""
+
+    kind: ClassVar[str] = "pairs"
+
+    data: Stage
+    split: Split
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl."""
+        pairs = [
+            Pair(
+                e.prompt,
+                dataset_response(e.prompt, e.chosen),
+                dataset_response(e.prompt, e.rejected),
+            )
+            for e in read_examples(context.path(self.data), self.split)
+        ]
+        write_jsonl(context.output / "pairs.jsonl", (pair.to_json() for pair in pairs))
+        return {"pairs": len(pairs), "prompts_without_pair": 0}
 
 
 def content_digest(config: DataConfig, *, fetch: bool) -> str:

@@ -13,6 +13,7 @@ instead of the longest one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ def decode(
     pack_tokens: int,
     progress: Callable[[int], None] | None = None,
     served: Served | None = None,
+    away_from: Any = None,
+    strength: float = 0.0,
 ) -> list[Completion]:
     """Answer each prompt once.
 
@@ -66,6 +69,10 @@ def decode(
             takes a row of its own).
         progress: called with the number of prompts that were finished since the last call.
         served: what `examine` found, if it was asked already.
+        away_from: a model of the same architecture and vocabulary whose token scores are pushed
+            away from, in other memory: logits become those of `model` plus `strength` times their
+            difference to those of `away_from`. Keys and values of both share `memory_gib`.
+        strength: of the push.
 
     Raises:
         ConfigError: `memory_gib` does not hold one answer of full length.
@@ -79,19 +86,29 @@ def decode(
     needs = sorted((len(p) + sampling.max_new_tokens - 1 for p in prompts), reverse=True)
     shapes = (served or _require_served(model, needs[0])).shapes
     base = base_model(model)
-    rows, rows_per_block = plan_rows(needs, shapes, base.dtype, memory_gib)
-    cache = KeyValueCache(shapes, needs[:rows], rows_per_block, base.dtype, base.device)
+    models = [model] if away_from is None else [model, away_from]
+    rows, rows_per_block = plan_rows(needs, shapes, base.dtype, memory_gib / len(models))
     waiting = [
         _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
         for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
     ]
-    with serving(model), blocked_weights(model, memory_gib):
-        run = _Run(model, cache, rows, stop_ids, sampling, waiting)
+    with contextlib.ExitStack() as stack:
+        for one in models:
+            stack.enter_context(serving(one))
+            stack.enter_context(blocked_weights(one, memory_gib / len(models)))
         shared = _shared_tokens(prompts)
-        prefix = read_prefix(model, prompts[0][:shared]) if shared else None
+        readers = [
+            _Reader(
+                one,
+                KeyValueCache(shapes, needs[:rows], rows_per_block, base.dtype, base.device),
+                read_prefix(one, prompts[0][:shared]) if shared else None,
+            )
+            for one in models
+        ]
+        run = _Run(readers, strength, rows, stop_ids, sampling, waiting)
         while run.waiting or run.rows:
             if run.wants_prompts():
-                run.admit(prefix, shared, pack_tokens)
+                run.admit(shared, pack_tokens)
             else:
                 run.advance()
             ended = run.drop_ended()
@@ -182,12 +199,24 @@ class _Row:
         return len(self.prompt) + len(self.token_ids) - 1
 
 
-@dataclass(slots=True)
-class _Run:
-    """One call of `decode`: `rows[r]` is the answer in row r of the cache."""
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A model that reads along, its cache, and what it read of what all prompts start with."""
 
     model: Any
     cache: KeyValueCache
+    prefix: SequenceLayout | None
+
+
+@dataclass(slots=True)
+class _Run:
+    """One call of `decode`: `rows[r]` is the answer in row r of the cache.
+
+    The first of `readers` answers; a second one is pushed away from.
+    """
+
+    readers: Sequence[_Reader]
+    strength: float
     most_rows: int
     stop_ids: frozenset[int]
     sampling: SamplingConfig
@@ -203,12 +232,11 @@ class _Run:
         free = self.most_rows - len(self.rows)
         return bool(self.waiting) and free >= max(1, self.most_rows // 8)
 
-    def admit(self, prefix: SequenceLayout | None, shared: int, pack_tokens: int) -> None:
+    def admit(self, shared: int, pack_tokens: int) -> None:
         """Prefill one row of waiting prompts and draw their first tokens.
 
         Args:
-            prefix: the first `shared` tokens of every prompt; None if that is zero.
-            shared: how many they are.
+            shared: how many tokens all prompts start with.
             pack_tokens: the most other tokens in the row, unless one prompt alone has more.
         """
         first, room = len(self.rows), pack_tokens
@@ -218,16 +246,19 @@ class _Run:
                 break
             self.rows.append(self.waiting.pop())
         own = [row.prompt[shared:] for row in self.rows[first:]]
-        self._draw(first, prefill(self.model, self.cache, first, own, prefix))
+        self._draw(first, [prefill(r.model, r.cache, first, own, r.prefix) for r in self.readers])
 
     def advance(self) -> None:
         """Give every row one more token."""
         tokens = [row.token_ids[-1] for row in self.rows]
         lengths = [row.cached for row in self.rows]
-        self._draw(0, step(self.model, self.cache, tokens, lengths))
+        self._draw(0, [step(r.model, r.cache, tokens, lengths) for r in self.readers])
 
-    def _draw(self, first: int, logits: Tensor) -> None:
-        """Draw the next token of the rows from `first` on."""
+    def _draw(self, first: int, all_logits: Sequence[Tensor]) -> None:
+        """Draw the next token of the rows from `first` on, by the logits of each reader."""
+        logits = all_logits[0]
+        if len(all_logits) > 1:
+            logits = logits.float() + self.strength * (logits.float() - all_logits[1].float())
         rows = self.rows[first:]
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in rows])
         for row, token in zip(rows, pick_tokens(logits, self.sampling, uniforms), strict=True):
@@ -244,6 +275,7 @@ class _Run:
             self.done[row.place] = Completion(tuple(row.token_ids), stopped)
             last = self.rows.pop()
             if last is not row:
-                self.cache.move(len(self.rows), r, last.cached)
+                for reader in self.readers:
+                    reader.cache.move(len(self.rows), r, last.cached)
                 self.rows[r] = last
         return len(self.done) - before

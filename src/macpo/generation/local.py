@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from macpo import __version__
 from macpo.config import EngineConfig, SamplingConfig
+from macpo.errors import ModelError
 from macpo.generation.protocol import Completion, prompt_seed
 from macpo.records import Origin, Prompt, Response
 
@@ -30,6 +31,8 @@ class LocalGenerator:
         prompt_tokens: prompts over this length lose their oldest turns.
         engine: memory and packing limits.
         progress: called with the number of prompts answered since the last call.
+        away_from: a model to be pushed away from, see `macpo.generation.decode.decode`.
+        strength: of the push.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class LocalGenerator:
         prompt_tokens: int,
         engine: EngineConfig,
         progress: Callable[[int], None] | None = None,
+        away_from: Any = None,
+        strength: float = 0.0,
     ) -> None:
         self.model = model
         self.chat = chat
@@ -50,6 +55,8 @@ class LocalGenerator:
         self.prompt_tokens = prompt_tokens
         self.engine = engine
         self.progress = progress
+        self.away_from = away_from
+        self.strength = strength
         self._found: dict[int, Served | Refused] = {}
 
     def respond(
@@ -100,6 +107,12 @@ class LocalGenerator:
         max_length = self.prompt_tokens + sampling.max_new_tokens
         if max_length not in self._found:
             found = self._found[max_length] = examine(self.model, max_length)
+            if isinstance(found, Refused) and self.away_from is not None:
+                raise ModelError(
+                    f"{self.policy}: cannot be pushed away from another policy while it answers, "
+                    f"since macpo's own decoder does not serve it ({found.reason}); make negatives "
+                    "in another way"
+                )
             if isinstance(found, Refused):
                 log.warning(
                     "%s answers through transformers' generate, which is slower: %s",
@@ -109,7 +122,10 @@ class LocalGenerator:
         found = self._found[max_length]
         if isinstance(found, Refused):
             return decode_by_generate, f"macpo {__version__} generate"
-        return functools.partial(decode, served=found), f"macpo {__version__} decode"
+        ours = functools.partial(
+            decode, served=found, away_from=self.away_from, strength=self.strength
+        )
+        return ours, f"macpo {__version__} decode"
 
     def _stop_ids(self) -> frozenset[int]:
         eos = self.chat.tokenizer.eos_token_id

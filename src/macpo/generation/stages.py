@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from macpo.agents import Policy
 from macpo.config import SamplingConfig
 from macpo.data.stages import Split, read_prompts
 from macpo.generation.local import LocalGenerator
-from macpo.records import Prompt, Response, write_jsonl
+from macpo.records import Message, Prompt, Response, write_jsonl
 from macpo.scoring import is_empty, read_responses
 from macpo.stage import Stage, StageContext
 
@@ -22,7 +23,13 @@ SHARD = 256
 
 @dataclass(frozen=True, eq=False)
 class Respond(Stage):
-    """A policy answers the prompts of one split, or the first `limit` of them, once each."""
+    """A policy answers the prompts of one split, or the first `limit` of them, once each.
+
+    With `system` it answers under that system prompt, which stands before what the conversation
+    brings along; the artifact holds the prompts without it. With `away_from`, a policy of the same
+    agent, its token scores are pushed away from that one's by `strength`; that takes a second copy
+    of the model in memory.
+    """
 
     kind: ClassVar[str] = "respond"
 
@@ -32,11 +39,17 @@ class Respond(Stage):
     limit: int | None
     sampling: SamplingConfig
     seed: int
+    system: str = ""
+    away_from: Policy | None = None
+    strength: float = 0.0
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write prompts.jsonl and responses.jsonl, in the same order."""
         prompts = read_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
+        other = None
+        if self.away_from is not None:  # a copy: the pool's model is about to change its weights
+            other = copy.deepcopy(context.policies.load(self.away_from).model)
         loaded = context.policies.load(self.policy)
         generator = LocalGenerator(
             loaded.model,
@@ -46,10 +59,14 @@ class Respond(Stage):
             prompt_tokens=self.policy.agent.limits.prompt_tokens,
             engine=context.engine,
             progress=context.counter(len(prompts), len(responses)),
+            away_from=other,
+            strength=self.strength,
         )
         while len(responses) < len(prompts):
             shard = prompts[len(responses) : len(responses) + SHARD]
-            responses += generator.respond(shard, self.sampling, (self.seed,))
+            asked = [under_system_prompt(prompt, self.system) for prompt in shard]
+            answers = generator.respond(asked, self.sampling, (self.seed,))
+            responses += [replace(r, prompt_id=p.id) for p, r in zip(shard, answers, strict=True)]
             if len(responses) < len(prompts):
                 context.checkpoints.save(len(responses), _writer(prompts, responses))
         _writer(prompts, responses)(context.output)
@@ -66,6 +83,16 @@ class Respond(Stage):
         """Return the answers that a killed attempt had saved."""
         found = context.checkpoints.latest()
         return read_responses(found[1]) if found is not None else []
+
+
+def under_system_prompt(prompt: Prompt, system: str) -> Prompt:
+    """Put `system` before a conversation, joined to a system message that is there already."""
+    if not system:
+        return prompt
+    first, *rest = prompt.messages
+    if first.role == "system":
+        return Prompt((Message("system", f"{system}\n\n{first.content}"), *rest))
+    return Prompt((Message("system", system), *prompt.messages))
 
 
 def _writer(prompts: list[Prompt], responses: list[Response]) -> Callable[[Path], None]:

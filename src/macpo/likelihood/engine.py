@@ -19,7 +19,7 @@ from torch import Tensor
 
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.likelihood.groups import Pack, PromptGroup, pack_groups
-from macpo.likelihood.head import token_logprobs
+from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
 
@@ -71,21 +71,36 @@ class LikelihoodEngine:
             `[completions]` float32, in the order of the groups and of their completions;
             differentiable with respect to whatever trains in the model.
         """
-        device = self.causal_lm.device
-        targets = torch.tensor([t for g in pack.groups for c in g.completions for t in c])
+        logprobs = self._logprobs(self._hidden(pack), self._targets(pack))
         lengths = [len(c) for g in pack.groups for c in g.completions]
+        return torch.stack([part.sum() for part in torch.split(logprobs, lengths)])
+
+    def score_tokens(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities of every completion token, and of the model's own choice there.
+
+        Returns:
+            Two `[tokens]` float32, in nats, differentiable: of the tokens of all completions in
+            the order of `score_pack`, and of the most probable token in the place of each.
+        """
+        hidden = self._hidden(pack)
+        head = self.causal_lm.get_output_embeddings().weight
+        top = most_probable_tokens(hidden, head)
+        return self._logprobs(hidden, self._targets(pack)), self._logprobs(hidden, top)
+
+    def _hidden(self, pack: Pack) -> Tensor:
+        """Forward a pack; return the hidden states that predict, `[tokens, width]`."""
         longest = max(len(g.prompt) + max(map(len, g.completions)) for g in pack.groups)
         if self.architecture.allows_tree(longest):
-            hidden = tree_hidden(self.causal_lm, pack, device)
-        else:
-            hidden = padded_hidden(self.causal_lm, pack, device)
-        logprobs = token_logprobs(
-            hidden,
-            self.causal_lm.get_output_embeddings().weight,
-            targets.to(device),
-            self.architecture.logit_softcap,
-        )
-        return torch.stack([part.sum() for part in torch.split(logprobs, lengths)])
+            return tree_hidden(self.causal_lm, pack, self.causal_lm.device)
+        return padded_hidden(self.causal_lm, pack, self.causal_lm.device)
+
+    def _targets(self, pack: Pack) -> Tensor:
+        ids = [t for g in pack.groups for c in g.completions for t in c]
+        return torch.tensor(ids, device=self.causal_lm.device)
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        head = self.causal_lm.get_output_embeddings().weight
+        return token_logprobs(hidden, head, targets, self.architecture.logit_softcap)
 
     def score(
         self,

@@ -33,6 +33,16 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def most_probable_tokens(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return the most probable token at each position, `[positions]` int64; arguments as above.
+
+    A soft cap on the logits is monotonic and changes nothing here.
+    """
+    with torch.no_grad():
+        states = hidden.to(weight.dtype)
+        return torch.cat([(part @ weight.T).argmax(-1) for part in torch.split(states, CHUNK)])
+
+
 def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     logits = (hidden @ weight.T).float()
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap

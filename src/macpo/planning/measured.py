@@ -13,7 +13,7 @@ from macpo.data.loading import load_preferences
 from macpo.data.splits import DataSplits, split_examples
 from macpo.data.stages import SplitData, read_examples
 from macpo.errors import ModelError
-from macpo.loop import Plan
+from macpo.methods import Plan
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.models.folders import CONFIG
 from macpo.models.loading import load_tokenizer

@@ -12,7 +12,7 @@ from typing import Literal
 from macpo.errors import DamagedError
 from macpo.execution.local import JOURNAL_FILE
 from macpo.generation.stages import Respond
-from macpo.loop import Plan
+from macpo.methods import Plan
 from macpo.planning.costs import Answers
 from macpo.runner import STORE_FOLDER
 from macpo.stage import Stage

@@ -11,7 +11,7 @@ from typing import Any
 from macpo.agents import Agent, Team, assemble_team
 from macpo.config import RunConfig
 from macpo.data.stages import content_digest
-from macpo.loop import Plan, build_plan
+from macpo.methods import Plan, build_plan
 from macpo.models.loading import parameter_count
 from macpo.planning.costs import (
     Lengths,

@@ -24,8 +24,18 @@ METRICS = {
     "preference_accuracy": "preference accuracy",
     "gold_perplexity": "gold perplexity",
     "answer_tokens": "tokens in an answer",
+    "oracle_helpfulness": "helpfulness (oracle)",
+    "oracle_harmlessness": "harmlessness (oracle)",
+    "oracle_exact_content": "exact content (oracle)",
+    "oracle_virtues": "virtues (oracle)",
+    "oracle_rare_virtues": "rare virtues (oracle)",
+    "oracle_common_vices": "common vices (oracle)",
+    "oracle_kinds": "distinct kinds of answers",
 }
 """Metrics that are shown, by their name in metrics.jsonl."""
+
+ORACLE_SHARES = frozenset(name for name in METRICS if name.startswith("oracle_")) - {"oracle_kinds"}
+"""The oracle's numbers from 0 to 1."""
 
 STUDENT = "student"
 SHOWN_ANSWERS = 3
@@ -66,15 +76,16 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> 
     values = {(row["metric"], row["policy"], row["round"]): row["value"] for row in rows}
     agents = list(dict.fromkeys(row["policy"] for row in rows))
     rounds = sorted({row["round"] for row in rows})
-    room = max(2, (width - max(map(len, [*agents, *METRICS.values()]), default=0)) // COLUMN_WIDTH)
+    titles = {
+        name: title for name, title in METRICS.items() if any(m == name for m, _, _ in values)
+    }
+    room = max(2, (width - max(map(len, [*agents, *titles.values()]), default=0)) // COLUMN_WIDTH)
     shown = rounds if len(rounds) <= room else [rounds[0], *rounds[len(rounds) - room + 1 :]]
     table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for number in shown:
         table.add_column(f"round {number}" if number else "before", justify="right", no_wrap=True)
-    for metric, title in METRICS.items():
-        if not any(name == metric for name, _, _ in values):
-            continue
+    for metric, title in titles.items():
         table.add_section()
         table.add_row(Text(title, style="bold"))
         for agent in agents:
@@ -161,6 +172,6 @@ def _caption(pairs: int, rounds: Sequence[int], shown: Sequence[int]) -> Text:
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if metric == "preference_accuracy":
+    if metric == "preference_accuracy" or metric in ORACLE_SHARES:
         return percent(value)
     return f"{value:.1f}" if metric == "answer_tokens" else f"{value:.4g}"

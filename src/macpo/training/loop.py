@@ -124,7 +124,7 @@ class Trainer:
             torch.manual_seed(stable_seed(self.seed, "dropout", step))
             for pack in self.engine.packs([self.objective.groups[i] for i in batch]):
                 indices = [batch[i] for i in pack.indices]
-                scored = self.objective.losses(indices, self.engine.score_pack(pack))
+                scored = self.objective.forward(self.engine, pack, indices, step / self.steps)
                 loss = scored.losses.sum() / len(batch)
                 self.accelerator.backward(loss)
                 totals["loss"] += loss.item()

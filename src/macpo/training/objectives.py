@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from macpo import losses
-from macpo.likelihood import PromptGroup
+from macpo.likelihood import LikelihoodEngine, Pack, PromptGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,23 @@ class ExampleLosses:
 
 
 class Objective(Protocol):
-    """A data set with a loss. All groups of one objective have the same number of completions."""
+    """A data set with a loss."""
 
     @property
     def groups(self) -> Sequence[PromptGroup]:
         """The examples, encoded."""
         ...
 
-    def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
-        """Return the losses of the examples `indices`.
+    def forward(
+        self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
+    ) -> ExampleLosses:
+        """Score a pack of examples and return their losses.
 
         Args:
-            indices: which examples, in the order of `sum_logprobs`.
-            sum_logprobs: `[len(indices) * completions per group]` float32, sums in nats.
+            engine: over the policy that trains.
+            pack: groups of this objective.
+            indices: which examples they are, in the order of the pack.
+            progress: share of the optimizer steps that are done, in [0, 1).
         """
         ...
 
@@ -52,8 +56,14 @@ class SFTObjective:
 
     groups: Sequence[PromptGroup]
 
+    def forward(
+        self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
+    ) -> ExampleLosses:
+        """See `Objective.forward`."""
+        return self.losses(indices, engine.score_pack(pack))
+
     def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
-        """See `Objective.losses`."""
+        """Return the losses of examples with these sums in nats, `[len(indices)]` float32."""
         tokens = _tokens(self.groups, indices, 0, sum_logprobs)
         return ExampleLosses(losses.sft(sum_logprobs, tokens), {})
 
@@ -71,8 +81,14 @@ class DPOObjective:
     beta: float
     gamma: float
 
+    def forward(
+        self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
+    ) -> ExampleLosses:
+        """See `Objective.forward`."""
+        return self.losses(indices, engine.score_pack(pack))
+
     def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
-        """See `Objective.losses`."""
+        """Return the losses of examples with these sums in nats, `[2 * len(indices)]` float32."""
         chosen, rejected = sum_logprobs.view(-1, 2).unbind(1)
         reference = self.reference_sums[list(indices)].to(sum_logprobs.device)
         margin = losses.dpo_margin(chosen, rejected, reference[:, 0], reference[:, 1], self.beta)
@@ -84,6 +100,31 @@ class DPOObjective:
             "margin": margin.detach(),
         }
         return ExampleLosses(contrast + self.gamma * likelihood, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidentObjective:
+    """SFT on weak labels, mixed with the policy's own predictions (arXiv 2312.09390).
+
+    The weight of its own predictions rises linearly to `weight` over the first `warmup` of the
+    steps; see `macpo.losses.confidence`.
+    """
+
+    groups: Sequence[PromptGroup]
+    weight: float
+    warmup: float
+    threshold: float
+
+    def forward(
+        self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
+    ) -> ExampleLosses:
+        """See `Objective.forward`."""
+        weight = self.weight * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+        logprobs, own = engine.score_tokens(pack)
+        per_token = losses.confidence(logprobs, own, weight, self.threshold)
+        lengths = [len(self.groups[i].completions[0]) for i in indices]
+        means = [part.mean() for part in torch.split(per_token, lengths)]
+        return ExampleLosses(torch.stack(means), {})
 
 
 def _tokens(

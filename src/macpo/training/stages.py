@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,12 +13,25 @@ from macpo.agents import Policy
 from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
 from macpo.data.stages import read_examples
 from macpo.errors import DataError
+from macpo.likelihood import PromptGroup
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights
-from macpo.records import Prompt, Response, dataset_response, read_jsonl, write_jsonl
-from macpo.scoring import encode_group, is_empty, read_pairs, read_responses, read_scores
+from macpo.records import Prompt, Response, dataset_response, write_jsonl
+from macpo.scoring import (
+    encode_group,
+    is_empty,
+    read_pairs,
+    read_prompts,
+    read_responses,
+    read_scores,
+)
 from macpo.stage import Stage, StageContext
 from macpo.training.loop import Trainer, summary
-from macpo.training.objectives import DPOObjective, Objective, SFTObjective
+from macpo.training.objectives import (
+    ConfidentObjective,
+    DPOObjective,
+    Objective,
+    SFTObjective,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +42,14 @@ class SFTOnDataset(Stage):
 
     start: Policy
     data: Stage
+    split: Literal["teacher", "student"]
     side: Literal["chosen", "rejected"]
     config: SFTConfig | NegativeSFTConfig
     seed: int
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
-        examples = read_examples(context.path(self.data), "teacher")
+        examples = read_examples(context.path(self.data), self.split)
         answers = [(e.prompt, dataset_response(e.prompt, getattr(e, self.side))) for e in examples]
         return _sft(self, answers, context)
 
@@ -52,10 +67,50 @@ class SFTOnAnswers(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
-        folder = context.path(self.answers)
-        prompts = [Prompt.from_json(row) for row in read_jsonl(folder / "prompts.jsonl")]
-        pairs = zip(prompts, read_responses(folder), strict=True)
-        return _sft(self, [(p, r) for p, r in pairs if not is_empty(r)], context)
+        return _sft(self, read_answered(context.path(self.answers)), context)
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidentSFT(Stage):
+    """SFT on weak labels with the auxiliary confidence loss."""
+
+    kind: ClassVar[str] = "sft"
+
+    start: Policy
+    answers: Stage
+    config: SFTConfig
+    seed: int
+    weight: float
+    warmup: float
+    threshold: float
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
+
+        def objective(groups: Sequence[PromptGroup]) -> Objective:
+            return ConfidentObjective(groups, self.weight, self.warmup, self.threshold)
+
+        return _sft(self, read_answered(context.path(self.answers)), context, objective)
+
+
+@dataclass(frozen=True, eq=False)
+class SFTOnPairs(Stage):
+    """SFT on the chosen answers of pairs, with the step size of `TrainDPO`: its SFT term alone.
+
+    The control that tells contrast from mere sharpening.
+    """
+
+    kind: ClassVar[str] = "sft"
+
+    start: Policy
+    pairs: Stage
+    config: DPOConfig
+    seed: int
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
+        pairs = read_pairs(context.path(self.pairs))
+        return _sft(self, [(p.prompt, p.chosen) for p in pairs], context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +118,7 @@ class TrainDPO(Stage):
     """One round of L_DPO(beta) + gamma * L_SFT(chosen) for one agent.
 
     `reference_scores` holds the reference policy's scores of all answers in `pairs`. Which policy
-    that is was decided by whoever made the scores (macpo.loop), never by how a model was loaded.
+    that is was decided by whoever made the scores (macpo.methods), never by how a model was loaded.
     """
 
     kind: ClassVar[str] = "dpo"
@@ -92,20 +147,27 @@ class TrainDPO(Stage):
         return _train(self, loaded, objective, context)
 
 
+def read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
+    """Read an answering stage's prompts with their answers, but for empty ones."""
+    pairs = zip(read_prompts(folder), read_responses(folder), strict=True)
+    return [(prompt, response) for prompt, response in pairs if not is_empty(response)]
+
+
 def _sft(
-    stage: SFTOnDataset | SFTOnAnswers,
+    stage: SFTOnDataset | SFTOnAnswers | ConfidentSFT | SFTOnPairs,
     answers: Sequence[tuple[Prompt, Response]],
     context: StageContext,
+    objective: Callable[[Sequence[PromptGroup]], Objective] = SFTObjective,
 ) -> Mapping[str, Any]:
     if not answers:
         raise DataError(f"{stage.name}: there is no answer to learn from; all of them are empty")
     loaded = context.policies.load_for_training(stage.start, stage.seed)
     groups = [encode_group(loaded.chat, stage.start.agent, p, [r]) for p, r in answers]
-    return _train(stage, loaded, SFTObjective(groups), context)
+    return _train(stage, loaded, objective(groups), context)
 
 
 def _train(
-    stage: SFTOnDataset | SFTOnAnswers | TrainDPO,
+    stage: SFTOnDataset | SFTOnAnswers | ConfidentSFT | SFTOnPairs | TrainDPO,
     loaded: LoadedPolicy,
     objective: Objective,
     context: StageContext,

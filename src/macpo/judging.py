@@ -1,0 +1,212 @@
+"""Judging: a policy says which answers are good, and the best is paired with the worst.
+
+A judge is asked in words (a prompt of its own) and answers by likelihood: of the grades or labels
+that it may give, how probable is each as its next words? That takes one forward pass and no
+sampling, needs no parsing, and works for models too weak to follow instructions to the letter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from macpo.agents import Policy
+from macpo.errors import DataError
+from macpo.likelihood import PromptGroup
+from macpo.models.chat import PromptTooLong
+from macpo.positives import write_pairs
+from macpo.records import Message, Origin, Pair, Prompt, Response, read_jsonl, write_jsonl
+from macpo.scoring import is_empty, read_prompts, read_responses
+from macpo.stage import Stage, StageContext
+
+JUDGEMENTS = "judgements.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a judge is asked, and the words that it may answer with."""
+
+    prompt: Prompt
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Grade(Stage):
+    """A policy grades answers one by one: the mean of the grades, weighed by their probability.
+
+    `question` is a template with `{conversation}` and `{answer}`; `grades` are the words that the
+    judge may say, worst first, and count 1, 2, and so on.
+    """
+
+    kind: ClassVar[str] = "judge"
+
+    policy: Policy
+    answers: tuple[Stage, ...]
+    question: str
+    grades: tuple[str, ...]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write judgements.jsonl: a score for each answer that is not empty."""
+        asked: list[Response] = []
+        questions: list[Question] = []
+        for stage in self.answers:
+            folder = context.path(stage)
+            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True):
+                if not is_empty(response):
+                    fields = {"conversation": transcript(prompt), "answer": response.text}
+                    asked.append(response)
+                    questions.append(Question(ask(self.question, fields), self.grades))
+        said = _probabilities(self.policy, questions, context)
+        rows = [
+            _row(response, sum(p * grade for grade, p in enumerate(probs, 1)))
+            for response, probs in zip(asked, said, strict=True)
+            if probs is not None
+        ]
+        return _write(rows, len(asked), context)
+
+
+@dataclass(frozen=True, eq=False)
+class Compare(Stage):
+    """A policy says which of two answers to each prompt is better.
+
+    `question` is a template with `{conversation}`, `{first}` and `{second}`; the judge says one of
+    the two `labels`. Each pair is shown in both orders, so that a liking for the first place
+    cancels; an answer's score is the mean probability of being called the better one.
+    """
+
+    kind: ClassVar[str] = "judge"
+
+    policy: Policy
+    one: Stage
+    other: Stage
+    question: str
+    labels: tuple[str, str]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write judgements.jsonl: two scores for each prompt whose answers are not empty."""
+        folder = context.path(self.one)
+        others = read_responses(context.path(self.other))
+        both = [
+            (transcript(prompt), one, other)
+            for prompt, one, other in zip(
+                read_prompts(folder), read_responses(folder), others, strict=True
+            )
+            if not is_empty(one) and not is_empty(other)
+        ]
+        questions = [
+            Question(
+                ask(self.question, {"conversation": shown, "first": a.text, "second": b.text}),
+                self.labels,
+            )
+            for shown, one, other in both
+            for a, b in ((one, other), (other, one))
+        ]
+        said = iter(_probabilities(self.policy, questions, context))
+        rows = []
+        for _, one, other in both:
+            straight, turned = next(said), next(said)
+            if straight is None or turned is None:
+                continue
+            better = (straight[0] + turned[1]) / 2
+            rows += [_row(one, better), _row(other, 1 - better)]
+        return _write(rows, 2 * len(both), context)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedPairs(Stage):
+    """Pairs of the best against the worst of several answers, by the mean over all judges."""
+
+    kind: ClassVar[str] = "pairs"
+
+    answers: tuple[Stage, ...]
+    judgements: tuple[Stage, ...]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl; a prompt whose answers are all equally good gives none."""
+        scores: dict[str, list[float]] = {}
+        for stage in self.judgements:
+            for row in read_jsonl(context.path(stage) / JUDGEMENTS):
+                scores.setdefault(row["response"], []).append(row["score"])
+        means = {name: sum(found) / len(found) for name, found in scores.items()}
+        folders = [context.path(stage) for stage in self.answers]
+        prompts = read_prompts(folders[0])
+        pairs = []
+        for prompt, *answers in zip(prompts, *map(read_responses, folders), strict=True):
+            judged = [response for response in answers if response.id in means]
+            if not judged:
+                continue
+            best = max(judged, key=lambda response: means[response.id])
+            worst = min(judged, key=lambda response: means[response.id])
+            if means[best.id] > means[worst.id]:
+                pairs.append(Pair(prompt, best, worst))
+        return write_pairs(pairs, len(prompts), context)
+
+
+def transcript(prompt: Prompt) -> str:
+    """Write a conversation down for a judge to read."""
+    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages)
+
+
+def ask(question: str, fields: Mapping[str, str]) -> Prompt:
+    """Fill a template in one pass: what stands in an answer is never taken for a placeholder."""
+    parts: list[str] = []
+    rest = question
+    while rest:
+        found = [(rest.find("{" + name + "}"), name) for name in fields]
+        first = min((place for place in found if place[0] >= 0), default=None)
+        if first is None:
+            break
+        place, name = first
+        parts += [rest[:place], fields[name]]
+        rest = rest[place + len(name) + 2 :]
+    return Prompt((Message("user", "".join([*parts, rest])),))
+
+
+def _probabilities(
+    policy: Policy, questions: Sequence[Question], context: StageContext
+) -> list[list[float] | None]:
+    """Return how probable each word is as the judge's answer, normalised over the words.
+
+    None for a question that is too long for the judge.
+    """
+    loaded = context.policies.load(policy)
+    limits = policy.agent.limits
+    groups: list[PromptGroup] = []
+    places: list[int] = []
+    for place, question in enumerate(questions):
+        try:
+            ids = loaded.chat.encode_prompt(question.prompt, limits.prompt_tokens).ids
+        except PromptTooLong:
+            continue
+        words = [
+            Response(question.prompt.id, word, Origin("judge"), finished=False)
+            for word in question.words
+        ]
+        completions = [loaded.chat.encode_completion(w, limits.response_tokens) for w in words]
+        groups.append(PromptGroup(ids, tuple(completions)))
+        places.append(place)
+    engine = loaded.engine(context.engine.pack_tokens)
+    scored = engine.score(groups, context.counter(len(groups)))
+    said: list[list[float] | None] = [None] * len(questions)
+    for place, scores in zip(places, scored, strict=True):
+        top = max(score.sum_logprob for score in scores)
+        weights = [math.exp(score.sum_logprob - top) for score in scores]
+        said[place] = [weight / sum(weights) for weight in weights]
+    return said
+
+
+def _row(response: Response, score: float) -> dict[str, Any]:
+    return {"prompt_id": response.prompt_id, "response": response.id, "score": score}
+
+
+def _write(rows: Sequence[Mapping[str, Any]], asked: int, context: StageContext) -> dict[str, Any]:
+    if not rows:
+        raise DataError(
+            f"none of {asked} answers could be judged: they are empty, or the judge's prompt is "
+            "over limits.prompt_tokens; raise the limit or shorten the method's prompt"
+        )
+    write_jsonl(context.output / JUDGEMENTS, rows)
+    mean = sum(row["score"] for row in rows) / len(rows)
+    return {"judged": len(rows), "too_long": asked - len(rows), "mean_score": mean}

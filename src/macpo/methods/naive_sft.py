@@ -1,0 +1,18 @@
+"""Naive SFT: teachers on ground truth, the student on the first teacher's answers."""
+
+from __future__ import annotations
+
+from macpo.config import NaiveSFTConfig
+from macpo.methods.program import (
+    Program,
+    student_on_weak_labels,
+    teachers_on_ground_truth,
+    weak_labels,
+)
+
+
+def plan_naive_sft(program: Program, method: NaiveSFTConfig) -> None:
+    """Lay out the weak-to-strong baseline of Burns et al. 2023 (arXiv 2312.09390), section 3."""
+    teachers = teachers_on_ground_truth(program)
+    student = student_on_weak_labels(program, weak_labels(program, teachers))
+    program.evaluate(0, {program.team.student.name: student, **teachers})

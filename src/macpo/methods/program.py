@@ -1,0 +1,247 @@
+"""What methods are written with: each call lays out a stage, or finds the equal one there already.
+
+Nothing runs here. A method (one module each, beside this one) is a short program over these calls;
+two methods that make the same calls share the stages, and so the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from macpo.agents import Agent, Policy, Team
+from macpo.config import RunConfig
+from macpo.data.stages import Split, SplitData
+from macpo.evaluation.preference import Evaluate
+from macpo.generation.stages import Respond
+from macpo.scoring import ScorePairs
+from macpo.seeds import digest, stable_seed
+from macpo.stage import Stage
+from macpo.testbed.naming import is_testbed
+from macpo.testbed.stages import OracleScores
+from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
+
+Role = Literal["positive", "negative"]
+
+
+@dataclass(slots=True)
+class Plan:
+    """A run: its stages in order, and what they stand for.
+
+    `policies[t][agent]` is the positive policy after round t (0: after initialisation), and
+    `evaluations[t][agent]` the stages that measure it.
+    """
+
+    stages: list[Stage] = field(default_factory=list)
+    policies: list[dict[str, Policy]] = field(default_factory=list)
+    evaluations: list[dict[str, tuple[Stage, ...]]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    @property
+    def final(self) -> dict[str, tuple[int, Policy]]:
+        """Everybody's last positive policy, and the round it is of."""
+        return {
+            name: (t, policy)
+            for t, policies in enumerate(self.policies)
+            for name, policy in policies.items()
+        }
+
+
+class Program:
+    """Lays out the stages of one run."""
+
+    def __init__(self, config: RunConfig, team: Team, data_digest: str) -> None:
+        """Start with the data.
+
+        Args:
+            config: the run.
+            team: its agents, as `macpo.agents.assemble_team` resolved them.
+            data_digest: as `macpo.data.stages.content_digest` returns it.
+        """
+        self.config = config
+        self.team = team
+        self.plan = Plan()
+        self._stages: dict[tuple[str, str], Stage] = {}
+        self.data = self.add(
+            SplitData("data", config.data, data_digest, self.seed("split"), team.agents)
+        )
+
+    def add(self, stage: Stage) -> Stage:
+        """Append a stage to the plan, or return the one with the same key that is there."""
+        known = self._stages.setdefault((stage.kind, stage.key), stage)
+        if known is stage:
+            self.plan.stages.append(stage)
+        return known
+
+    def seed(self, *parts: str | int) -> int:
+        """Derive the seed of one use of randomness from the run's seed."""
+        return stable_seed(self.config.seed, *parts)
+
+    # Answers
+
+    def respond(
+        self,
+        when: str,
+        policy: Policy,
+        split: Split,
+        t: int,
+        limit: int | None = None,
+        *,
+        sample: int = 0,
+        system: str = "",
+        away_from: Policy | None = None,
+        strength: float = 0.0,
+    ) -> Stage:
+        """Let a policy answer the prompts of a split in round `t`.
+
+        Args:
+            when: first part of the stage's name, such as `round-2`.
+            policy: who answers.
+            split: whose prompts.
+            t: part of the seed, so that the same policy answers anew in another round.
+            limit: only that many prompts, the first ones.
+            sample: part of the seed, to draw several answers in one round.
+            system: a system prompt to answer under.
+            away_from: a policy of the same agent to be pushed away from while answering.
+            strength: of the push.
+        """
+        parts = ("respond", policy.name, split, t, *((sample,) if sample else ()))
+        what: str = "test" if split == "test" else policy.role
+        if system:
+            what = f"{what}-{digest(system)[:6]}"
+        if away_from is not None:
+            what = f"{what}-pushed"
+        name = f"{when}/{policy.agent.name}/{what}-answers" + (f"-{sample}" if sample else "")
+        return self.add(
+            Respond(
+                name,
+                policy,
+                self.data,
+                split,
+                limit,
+                self.config.sampling,
+                self.seed(*parts),
+                system,
+                away_from,
+                strength,
+            )
+        )
+
+    # Training
+
+    def fine_tune_on_dataset(
+        self, start: Policy, role: Role, split: Literal["teacher", "student"] = "teacher"
+    ) -> Policy:
+        """SFT on one side of the ground truth: chosen for a positive policy, else rejected."""
+        agent = start.agent
+        stage = SFTOnDataset(
+            f"init/{agent.name}/{role}",
+            start,
+            self.data,
+            split,
+            "chosen" if role == "positive" else "rejected",
+            agent.sft if role == "positive" else agent.negative_sft,
+            self._sft_seed(agent, role),
+        )
+        return Policy(agent, role, self.add(stage))
+
+    def fine_tune_on_answers(self, start: Policy, role: Role, answers: Stage) -> Policy:
+        """SFT on another policy's answers."""
+        agent = start.agent
+        stage = SFTOnAnswers(
+            f"init/{agent.name}/{role}",
+            start,
+            answers,
+            agent.sft if role == "positive" else agent.negative_sft,
+            self._sft_seed(agent, role),
+        )
+        return Policy(agent, role, self.add(stage))
+
+    def _sft_seed(self, agent: Agent, role: Role) -> int:
+        return self.seed("sft" if role == "positive" else "negative-sft", agent.name)
+
+    def contrast(
+        self,
+        t: int,
+        start: Policy,
+        pairs: Stage,
+        initial: Policy,
+        scores: Stage | None = None,
+        gamma: float | None = None,
+    ) -> Policy:
+        """Train a positive policy on pairs: L_DPO + gamma * L_SFT.
+
+        Args:
+            t: the round.
+            start: the policy at the start of the round.
+            pairs: chosen and rejected answers.
+            initial: the policy after initialisation, which `dpo.reference` may name.
+            scores: scores of all answers in `pairs` under `start`, if they are there already: with
+                reference `previous` they are the reference log-probabilities, and there is no
+                reference pass.
+            gamma: weight of the SFT term; by default `dpo.gamma`.
+        """
+        agent = start.agent
+        config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
+        reference = {"previous": start, "initial": initial, "base": Policy(agent, "positive")}[
+            agent.dpo.reference
+        ]
+        if scores is None or agent.dpo.reference != "previous":
+            name = f"round-{t}/{agent.name}/reference"
+            scores = self.add(ScorePairs(name, reference, pairs))
+        seed = self.seed("dpo", agent.name, t)
+        stage = TrainDPO(f"round-{t}/{agent.name}/train", start, pairs, scores, config, seed)
+        return Policy(agent, "positive", self.add(stage))
+
+    def imitate(self, t: int, start: Policy, pairs: Stage) -> Policy:
+        """Train a positive policy on the chosen side of pairs: `contrast` without its DPO term."""
+        agent = start.agent
+        seed = self.seed("dpo", agent.name, t)
+        stage = SFTOnPairs(f"round-{t}/{agent.name}/train", start, pairs, agent.dpo, seed)
+        return Policy(agent, "positive", self.add(stage))
+
+    # Evaluation
+
+    def evaluate(self, t: int, positive: Mapping[str, Policy]) -> None:
+        """Measure everybody's positive policy after round t on the test split."""
+        when = f"round-{t}" if t else "init"
+        evaluations: dict[str, tuple[Stage, ...]] = {}
+        for name, policy in positive.items():
+            count = self.config.evaluation.answers
+            # The same seed in every round: what differs between rounds is the policy.
+            answers = self.respond(when, policy, "test", 0, count) if count else None
+            stages = [
+                self.add(Evaluate(f"{when}/{name}/evaluate", policy, self.data, answers)),
+            ]
+            if answers is not None and is_testbed(self.config.data.source):
+                stages.append(self.add(OracleScores(f"{when}/{name}/oracle", answers)))
+            evaluations[name] = tuple(stages)
+        self.plan.policies.append(dict(positive))
+        self.plan.evaluations.append(evaluations)
+
+
+# Beginnings that several methods share
+
+
+def teachers_on_ground_truth(program: Program) -> dict[str, Policy]:
+    """SFT every teacher on the good answers of the teacher half."""
+    return {
+        teacher.name: program.fine_tune_on_dataset(Policy(teacher, "positive"), "positive")
+        for teacher in program.team.teachers
+    }
+
+
+def weak_labels(program: Program, teachers: Mapping[str, Policy]) -> Stage:
+    """Let the first teacher answer the student's prompts (the authors' data has one teacher's)."""
+    first = teachers[program.team.teachers[0].name]
+    return program.respond("init", first, "student", 0)
+
+
+def student_on_weak_labels(program: Program, labels: Stage) -> Policy:
+    """SFT the student on weak labels: Naive SFT, and where MACPO begins."""
+    return program.fine_tune_on_answers(
+        Policy(program.team.student, "positive"), "positive", labels
+    )

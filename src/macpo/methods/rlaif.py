@@ -1,0 +1,40 @@
+"""RLAIF: feedback from the weak teachers (Lee et al. 2023, arXiv 2309.00267).
+
+In every round the student answers each prompt twice, every teacher says which answer is better
+(both orders, averaged), and the student learns the one against the other. The paper trains a
+reward model and then by reinforcement; here DPO on the labels takes the place of both, as in the
+other methods.
+"""
+
+from __future__ import annotations
+
+from macpo.config import RLAIFConfig
+from macpo.judging import Compare, RankedPairs
+from macpo.methods.program import (
+    Program,
+    student_on_weak_labels,
+    teachers_on_ground_truth,
+    weak_labels,
+)
+
+
+def plan_rlaif(program: Program, method: RLAIFConfig) -> None:
+    """Naive SFT, then T rounds in which only the student learns."""
+    teachers = teachers_on_ground_truth(program)
+    initial = student = student_on_weak_labels(program, weak_labels(program, teachers))
+    name = student.agent.name
+    program.evaluate(0, {name: student, **teachers})
+    for t in range(1, program.config.rounds + 1):
+        when = f"round-{t}"
+        one, other = (program.respond(when, student, "student", t, sample=n) for n in (0, 1))
+        labels = tuple(
+            program.add(
+                Compare(
+                    f"{when}/{judge}/labels", policy, one, other, method.question, method.labels
+                )
+            )
+            for judge, policy in teachers.items()
+        )
+        pairs = program.add(RankedPairs(f"{when}/{name}/pairs", (one, other), labels))
+        student = program.contrast(t, student, pairs, initial, gamma=0.0)
+        program.evaluate(t, {name: student})

@@ -1,0 +1,44 @@
+"""Ways to make `rejected` answers beside the paper's negative fine-tuning (its open question 2).
+
+Adversarial prompting and adversarial decoding are options of the answering stage
+(`macpo.generation.stages.Respond`): a policy answers under a system prompt that asks for bad
+behaviour, or its negative twin answers, pushed away from it token by token. Worst of n samples a
+policy several times and keeps the answer that it finds most perplexing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from macpo.records import write_jsonl
+from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
+from macpo.stage import Stage, StageContext
+
+
+@dataclass(frozen=True, eq=False)
+class WorstAnswers(Stage):
+    """Of several answers to each prompt, the one of highest perplexity under `scores`' policy."""
+
+    kind: ClassVar[str] = "worst"
+
+    answers: tuple[Stage, ...]
+    scores: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write prompts.jsonl and responses.jsonl, as an answering stage does."""
+        scores = read_scores(context.path(self.scores))
+        folders = [context.path(stage) for stage in self.answers]
+        prompts = read_prompts(folders[0])
+        worst = []
+        for answers in zip(*map(read_responses, folders), strict=True):
+            scored = [response for response in answers if response.id in scores]
+            worst.append(
+                max(scored, key=lambda response: scores[response.id].mean_nll)
+                if scored
+                else answers[0]
+            )
+        write_jsonl(context.output / "prompts.jsonl", (prompt.to_json() for prompt in prompts))
+        write_jsonl(context.output / "responses.jsonl", (r.to_json() for r in worst))
+        return {"responses": len(worst), "empty": sum(map(is_empty, worst))}

@@ -1,0 +1,58 @@
+"""The oracle as a stage: what a policy's answers to the test prompts are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from macpo.evaluation.preference import METRICS_FILE
+from macpo.records import write_jsonl
+from macpo.scoring import read_prompts, read_responses
+from macpo.stage import Stage, StageContext
+from macpo.testbed.dataset import WORLD_VERSION
+from macpo.testbed.oracle import judge
+from macpo.testbed.summary import summarise
+
+
+@dataclass(frozen=True, eq=False)
+class OracleScores(Stage):
+    """The oracle's verdicts on the answers of an answering stage, one by one and summed up."""
+
+    kind: ClassVar[str] = "oracle"
+    version: ClassVar[int] = WORLD_VERSION
+
+    answers: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write verdicts.jsonl, for readers, summary.json and metrics.json."""
+        folder = context.path(self.answers)
+        prompts, responses = read_prompts(folder), read_responses(folder)
+        verdicts = [judge(p, r.text) for p, r in zip(prompts, responses, strict=True)]
+        rows = (
+            {
+                "prompt": prompt.messages[-1].content,
+                "answer": response.text,
+                "score": verdict.score,
+                "helpfulness": verdict.helpfulness,
+                "harmlessness": verdict.harmlessness,
+                "reason": verdict.reason,
+            }
+            for prompt, response, verdict in zip(prompts, responses, verdicts, strict=True)
+        )
+        write_jsonl(context.output / "verdicts.jsonl", rows)
+        summary = summarise(verdicts).to_json()
+        _write(context, "summary.json", summary)
+        metrics = {
+            f"oracle_{name}": value
+            for name, value in summary.items()
+            if name not in ("answers", "families") and value is not None
+        }
+        _write(context, METRICS_FILE, metrics)
+        return metrics
+
+
+def _write(context: StageContext, name: str, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True)
+    (context.output / name).write_text(text + "\n", encoding="utf-8")

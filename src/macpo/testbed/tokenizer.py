@@ -1,0 +1,68 @@
+"""The world's tokenizer: a small byte-level BPE trained on the world's own text, with ChatML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from macpo.testbed.corpus import draw_conversation
+from macpo.testbed.dataset import WORLD_VERSION
+from macpo.testbed.dice import Dice
+from macpo.testbed.prompts import MIX
+
+if TYPE_CHECKING:
+    from macpo.testbed.corpus import Conversation
+
+VOCABULARY = 704
+"""Large enough that every word of the world is one token (256 of them are the bytes)."""
+
+TRAINED_ON = 4000
+"""Conversations that the merges are learned from."""
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer() -> Any:
+    """Return the tokenizer, a transformers `PreTrainedTokenizerFast`; always the same one.
+
+    It is lossless for any text. Pad and end of turn are different tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=TEMPLATE, eos_token=END, pad_token=PAD
+    )
+
+
+def render_parts(conversation: Conversation) -> tuple[str, str]:
+    """Return a conversation as the template writes it: up to the answer, and from there on."""
+    turns = (f"{START}{m.role}\n{m.content}{END}\n" for m in conversation.prompt.messages)
+    return f"{''.join(turns)}{START}assistant\n", f"{conversation.answer}{END}\n"
+
+
+def _texts() -> Iterator[str]:
+    """Yield what conversations are made of, without the special tokens."""
+    dice = Dice("testbed", WORLD_VERSION, "tokenizer")
+    for _ in range(TRAINED_ON):
+        conversation = draw_conversation(dice, MIX)
+        for message in conversation.prompt.messages:
+            yield f"{message.role}\n{message.content}"
+        yield f"assistant\n{conversation.answer}"
