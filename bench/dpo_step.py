@@ -1,6 +1,6 @@
 """DPO + SFT optimizer steps, reference pass included: macpo's likelihood engine against TRL.
 
-    python bench/dpo_step.py --data hh-harmless.jsonl.gz               # 64 pairs, 15-20 minutes
+    python bench/dpo_step.py --data hh-harmless.jsonl.gz               # 64 pairs, 45 minutes
     python bench/dpo_step.py --data ... --pairs 16 --micro-batches 2   # quick
 
 Each side runs in a process of its own and does one optimizer step (16 pairs) whenever it is told

@@ -563,6 +563,14 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "method: top_k has no effect with positives: own; remove it",
         ),
         (
+            {"method": {"name": "rlaif", "question": "{question} {first}?"}},
+            "method.question: lacks {second}, where that is to stand",
+        ),
+        (
+            {"method": {"name": "self-rewarding", "question": "{answer}?"}},
+            "method.question: lacks {conversation}, where that is to stand",
+        ),
+        (
             {"method": "naive-sft", "rounds": 2},
             "rounds: has no effect under method naive-sft; remove it",
         ),

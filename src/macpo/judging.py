@@ -36,8 +36,8 @@ class Question:
 class Grade(Stage):
     """A policy grades answers one by one: the mean of the grades, weighed by their probability.
 
-    `question` is a template with `{conversation}` and `{answer}`; `grades` are the words that the
-    judge may say, worst first, and count 1, 2, and so on.
+    `question` is a template with `{conversation}` (or `{question}`, its last turn alone) and
+    `{answer}`; `grades` are the words that the judge may say, worst first, and count 1, 2, ...
     """
 
     kind: ClassVar[str] = "judge"
@@ -55,7 +55,7 @@ class Grade(Stage):
             folder = context.path(stage)
             for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True):
                 if not is_empty(response):
-                    fields = {"conversation": transcript(prompt), "answer": response.text}
+                    fields = {**told(prompt), "answer": response.text}
                     asked.append(response)
                     questions.append(Question(ask(self.question, fields), self.grades))
         said = _probabilities(self.policy, questions, context)
@@ -71,9 +71,9 @@ class Grade(Stage):
 class Compare(Stage):
     """A policy says which of two answers to each prompt is better.
 
-    `question` is a template with `{conversation}`, `{first}` and `{second}`; the judge says one of
-    the two `labels`. Each pair is shown in both orders, so that a liking for the first place
-    cancels; an answer's score is the mean probability of being called the better one.
+    `question` is a template with `{conversation}` (or `{question}`), `{first}` and `{second}`; the
+    judge says one of the two `labels`. Each pair is shown in both orders, so that a liking for the
+    first place cancels; an answer's score is the mean probability of being called the better one.
     """
 
     kind: ClassVar[str] = "judge"
@@ -89,7 +89,7 @@ class Compare(Stage):
         folder = context.path(self.one)
         others = read_responses(context.path(self.other))
         both = [
-            (transcript(prompt), one, other)
+            (told(prompt), one, other)
             for prompt, one, other in zip(
                 read_prompts(folder), read_responses(folder), others, strict=True
             )
@@ -97,10 +97,10 @@ class Compare(Stage):
         ]
         questions = [
             Question(
-                ask(self.question, {"conversation": shown, "first": a.text, "second": b.text}),
+                ask(self.question, {**fields, "first": a.text, "second": b.text}),
                 self.labels,
             )
-            for shown, one, other in both
+            for fields, one, other in both
             for a, b in ((one, other), (other, one))
         ]
         said = iter(_probabilities(self.policy, questions, context))
@@ -142,6 +142,11 @@ class RankedPairs(Stage):
             if means[best.id] > means[worst.id]:
                 pairs.append(Pair(prompt, best, worst))
         return write_pairs(pairs, len(prompts), context)
+
+
+def told(prompt: Prompt) -> dict[str, str]:
+    """Return what a judge's question may say of a prompt: all of it, or its last turn alone."""
+    return {"conversation": transcript(prompt), "question": prompt.messages[-1].content}
 
 
 def transcript(prompt: Prompt) -> str:

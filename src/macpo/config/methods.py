@@ -155,7 +155,8 @@ def _tag(value: Any) -> str | None:
 class SelfRewardingConfig(MethodConfig):
     """Self-rewarding (arXiv 2401.10020): the student judges its own candidates, iterated DPO.
 
-    `question` (with `{conversation}` and `{answer}`) asks for one of `grades`, worst first.
+    `question` (with `{conversation}` or `{question}`, its last turn, and `{answer}`) asks for one
+    of `grades`, worst first.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset({"negative_sft", "dpo.gamma"})
@@ -168,13 +169,14 @@ class SelfRewardingConfig(MethodConfig):
     @field_validator("question")
     @classmethod
     def _has_its_places(cls, value: str) -> str:
-        return _with_places(value, "conversation", "answer")
+        return _with_places(value, "answer")
 
 
 class RLAIFConfig(MethodConfig):
     """RLAIF (arXiv 2309.00267): the teachers say which of two student's answers is better.
 
-    `question` (with `{conversation}`, `{first}` and `{second}`) asks for one of two `labels`.
+    `question` (with `{conversation}` or `{question}`, `{first}` and `{second}`) asks for one of two
+    `labels`.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset({"negative_sft", "dpo.gamma"})
@@ -186,7 +188,7 @@ class RLAIFConfig(MethodConfig):
     @field_validator("question")
     @classmethod
     def _has_its_places(cls, value: str) -> str:
-        return _with_places(value, "conversation", "first", "second")
+        return _with_places(value, "first", "second")
 
 
 class RLCDConfig(MethodConfig):
@@ -200,8 +202,10 @@ class RLCDConfig(MethodConfig):
 
 
 def _with_places(question: str, *names: str) -> str:
-    """Refuse a template without its placeholders."""
+    """Refuse a template without its placeholders, or without any for the prompt."""
     missing = [name for name in names if "{" + name + "}" not in question]
+    if not any(place in question for place in ("{conversation}", "{question}")):
+        missing.append("conversation")
     if missing:
         raise ValueError(f"lacks {{{missing[0]}}}, where that is to stand")
     return question

@@ -111,12 +111,18 @@ def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
 def answer_loss(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy in nats of the labelled tokens.
 
-    Rows are padded on the right, which a causal model never sees: no mask is needed.
+    Rows are padded on the right, which a causal model never sees: no mask is needed. The head runs
+    where there is a label only.
+
+    Args:
+        model: the base.
+        ids: `[rows, longest]` int64.
+        labels: likewise, `IGNORED` where nothing is to be predicted.
     """
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
-    )
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    predicting = targets != IGNORED
+    return F.cross_entropy(model.lm_head(hidden[predicting]), targets[predicting])
 
 
 def rate_at(step: int, steps: int) -> float:
