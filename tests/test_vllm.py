@@ -39,10 +39,11 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "final" / "student"
 
 
-def test_vllm_answers_with_the_adapter_as_we_do(student: Path) -> None:
+def test_vllm_answers_with_the_adapter_as_we_do(student: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.json"
     request = {"adapter": str(student), "prompts": PROMPTS, "new_tokens": NEW_TOKENS}
     answered = subprocess.run(
-        [os.environ["MACPO_VLLM_PYTHON"], str(ANSWER)],
+        [os.environ["MACPO_VLLM_PYTHON"], str(ANSWER), str(answers)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -50,7 +51,7 @@ def test_vllm_answers_with_the_adapter_as_we_do(student: Path) -> None:
         check=False,
     )
     assert answered.returncode == 0, answered.stderr[-3000:]
-    theirs = json.loads(answered.stdout.splitlines()[-1])
+    theirs = json.loads(answers.read_text())
 
     model = load_peft(student)
     assert theirs["adapter"] == greedy(model)

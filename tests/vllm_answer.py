@@ -1,6 +1,7 @@
 """Run by tests/test_vllm.py with the Python that has vLLM: answer greedily, with and without LoRA.
 
-Reads one JSON object on stdin and prints one as its last line. Knows nothing of macpo.
+Reads one JSON object from stdin and writes one to the file named (vLLM's own processes write to
+stdout until they end). Knows nothing of macpo.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     for name, lora in (("base", None), ("adapter", LoRARequest("a", 1, request["adapter"]))):
         outputs = llm.generate(prompts, sampling, lora_request=lora, use_tqdm=False)
         answers[name] = [list(output.outputs[0].token_ids) for output in outputs]
-    print(json.dumps(answers))
+    Path(sys.argv[1]).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":
