@@ -18,12 +18,7 @@ from __future__ import annotations
 
 from macpo.agents import Policy
 from macpo.config import MACPOConfig
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Naive, Program, naive_sft, weak_labels
 from macpo.negatives import WorstAnswers
 from macpo.positives import DirectPairs, FilteredPairs
 from macpo.scoring import ScoreResponses
@@ -32,33 +27,29 @@ from macpo.stage import Stage
 
 def plan_macpo(program: Program, method: MACPOConfig) -> None:
     """Initialise, then T rounds; everybody is evaluated before and after each."""
-    positive, negative = _initialise(program, method)
-    initial = dict(positive)
-    program.evaluate(0, positive)
+    naive = naive_sft(program)
+    initial = positive = {naive.student.agent.name: naive.student, **naive.teachers}
+    negative = _negative_policies(program, method, naive)
     rejected = _rejected_answers(program, method, positive, negative)
     for t in range(1, program.config.rounds + 1):
         positive = _Round(program, method, t, positive, negative, initial, rejected).play()
         program.evaluate(t, positive)
 
 
-def _initialise(
-    program: Program, method: MACPOConfig
-) -> tuple[dict[str, Policy], dict[str, Policy]]:
-    """Teachers on ground truth; the student on weak labels, good and bad, of the first teacher.
+def _negative_policies(program: Program, method: MACPOConfig, naive: Naive) -> dict[str, Policy]:
+    """Teachers go on with the bad side of ground truth, the student with weak negative labels.
 
-    Negative policies are trained only where something asks for them.
+    None are trained where nothing asks for them.
     """
-    student = program.team.student.name
-    teachers = teachers_on_ground_truth(program)
-    naive = student_on_weak_labels(program, weak_labels(program, teachers))
     if method.negatives in ("prompted", "worst-of-n") and method.filter == "perplexity":
-        return {student: naive, **teachers}, {}
+        return {}
     negative = {
-        name: program.fine_tune_on_dataset(policy, "negative") for name, policy in teachers.items()
+        name: program.fine_tune_on_dataset(policy, "negative")
+        for name, policy in naive.teachers.items()
     }
-    weak_negatives = weak_labels(program, negative)
-    negative[student] = program.fine_tune_on_answers(naive, "negative", weak_negatives)
-    return {student: naive, **teachers}, negative
+    labels = weak_labels(program, negative)
+    student = naive.student.agent.name
+    return {**negative, student: program.fine_tune_on_answers(naive.student, "negative", labels)}
 
 
 def _rejected_answers(

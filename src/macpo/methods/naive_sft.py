@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from macpo.config import NaiveSFTConfig
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Program, naive_sft
 
 
 def plan_naive_sft(program: Program, method: NaiveSFTConfig) -> None:
     """Lay out the weak-to-strong baseline of Burns et al. 2023 (arXiv 2312.09390), section 3."""
-    teachers = teachers_on_ground_truth(program)
-    student = student_on_weak_labels(program, weak_labels(program, teachers))
-    program.evaluate(0, {program.team.student.name: student, **teachers})
+    naive_sft(program)

@@ -245,3 +245,21 @@ def student_on_weak_labels(program: Program, labels: Stage) -> Policy:
     return program.fine_tune_on_answers(
         Policy(program.team.student, "positive"), "positive", labels
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Naive:
+    """Naive SFT, with which every baseline begins: `labels` are the weak labels."""
+
+    teachers: dict[str, Policy]
+    student: Policy
+    labels: Stage
+
+
+def naive_sft(program: Program) -> Naive:
+    """Lay out Naive SFT and its evaluation, as round 0."""
+    teachers = teachers_on_ground_truth(program)
+    labels = weak_labels(program, teachers)
+    student = student_on_weak_labels(program, labels)
+    program.evaluate(0, {student.agent.name: student, **teachers})
+    return Naive(teachers, student, labels)

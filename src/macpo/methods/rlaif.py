@@ -10,20 +10,14 @@ from __future__ import annotations
 
 from macpo.config import RLAIFConfig
 from macpo.judging import Compare, RankedPairs
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Program, naive_sft
 
 
 def plan_rlaif(program: Program, method: RLAIFConfig) -> None:
     """Naive SFT, then T rounds in which only the student learns."""
-    teachers = teachers_on_ground_truth(program)
-    initial = student = student_on_weak_labels(program, weak_labels(program, teachers))
+    naive = naive_sft(program)
+    student = naive.student
     name = student.agent.name
-    program.evaluate(0, {name: student, **teachers})
     for t in range(1, program.config.rounds + 1):
         when = f"round-{t}"
         one, other = (program.respond(when, student, "student", t, sample=n) for n in (0, 1))
@@ -33,8 +27,8 @@ def plan_rlaif(program: Program, method: RLAIFConfig) -> None:
                     f"{when}/{judge}/labels", policy, one, other, method.question, method.labels
                 )
             )
-            for judge, policy in teachers.items()
+            for judge, policy in naive.teachers.items()
         )
         pairs = program.add(RankedPairs(f"{when}/{name}/pairs", (one, other), labels))
-        student = program.contrast(t, student, pairs, initial, gamma=0.0)
+        student = program.contrast(t, student, pairs, naive.student, gamma=0.0)
         program.evaluate(t, {name: student})

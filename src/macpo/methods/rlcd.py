@@ -8,21 +8,14 @@ and then by reinforcement; here DPO on the pairs takes the place of both, as in 
 from __future__ import annotations
 
 from macpo.config import RLCDConfig
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Program, naive_sft
 from macpo.positives import DirectPairs
 
 
 def plan_rlcd(program: Program, method: RLCDConfig) -> None:
     """Naive SFT, then one training on simulated pairs."""
-    teachers = teachers_on_ground_truth(program)
-    student = student_on_weak_labels(program, weak_labels(program, teachers))
+    student = naive_sft(program).student
     name = student.agent.name
-    program.evaluate(0, {name: student, **teachers})
     good, bad = (
         program.respond("round-1", student, "student", 1, system=system)
         for system in (method.positive_prompt, method.negative_prompt)

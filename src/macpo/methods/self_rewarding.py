@@ -9,20 +9,13 @@ from __future__ import annotations
 
 from macpo.config import SelfRewardingConfig
 from macpo.judging import Grade, RankedPairs
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Program, naive_sft
 
 
 def plan_self_rewarding(program: Program, method: SelfRewardingConfig) -> None:
     """Naive SFT, then T rounds in which only the student learns."""
-    teachers = teachers_on_ground_truth(program)
-    initial = student = student_on_weak_labels(program, weak_labels(program, teachers))
+    initial = student = naive_sft(program).student
     name = student.agent.name
-    program.evaluate(0, {name: student, **teachers})
     for t in range(1, program.config.rounds + 1):
         when = f"round-{t}"
         candidates = tuple(

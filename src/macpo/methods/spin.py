@@ -8,24 +8,17 @@ policy before the round as reference, without an SFT term.
 from __future__ import annotations
 
 from macpo.config import SPINConfig
-from macpo.methods.program import (
-    Program,
-    student_on_weak_labels,
-    teachers_on_ground_truth,
-    weak_labels,
-)
+from macpo.methods.program import Program, naive_sft
 from macpo.positives import DirectPairs
 
 
 def plan_spin(program: Program, method: SPINConfig) -> None:
     """Naive SFT, then T rounds in which only the student learns."""
-    teachers = teachers_on_ground_truth(program)
-    labels = weak_labels(program, teachers)
-    initial = student = student_on_weak_labels(program, labels)
+    naive = naive_sft(program)
+    student = naive.student
     name = student.agent.name
-    program.evaluate(0, {name: student, **teachers})
     for t in range(1, program.config.rounds + 1):
         own = program.respond(f"round-{t}", student, "student", t)
-        pairs = program.add(DirectPairs(f"round-{t}/{name}/pairs", labels, own))
-        student = program.contrast(t, student, pairs, initial, gamma=0.0)
+        pairs = program.add(DirectPairs(f"round-{t}/{name}/pairs", naive.labels, own))
+        student = program.contrast(t, student, pairs, naive.student, gamma=0.0)
         program.evaluate(t, {name: student})
