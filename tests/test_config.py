@@ -656,10 +656,13 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         ("? [1]\n: 2", "not valid YAML: while constructing a mapping"),
         ("a: 1\nb: 2\na: 3", "not valid YAML: line 3: the key 'a' is given twice; remove one"),
         ("s:\n  - {a: 1, a: 2}", "not valid YAML: line 2: the key 'a' is given twice; remove one"),
-        ("", "a config is a mapping of keys to values (got null), see examples/"),
-        ("# only a comment", "a config is a mapping of keys to values (got null), see examples/"),
-        ("[1, 2]", "a config is a mapping of keys to values (got a list), see examples/"),
-        ("tiny", "a config is a mapping of keys to values (got 'tiny'), see examples/"),
+        ("", "a config file is a mapping of keys to values (got null), see examples/"),
+        (
+            "# only a comment",
+            "a config file is a mapping of keys to values (got null), see examples/",
+        ),
+        ("[1, 2]", "a config file is a mapping of keys to values (got a list), see examples/"),
+        ("tiny", "a config file is a mapping of keys to values (got 'tiny'), see examples/"),
     ],
 )
 def test_what_is_no_config_is_said_in_one_line(text: str, fault: str, tmp_path: Path) -> None:

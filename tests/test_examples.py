@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from macpo.compare import load_design
 from macpo.config import (
     DPOConfig,
     LimitsConfig,
@@ -20,7 +21,8 @@ from macpo.data import load_preferences
 from macpo.records import read_jsonl
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
+COMPARISONS = sorted((EXAMPLES / "compare").rglob("*.yaml"))
+CONFIGS = sorted(set(EXAMPLES.rglob("*.yaml")) - set(COMPARISONS))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -32,9 +34,18 @@ def test_example_loads_and_opens_with_its_command(path: Path) -> None:
     )
 
 
-def test_all_three_kinds_of_example_ship() -> None:
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_comparison_lays_out_and_opens_with_its_command(path: Path) -> None:
+    design = load_design(path)
+    assert len(design.cells) == len(design.methods) * len(design.settings) * len(design.seeds)
+    head = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    assert f"macpo compare {path.relative_to(EXAMPLES.parent)}" in head
+
+
+def test_all_kinds_of_example_ship() -> None:
     names = {path.stem for path in CONFIGS}
-    assert {"quickstart", "smollm2-hh-harmless", "paper-hh-helpful"} <= names
+    assert {"quickstart", "smollm2-hh-harmless", "paper-hh-helpful", "testbed"} <= names
+    assert "ablations" in {path.stem for path in COMPARISONS}
 
 
 def test_paper_example_says_what_the_defaults_say() -> None:

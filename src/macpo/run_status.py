@@ -34,7 +34,10 @@ State = Literal["running", "finished", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class FinishedStage:
-    """A stage that is done: `seconds` its last attempt took, `ended` in UTC, ISO 8601."""
+    """A stage that is done: `seconds` its last attempt took, `ended` in UTC, ISO 8601.
+
+    One that another run did, over the same store, took no time here and ended when it was found.
+    """
 
     name: str
     key: str
@@ -185,6 +188,9 @@ class _History:
             self.done[key] = FinishedStage(event["stage"], key, event["seconds"], event["time"])
             if self.stop is not None and self.stop.key == key:
                 self.stop = None
+        elif kind == "found":  # in a store that other runs share
+            self.latest[event["stage"]] = key
+            self.done[key] = FinishedStage(event["stage"], key, 0.0, event["time"])
         elif kind == "stopped":
             self.open = None
             self.stop = LastStop(event["stage"], key, event["time"], event["reason"])

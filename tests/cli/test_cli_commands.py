@@ -18,7 +18,7 @@ from tests.cli.conftest import FinishedRun
 from tests.runs import SOURCES, journal_of, run_cli, write_pairs
 from tests.tiny import tiny_folder
 
-COMMANDS = (["run"], ["plan"], ["status"], ["export"], ["data", "check"])
+COMMANDS = (["run"], ["plan"], ["status"], ["compare"], ["export"], ["data", "check"])
 HEAVY = ("torch", "transformers", "peft", "datasets", "pydantic", "numpy")
 
 

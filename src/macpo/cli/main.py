@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from macpo import __version__
-from macpo.cli import data, export, plan, run, status
+from macpo.cli import compare, data, export, plan, run, status
 from macpo.errors import MacpoError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("status", epilog=status.EXAMPLES)(status.command)
+app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.add_typer(data.app, name="data")
 

@@ -31,25 +31,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read or something in it is wrong; lists every fault.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file{_nearby_config(path)}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; name the config file in it") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not text in UTF-8; save it so") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        raw = parse_yaml(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: a config is a mapping of keys to values (got {shown(raw)}), see examples/"
-        )
-    _anchor_paths(raw, path.parent)
+    raw = read_mapping(path, "config")
+    anchor_paths(raw, path.parent)
     faults = []
     for override in overrides:
         try:
@@ -59,6 +42,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(faults))
     return check_config(raw, str(path))
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Read the plain values of a YAML file.
+
+    Args:
+        path: the file.
+        what: it is, in errors: `config`.
+
+    Raises:
+        ConfigError: it cannot be read, or is not keys with values.
+    """
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such {what} file{_nearby_config(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the {what} file in it") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not text in UTF-8; save it so") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: a {what} file is a mapping of keys to values (got {shown(raw)}), see "
+            "examples/"
+        )
+    return raw
 
 
 def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -75,7 +88,7 @@ def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     raise ConfigError("\n  ".join([f"{where}: {count}", *faults]))
 
 
-def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
+def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
     """Make relative paths that exist beside the config file independent of the working folder."""
 
     def anchor(section: Any, key: str) -> None:

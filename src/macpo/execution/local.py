@@ -18,7 +18,7 @@ from macpo.config import EngineConfig
 from macpo.errors import DamagedError
 from macpo.policies import PolicyPool
 from macpo.stage import Stage, StageContext
-from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
+from macpo.store import Artifact, Journal, Progress, Store, read_journal, translate_write_errors
 
 PROGRESS_FILE = "progress.json"
 JOURNAL_FILE = "journal.jsonl"
@@ -85,12 +85,15 @@ class LocalExecutor:
         plan = list(stages)
         self.journal.append("planned", stages=[[stage.name, stage.key] for stage in plan])
         self.store.sweep()
+        told = self._told()
         with _stop_on_signal(self.observer) as stop:
             for number, stage in enumerate(plan, 1):
                 artifact = self._find(stage)
                 if artifact is None:
                     artifact = self._run(stage, number, len(plan), stop)
                 else:
+                    if stage.key not in told:  # another run that shares the store has run it
+                        self.journal.append("found", stage=stage.name, key=stage.key)
                     self.observer.stage_found(stage, artifact)
                 self.artifacts[stage.key] = artifact
                 self._link(stage, artifact)
@@ -110,6 +113,16 @@ class LocalExecutor:
             self._set_aside(stage, reason)
             return None
         return artifact
+
+    def _told(self) -> set[str]:
+        """Return the keys of the stages of which the journal says that they are done."""
+        keys: set[str] = set()
+        for event in read_journal(self.journal.path):
+            if event["event"] in ("finished", "found"):
+                keys.add(event["key"])
+            elif event["event"] == "set_aside":
+                keys.discard(event["key"])
+        return keys
 
     def _set_aside(self, stage: Stage, reason: str) -> None:
         self.store.discard(stage.kind, stage.key)

@@ -1,0 +1,94 @@
+"""`macpo compare`: methods x settings x seeds, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from macpo.cli.run import DataOption, SetOption, refuse_many_processes, with_data
+
+if TYPE_CHECKING:
+    from macpo.compare import Design
+
+EXAMPLES = """\
+Examples:
+  macpo compare examples/compare/ablations.yaml --dry-run
+  macpo compare examples/compare/ablations.yaml
+  macpo compare examples/compare/ablations.yaml --round 1 --policy teachers
+"""
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The compare file (YAML).")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The comparison's folder; else runs/NAME."),
+    ] = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    shown_round: Annotated[
+        int | None,
+        typer.Option("--round", metavar="N", help="Show this round; else each method's last."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", metavar="NAME", help="Show this agent, or the mean: teachers; else student."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and their stages; run nothing.")
+    ] = False,
+) -> None:
+    """Run every cell of FILE, shared stages once; run it again to go on where it stopped."""
+    refuse_many_processes(os.environ)
+    from macpo.compare import load_design
+    from macpo.compare.results import STUDENT
+    from macpo.compare.table import check_view
+    from macpo.errors import ConfigError
+
+    design = load_design(file, with_data(overrides, data))
+    folder = out if out is not None else Path("runs") / design.name
+    if dry_run:
+        if policy is not None or shown_round is not None:
+            raise ConfigError("--dry-run has no results to show; leave out --round and --policy")
+        _show_plan(design, folder)
+        return
+    policy = STUDENT if policy is None else policy
+    check_view(design, policy, shown_round)
+    print(f"comparison {design.name} in {folder}", file=sys.stderr, flush=True)
+    try:
+        failures = _run(design, folder, shown_round, policy)
+    except KeyboardInterrupt:
+        print("macpo: stopped; run the same command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if failures:
+        raise typer.Exit(1)
+
+
+def _show_plan(design: Design, folder: Path) -> None:
+    """Print what would be run."""
+    from macpo.compare import plan_comparison, render_plan
+    from macpo.report.console import stdout_console
+
+    stdout_console().print(render_plan(plan_comparison(design, folder)))
+
+
+def _run(design: Design, folder: Path, shown_round: int | None, policy: str) -> int:
+    """Run a comparison and print its results; returns how many cells failed."""
+    from macpo.cli.quiet import quiet_libraries
+    from macpo.compare import compare, render_comparison
+    from macpo.compare.folder import FIGURES
+    from macpo.compare.progress import CompareConsole
+    from macpo.report.console import stdout_console
+
+    with quiet_libraries(), CompareConsole() as observer:
+        comparison = compare(design, folder, observer)
+    console = stdout_console()
+    console.print(render_comparison(comparison, console.width, policy, shown_round))
+    console.print(f"results: {folder}/results.csv, results.json; figures: {folder / FIGURES}/")
+    return len(comparison.failures)

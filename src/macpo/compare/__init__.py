@@ -1,0 +1,54 @@
+"""Comparisons: methods x settings x seeds from one file, stages that they share run once.
+
+    from macpo.compare import compare, load_design
+
+    design = load_design("examples/compare/ablations.yaml", ["rounds=1"])
+    comparison = compare(design, "runs/ablations")      # goes on after a kill
+    comparison.results.at("default", "macpo", "student", "preference_accuracy")
+
+| module | holds |
+|---|---|
+| config | what a compare file may say, and reading it |
+| design | the cells: methods x settings x seeds, each a checked config |
+| stages | the stages of all cells, how many are shared; a plan without running |
+| running | `compare`: cell after cell over one store |
+| folder | what is where in a comparison's folder |
+| stats | means, intervals over seeds, paired differences, performance gap recovered |
+| results, comparison | rows, means over seeds, files of results, what sharing saved |
+| table, figures, progress | what people see |
+"""
+
+from __future__ import annotations
+
+from macpo.compare.comparison import Comparison, Failure, Saving
+from macpo.compare.config import CompareConfig
+from macpo.compare.design import Cell, Design, lay_out, load_design
+from macpo.compare.figures import draw_figures
+from macpo.compare.progress import CompareObserver
+from macpo.compare.results import Results, Row, SummaryRow
+from macpo.compare.running import compare
+from macpo.compare.stages import ComparePlan, plan_comparison
+from macpo.compare.stats import Estimate
+from macpo.compare.table import render_comparison, render_plan
+
+__all__ = [
+    "Cell",
+    "CompareConfig",
+    "CompareObserver",
+    "ComparePlan",
+    "Comparison",
+    "Design",
+    "Estimate",
+    "Failure",
+    "Results",
+    "Row",
+    "Saving",
+    "SummaryRow",
+    "compare",
+    "draw_figures",
+    "lay_out",
+    "load_design",
+    "plan_comparison",
+    "render_comparison",
+    "render_plan",
+]

@@ -1,0 +1,175 @@
+"""The folder of a comparison.
+
+DIR/cells/[SETTING/]METHOD/seed-N/   ordinary run directories; their store/ is a link to ...
+DIR/store/                           ... the one store, so that what cells share is run once
+DIR/compare.yaml                     the cells as they were last laid out
+DIR/compare.json                     the dtype, decided once for all cells
+DIR/results.jsonl, results.csv       one line a measurement
+DIR/results.json                     means, intervals, paired differences, what sharing saved
+DIR/figures/                         one PNG a metric
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from macpo.compare.design import Design
+from macpo.errors import StoreError
+from macpo.run_status import is_run
+from macpo.store import read_journal, translate_write_errors, write_text_atomic
+from macpo.store.atomic import make_directory
+
+if TYPE_CHECKING:
+    from macpo.execution.local import Observer
+    from macpo.runner import MetricRow
+
+CELLS, STORE, FIGURES, LOCK = "cells", "store", "figures", "lock"
+LAYOUT_FILE, DTYPE_FILE, FINISHED_FILE = "compare.yaml", "compare.json", "finished.json"
+JOURNALS = ("*/seed-*/journal.jsonl", "*/*/seed-*/journal.jsonl")
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuse a folder that is a run directory already.
+
+    Raises:
+        StoreError: it is one.
+    """
+    if is_run(folder):
+        raise StoreError(
+            f"{folder} is the directory of a single run; give the comparison its own with --out"
+        )
+
+
+def read_dtype(folder: Path) -> str | None:
+    """Return the dtype that was decided for a comparison, None before it first ran.
+
+    Raises:
+        StoreError: the file is there but is not what macpo writes.
+    """
+    path = folder / DTYPE_FILE
+    try:
+        dtype = json.loads(path.read_text(encoding="utf-8"))["dtype"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it to decide anew") from error
+    if dtype not in ("float32", "bfloat16"):
+        raise StoreError(f"{path} names no dtype; delete it to decide anew")
+    return str(dtype)
+
+
+def decide_dtype(design: Design, folder: Path, observer: Observer) -> str | None:
+    """Decide by timing what `dtype: auto` means, once for all cells, and keep it.
+
+    Were it left to each cell, two of them could decide differently by chance: they would share
+    nothing, and differ in more than their methods.
+
+    Returns:
+        The dtype; None when no cell says auto.
+    """
+    known = read_dtype(folder)
+    undecided = [cell.config for cell in design.cells if cell.config.dtype == "auto"]
+    if known is not None or not undecided:
+        return known
+    from macpo.machine import fastest_dtype
+    from macpo.runner import choose_device
+
+    dtype, measured = fastest_dtype(choose_device(undecided[0]))
+    speeds = ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in measured.items())
+    observer.note(f"dtype: {dtype} for all cells ({speeds} measured here)")
+    value = {"dtype": dtype, "machine": platform.node()}
+    write_text_atomic(folder / DTYPE_FILE, json.dumps(value) + "\n", durable=True)
+    return dtype
+
+
+def write_layout(design: Design, folder: Path) -> None:
+    """Write down what the cells are."""
+    cells: dict[str, Any] = {}
+    for cell in design.cells:
+        values = cell.config.model_dump(mode="json", exclude_unset=True)
+        cells[str(design.folder_of(cell))] = values
+    head = {"name": design.name, "against": design.against, "ceiling": design.ceiling}
+    text = yaml.safe_dump({**head, "cells": cells}, sort_keys=False, allow_unicode=True)
+    write_text_atomic(folder / LAYOUT_FILE, text, durable=True)
+
+
+def prepare_cell(folder: Path, store: Path) -> None:
+    """Make a cell's run directory, with a link to the comparison's store.
+
+    Raises:
+        StoreError: it cannot be made, or has a store of its own.
+    """
+    make_directory(folder)
+    link = folder / STORE
+    target = os.path.relpath(store, folder)
+    if link.is_symlink():
+        if os.readlink(link) == target:
+            return
+        raise StoreError(f"{link} leads to {os.readlink(link)}, not to {target}; move it away")
+    if link.exists():
+        raise StoreError(f"{link} is no link to the comparison's store; move {folder} away")
+    with translate_write_errors(link):
+        link.symlink_to(target)
+
+
+def finished_metrics(folder: Path, plan_digest: str) -> list[MetricRow] | None:
+    """Return the metrics of a cell that was run to its end by this very plan; else None."""
+    from macpo.runner import METRICS, read_metrics
+
+    try:
+        known = json.loads((folder / FINISHED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if known != _finished(plan_digest) or not (folder / METRICS).is_file():
+        return None
+    return read_metrics(folder)
+
+
+def mark_finished(folder: Path, plan_digest: str) -> None:
+    """Write down that a cell was run to its end."""
+    text = json.dumps(_finished(plan_digest)) + "\n"
+    write_text_atomic(folder / FINISHED_FILE, text, durable=True)
+
+
+def _finished(plan_digest: str) -> dict[str, str]:
+    from macpo import __version__
+
+    return {"plan": plan_digest, "version": __version__}
+
+
+def unmark_finished(folder: Path) -> None:
+    """Take that back, before the cell is run by another plan."""
+    with translate_write_errors(folder):
+        (folder / FINISHED_FILE).unlink(missing_ok=True)
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Return how long each finished stage took, by key, from the journals of all cells.
+
+    A stage that was stopped and taken up again counts with all its attempts, which may stand in
+    two journals.
+
+    Raises:
+        StoreError: a journal cannot be read.
+    """
+    cells = folder / CELLS
+    events = [
+        event
+        for pattern in JOURNALS
+        for path in sorted(cells.glob(pattern))
+        for event in read_journal(path)
+        if event["event"] in ("stopped", "finished")
+    ]
+    attempts: dict[str, float] = {}
+    finished: dict[str, float] = {}
+    for event in sorted(events, key=lambda event: str(event["time"])):
+        key = event["key"]
+        seconds = attempts.pop(key, 0.0) + float(event["seconds"])
+        (finished if event["event"] == "finished" else attempts)[key] = seconds
+    return finished

@@ -1,0 +1,262 @@
+"""What was measured in all cells, what follows from it, and the means over seeds.
+
+Measured rows come from the cells' runs. Two things are derived: the policy `teachers` is the mean
+over a cell's teachers, and `pgr_METRIC` is the performance gap recovered by the student (see
+`macpo.compare.stats`): between the mean of the teachers before the first round and the last round
+of the ceiling, both of the same setting and seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from macpo.compare.config import Direction
+from macpo.compare.design import TEACHERS, Cell, Design
+from macpo.compare.stats import (
+    Estimate,
+    estimate,
+    paired_difference,
+    performance_gap_recovered,
+)
+
+if TYPE_CHECKING:
+    from macpo.runner import MetricRow
+
+STUDENT = "student"
+PGR = "pgr_"
+DIRECTIONS: dict[str, Direction] = {
+    "preference_accuracy": "higher",
+    "gold_perplexity": "lower",
+    "oracle_score": "higher",
+    "oracle_helpfulness": "higher",
+    "oracle_harmlessness": "higher",
+    "oracle_virtues": "higher",
+    "oracle_rare_virtues": "higher",
+    "oracle_common_vices": "lower",
+    "oracle_exact_content": "higher",
+    "oracle_completeness": "higher",
+}
+"""Which way is better, of metrics that a compare file does not list; the others: neither."""
+
+HIDDEN = ("train_", PGR)
+"""Beginnings of metrics that only a compare file's `metrics` brings into tables ..."""
+SHOWN_GAPS = tuple(
+    PGR + name for name in ("preference_accuracy", "oracle_helpfulness", "oracle_harmlessness")
+)
+"""... but for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement of one policy of one cell; `value` is None where it is not defined."""
+
+    setting: str
+    method: str
+    seed: int
+    policy: str
+    round: int
+    metric: str
+    value: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of results.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """One policy's metric over seeds.
+
+    Attributes:
+        round: the method's own round that this is of.
+        value: over the seeds where it is defined; None if there are none such.
+        undefined: seeds where it was measured and is not defined.
+        against: the difference to the method that all are paired with, over the seeds that both
+            have; None where there is no such seed.
+        against_round: that method's round: the same, or its last if it has fewer; None without.
+    """
+
+    setting: str
+    method: str
+    policy: str
+    round: int
+    metric: str
+    value: Estimate | None
+    undefined: int
+    against: Estimate | None
+    against_round: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        against = None
+        if self.against is not None:
+            differs = self.against.excludes_zero
+            against = {
+                "round": self.against_round,
+                **self.against.to_json(),
+                "excludes_zero": differs,
+            }
+        return {
+            "setting": self.setting,
+            "method": self.method,
+            "policy": self.policy,
+            "round": self.round,
+            "metric": self.metric,
+            "value": None if self.value is None else self.value.to_json(),
+            "undefined": self.undefined,
+            "difference": against,
+        }
+
+
+def rows_of(cell: Cell, metrics: Iterable[MetricRow]) -> list[Row]:
+    """Return a cell's measurements, and the means over its teachers."""
+    rows = [
+        Row(cell.setting, cell.method, cell.seed, m.policy, m.round, m.metric, m.value)
+        for m in metrics
+    ]
+    together: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        if row.policy != STUDENT and row.value is not None:
+            together.setdefault((row.round, row.metric), []).append(row.value)
+    means = [
+        Row(cell.setting, cell.method, cell.seed, TEACHERS, t, metric, statistics.fmean(values))
+        for (t, metric), values in together.items()
+    ]
+    return rows + means
+
+
+def gap_rows(rows: Sequence[Row], design: Design) -> list[Row]:
+    """Return the performance gap recovered, for every student metric that has a better side."""
+    if design.ceiling is None:
+        return []
+    teachers: dict[tuple[str, int, str], float] = {}
+    ceilings: dict[tuple[str, int, str], float] = {}
+    for row in sorted(rows, key=lambda row: row.round):
+        if row.method != design.ceiling or row.value is None:
+            continue
+        place = (row.setting, row.seed, row.metric)
+        if row.policy == STUDENT:
+            ceilings[place] = row.value  # the last round's stays
+        elif row.policy == TEACHERS and row.round == 0:
+            teachers[place] = row.value
+    found = []
+    for row in rows:
+        place = (row.setting, row.seed, row.metric)
+        way = direction(row.metric, design)
+        if row.policy != STUDENT or row.method == design.ceiling or way == "neither":
+            continue
+        if row.value is None or place not in ceilings or place not in teachers:
+            continue
+        gap = performance_gap_recovered(
+            row.value, teachers[place], ceilings[place], higher_is_better=way == "higher"
+        )
+        found.append(_replaced(row, PGR + row.metric, gap))
+    return found
+
+
+def direction(metric: str, design: Design) -> Direction:
+    """Say which way is better."""
+    return (design.metrics or {}).get(metric) or DIRECTIONS.get(metric, "neither")
+
+
+class Results:
+    """All rows of a comparison, looked up by what they are of."""
+
+    def __init__(self, design: Design, rows: Sequence[Row]) -> None:
+        self.design = design
+        self.rows = (*rows, *gap_rows(rows, design))
+        self._series: dict[tuple[str, str, str, str], dict[int, dict[int, float | None]]] = {}
+        for row in self.rows:
+            place = (row.setting, row.method, row.policy, row.metric)
+            by_round = self._series.setdefault(place, {}).setdefault(row.seed, {})
+            by_round[row.round] = row.value
+
+    @property
+    def policies(self) -> list[str]:
+        """Everybody who was measured, the student first, the teachers' mean last."""
+        names = dict.fromkeys(row.policy for row in self.rows if row.policy != TEACHERS)
+        return [*names, *([TEACHERS] if any(r.policy == TEACHERS for r in self.rows) else [])]
+
+    def metrics(self, policy: str) -> list[str]:
+        """Return the metrics to show of a policy: those that the design lists, else all.
+
+        Of all, those with a better side come first.
+        """
+        measured = dict.fromkeys(row.metric for row in self.rows if row.policy == policy)
+        if self.design.metrics is not None:
+            return [metric for metric in self.design.metrics if metric in measured]
+        first = [metric for metric in DIRECTIONS if metric in measured]
+        rest = [m for m in measured if m not in DIRECTIONS and not m.startswith(HIDDEN)]
+        shown = [*first, *rest]
+        return [*shown, *(gap for gap in SHOWN_GAPS if gap in measured)]
+
+    def at(
+        self, setting: str, method: str, policy: str, metric: str, t: int | None = None
+    ) -> SummaryRow | None:
+        """Return a metric after round `t`.
+
+        A method that has fewer rounds stays as it is after its last one.
+
+        Args:
+            setting: which setting.
+            method: which method.
+            policy: whose metric.
+            metric: which one.
+            t: the round; None for the last that each method has.
+
+        Returns:
+            The metric over seeds; None when it was not measured so early, or not at all.
+        """
+        own = self._until((setting, method, policy, metric), t)
+        if not own:
+            return None
+        other = self._until((setting, self.design.against, policy, metric), t)
+        values = {seed: v for seed, (_, v) in own.items() if v is not None}
+        others = {seed: v for seed, (_, v) in other.items() if v is not None}
+        both = [seed for seed in values if seed in others]
+        against = None
+        if method != self.design.against and both:
+            against = paired_difference([values[s] for s in both], [others[s] for s in both])
+        return SummaryRow(
+            setting=setting,
+            method=method,
+            policy=policy,
+            round=max(found for found, _ in own.values()),
+            metric=metric,
+            value=estimate(list(values.values())) if values else None,
+            undefined=len(own) - len(values),
+            against=against,
+            against_round=max(other[s][0] for s in both) if against is not None else None,
+        )
+
+    def each_round(self) -> list[SummaryRow]:
+        """Return every policy and metric after each of the rounds in which it was measured."""
+        found = []
+        for place, series in self._series.items():
+            for t in sorted({t for by_round in series.values() for t in by_round}):
+                row = self.at(*place, t)
+                if row is not None:
+                    found.append(row)
+        return found
+
+    def last_round(self) -> list[SummaryRow]:
+        """Return every policy and metric after its last round."""
+        return [row for place in self._series if (row := self.at(*place)) is not None]
+
+    def _until(
+        self, place: tuple[str, str, str, str], t: int | None
+    ) -> dict[int, tuple[int, float | None]]:
+        """Return by seed the last round up to `t` and its value."""
+        found = {}
+        for seed, by_round in self._series.get(place, {}).items():
+            early = [r for r in by_round if t is None or r <= t]
+            if early:
+                found[seed] = (max(early), by_round[max(early)])
+        return found
+
+
+def _replaced(row: Row, metric: str, value: float | None) -> Row:
+    return Row(row.setting, row.method, row.seed, row.policy, row.round, metric, value)

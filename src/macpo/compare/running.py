@@ -1,0 +1,201 @@
+"""Running a comparison: cell after cell, over one store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macpo.compare.comparison import Comparison, Failure, measure_saving, write_results
+from macpo.compare.design import Cell, Design, with_dtype
+from macpo.compare.folder import (
+    LOCK,
+    STORE,
+    decide_dtype,
+    finished_metrics,
+    mark_finished,
+    prepare_cell,
+    refuse_run,
+    stage_seconds,
+    unmark_finished,
+    write_layout,
+)
+from macpo.compare.progress import CompareConsole, CompareObserver, Forecast
+from macpo.compare.results import Results, Row, rows_of
+from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line, plan_cells
+from macpo.errors import MacpoError
+from macpo.store import RunLock
+from macpo.store.atomic import make_directory
+
+if TYPE_CHECKING:
+    from macpo.runner import MetricRow
+    from macpo.stage import Stage
+    from macpo.store import Artifact
+
+
+def compare(
+    design: Design, folder: str | Path, observer: CompareObserver | None = None
+) -> Comparison:
+    """Run all cells of a comparison; what was finished there before is not run again.
+
+    A cell that fails is told and left out, the others go on; the same call tries it again. Results
+    are also written when the call is interrupted, for the cells that are there.
+
+    Args:
+        design: what to run, as `load_design` returns it.
+        folder: the comparison's folder, made if it is not there.
+        observer: is told what happens; by default it is shown on stderr.
+
+    Raises:
+        MacpoError: the comparison as a whole cannot be run; see macpo.errors.
+        KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
+    """
+    if observer is None:
+        with CompareConsole() as console:
+            return compare(design, folder, console)
+    folder = Path(folder)
+    refuse_run(folder)
+    with RunLock(folder / LOCK):
+        dtype = decide_dtype(design, folder, observer)
+        if dtype is not None:
+            design = with_dtype(design, dtype)
+        write_layout(design, folder)
+        make_directory(folder / STORE)
+        session = _Session(design, folder, observer)
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            if session.finished:
+                write_results(session.comparison())
+            raise
+        comparison = session.comparison()
+        write_results(comparison)
+        from macpo.compare.figures import draw_figures
+
+        draw_figures(comparison)
+    return comparison
+
+
+class _Session:
+    """One call of `compare`, its lock held."""
+
+    def __init__(self, design: Design, folder: Path, observer: CompareObserver) -> None:
+        self.design = design
+        self.folder = folder
+        self.observer = observer
+        self.plans: tuple[CellPlan, ...] = ()
+        self.rows: list[Row] = []
+        self.finished: list[Cell] = []
+        self.failures: list[Failure] = []
+
+    def run(self) -> None:
+        """Run every cell that is not finished."""
+        self.plans = plan_cells(self.design, fetch=True)
+        total = sum(len(plan.stages) for plan in self.plans)
+        distinct = len(distinct_stages(self.plans))
+        done = count_done(self.plans, self.folder / STORE)
+        self.observer.comparison_started(self.design, total, distinct, done)
+        watch = _StageWatch(self.observer, Forecast(self.plans, stage_seconds(self.folder)))
+        for number, plan in enumerate(self.plans, 1):
+            self._cell(plan, number, watch)
+
+    def comparison(self) -> Comparison:
+        """Return what there is so far."""
+        saved = measure_saving(self.plans, self.finished, stage_seconds(self.folder))
+        results = Results(self.design, self.rows)
+        finished, failures = tuple(self.finished), tuple(self.failures)
+        return Comparison(self.folder, self.design, results, finished, failures, saved)
+
+    def _cell(self, plan: CellPlan, number: int, watch: _StageWatch) -> None:
+        """Find or run one cell."""
+        cell = plan.cell
+        folder = self.folder / self.design.folder_of(cell)
+        if plan.fault is not None:
+            self._fail(cell, plan.fault)
+            return
+        known = finished_metrics(folder, plan.digest)
+        if known is not None:
+            self.observer.cell_found(cell)
+            self._finish(cell, known)
+            return
+        reason = watch.failed_before(plan)
+        if reason is not None:
+            self._fail(cell, reason)
+            return
+        left = watch.forecast.seconds_left
+        self.observer.cell_started(cell, number, len(self.plans), left)
+        started = time.monotonic()
+        try:
+            metrics = self._run(plan, folder, watch)
+        except MacpoError as error:
+            reason = one_line(error)
+            watch.failed(reason)
+            self._fail(cell, reason)
+            return
+        self._finish(cell, metrics)
+        self.observer.cell_finished(cell, time.monotonic() - started)
+
+    def _run(self, plan: CellPlan, folder: Path, watch: _StageWatch) -> list[MetricRow]:
+        """Run one cell as an ordinary run."""
+        from macpo.runner import run
+
+        prepare_cell(folder, self.folder / STORE)
+        unmark_finished(folder)
+        metrics = run(plan.cell.config, folder, watch).metrics
+        mark_finished(folder, plan.digest)
+        return metrics
+
+    def _finish(self, cell: Cell, metrics: list[MetricRow]) -> None:
+        self.finished.append(cell)
+        self.rows += rows_of(cell, metrics)
+
+    def _fail(self, cell: Cell, reason: str) -> None:
+        self.failures.append(Failure(cell, reason))
+        self.observer.cell_failed(cell, reason)
+
+
+@dataclass
+class _StageWatch:
+    """A run's observer that passes on what it is told, and keeps what other cells need of it."""
+
+    observer: CompareObserver
+    forecast: Forecast
+    _running: Stage | None = None
+    _reasons: dict[str, str] = field(default_factory=dict)
+
+    def failed(self, reason: str) -> None:
+        """Take in that the cell failed: if it was in a stage, all cells with that stage would."""
+        if self._running is not None:
+            self._reasons[self._running.key] = f"{self._running.name}: {reason}"
+            self._running = None
+
+    def failed_before(self, plan: CellPlan) -> str | None:
+        """Return why a stage of this cell failed in an earlier cell, None if none did."""
+        reasons = (self._reasons.get(stage.key) for stage in plan.stages)
+        found = next((reason for reason in reasons if reason is not None), None)
+        return None if found is None else f"it shares a stage that failed, {found}"
+
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """See `macpo.execution.local.Observer`, as for the rest."""
+        self._running = stage
+        self.observer.stage_started(stage, number, total)
+
+    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
+        """See `stage_started`."""
+        self.observer.stage_progress(stage, done, total, **fields)
+
+    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
+        """See `stage_started`."""
+        self._running = None
+        self.forecast.finished(stage.key, seconds)
+        self.observer.stage_finished(stage, seconds, artifact)
+
+    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
+        """See `stage_started`."""
+        self.forecast.found(stage.key)
+        self.observer.stage_found(stage, artifact)
+
+    def note(self, text: str) -> None:
+        """See `stage_started`."""
+        self.observer.note(text)
