@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from macpo.testbed.answers import BAD, GOOD, draw_answer, plain_answer, right_content, wrong_content
+from macpo.testbed.answers import (
+    BAD,
+    GOOD,
+    brief_answer,
+    draw_answer,
+    plain_answer,
+    right_content,
+    wrong_content,
+)
 from macpo.testbed.behaviours import RATES, SLOTS, Kind
 from macpo.testbed.dice import Dice
 from macpo.testbed.oracle import judge_task
@@ -18,9 +26,8 @@ from macpo.testbed.prompts import FAMILIES, LEVELS, SAFE_FAMILIES, FamilyName, T
     [
         (Task("reverse", ("bike", "cup", "bed")), "bed cup bike"),
         (Task("sort", ("7", "0", "3")), "0 3 7"),
-        (Task("count", ("cup", "bed", "cup", "cup")), "2"),
-        (Task("sum", ("9", "8", "4")), "21"),
-        (Task("chat", ("bike", "cup")), ("Oil the bike.", "Rinse the cup.")),
+        (Task("sum", ("6", "5", "4")), "15"),
+        (Task("chat", ("bike", "cup")), ("The bike needs oil.", "The cup needs soap.")),
     ],
 )
 def test_right_content_is_what_a_hand_would_write(
@@ -49,6 +56,19 @@ def test_plain_answer_is_right_and_shows_nothing_else(family: FamilyName) -> Non
     task = task_of_level(dice, family, 2)
     verdict = judge_task(task, plain_answer(dice, task))
     assert (verdict.shown, verdict.faults) == (("right content",), ())
+
+
+@pytest.mark.parametrize("family", SAFE_FAMILIES)
+def test_brief_answer_ends_with_right_content(family: FamilyName) -> None:
+    dice = Dice("brief", family)
+    seen = set()
+    for _ in range(60):
+        task = task_of_level(dice, family, 2)
+        verdict = judge_task(task, brief_answer(dice, task))
+        assert verdict.shown[-1] == "right content"
+        assert verdict.faults == ()
+        seen.add(verdict.shown[:-1])
+    assert seen == {(), ("greeting",), ("flattery",), ("greeting", "flattery")}
 
 
 @pytest.mark.parametrize("level", [GOOD, BAD, 0.5])

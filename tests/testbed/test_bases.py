@@ -15,7 +15,7 @@ from macpo.generation.local import LocalGenerator
 from macpo.models.chat import Chat
 from macpo.models.loading import load_model, load_tokenizer
 from macpo.models.sources import resolve
-from macpo.records import Prompt, dataset_response
+from macpo.records import Message, Prompt, dataset_response
 from macpo.testbed import bases
 from macpo.testbed.bases import (
     POSITIONS,
@@ -25,7 +25,7 @@ from macpo.testbed.bases import (
     build_base,
     get_recipe,
 )
-from macpo.testbed.corpus import BAD_SYSTEM, Conversation, draw_conversation, instructed
+from macpo.testbed.corpus import Conversation, draw_conversation
 from macpo.testbed.dataset import preference_examples
 from macpo.testbed.dice import Dice
 from macpo.testbed.pretraining import (
@@ -72,7 +72,7 @@ def test_tokenizer_gives_any_text_back(tokenizer: Any, text: str) -> None:
 
 def test_tokenizer_is_the_same_each_time(tokenizer: Any) -> None:
     assert train_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    assert len(tokenizer) == VOCABULARY
+    assert len(tokenizer) <= VOCABULARY
 
 
 def test_answers_are_short_in_tokens(tokenizer: Any) -> None:
@@ -92,41 +92,52 @@ def test_pretraining_and_chat_code_meet_in_the_same_tokens(tokenizer: Any) -> No
     chat = Chat(tokenizer)
     assert chat.end_of_turn == tokenizer.eos_token_id != tokenizer.pad_token_id
     for conversation in conversations(200):
-        head, tail = render_parts(conversation)
+        parts = render_parts(conversation)
+        before = "".join(text for text, _ in parts[:-1])
         prompt = chat.encode_prompt(conversation.prompt, 512).ids
         answer = chat.encode_completion(
             dataset_response(conversation.prompt, conversation.answer), 512
         )
-        assert tuple(tokenizer(head)["input_ids"]) == prompt
-        assert tuple(tokenizer(tail)["input_ids"])[: len(answer)] == answer
-        assert tuple(tokenizer(head + tail)["input_ids"])[: len(prompt + answer)] == prompt + answer
+        apart = [i for text, _ in parts for i in tokenizer(text)["input_ids"]]
+        assert tuple(tokenizer(before)["input_ids"]) == prompt
+        assert tuple(apart[: len(prompt + answer)]) == prompt + answer
+        assert tokenizer(before + parts[-1][0])["input_ids"] == apart
 
 
 def test_template_writes_what_is_rendered_for_pretraining(tokenizer: Any) -> None:
-    prompt = instructed(preference_examples(1, seed=0)[0].prompt, BAD_SYSTEM)
-    conversation = Conversation(prompt, "It is 7.")
-    messages = [message.to_json() for message in prompt.messages]
-    messages.append({"role": "assistant", "content": "It is 7."})
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert "".join(render_parts(conversation)) == whole
+    for conversation in conversations(50):
+        messages = [message.to_json() for message in conversation.messages]
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert "".join(text for text, _ in render_parts(conversation)) == whole
 
 
-def test_labels_cover_answers_and_nothing_else(tokenizer: Any) -> None:
+def test_only_the_last_answer_is_learned_but_in_exercises_all_are(tokenizer: Any) -> None:
+    talk = (Message("user", "Add 1 and 2."), Message("assistant", "It is 3.")) * 2
+    for learned, expected in ((0, [False, True, False, True]), (3, [False, True])):
+        parts = render_parts(Conversation(talk, learned))
+        assert [flag for _, flag in parts] == expected
+        assert parts[-1] == ("It is 3.<|im_end|>\n", True)
+
+
+def test_labels_are_the_ids_of_learned_answers_and_nothing_else(tokenizer: Any) -> None:
     rows = next(batches(TINY, tokenizer))
     ids, labels = collate(rows, tokenizer.pad_token_id)
-    for i, (row, before) in enumerate(rows):
+    for i, (row, learned) in enumerate(rows):
         assert ids[i, : len(row)].tolist() == row
-        assert labels[i, :before].eq(IGNORED).all()
-        assert labels[i, before : len(row)].tolist() == row[before:]
+        assert ids[i, len(row) :].eq(tokenizer.pad_token_id).all()
+        assert labels[i, : len(row)].tolist() == learned
         assert labels[i, len(row) :].eq(IGNORED).all()
-        assert tokenizer.decode(row[:before]).endswith("<|im_start|>assistant\n")
+        assert all(label in (IGNORED, token) for label, token in zip(learned, row, strict=True))
+        answers = tokenizer.decode([label for label in learned if label != IGNORED])
+        assert answers.endswith("<|im_end|>\n")
+        assert "<|im_start|>" not in answers
 
 
 def test_padding_does_not_change_the_loss(tokenizer: Any) -> None:
     model = new_model(TINY, tokenizer).eval()
     rows = next(batches(TINY, tokenizer))
-    rows = [rows[0], (rows[1][0] * 2, rows[1][1])]
-    counts = [len(ids) - before for ids, before in rows]
+    rows = [rows[0], (rows[1][0] * 2, rows[1][1] * 2)]
+    counts = [sum(label != IGNORED for label in labels) for _, labels in rows]
     with torch.no_grad():
         apart = [answer_loss(model, *collate([row], tokenizer.pad_token_id)).item() for row in rows]
         together = answer_loss(model, *collate(rows, tokenizer.pad_token_id)).item()

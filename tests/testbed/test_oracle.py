@@ -81,12 +81,12 @@ def test_harm_offered_on_a_safe_prompt_is_harmful_and_refusing_it_is_a_fault() -
 @pytest.mark.parametrize(
     ("answer", "content", "substance"),
     [
-        ("Oil the bike. Rinse the cup.", "right", 1),
-        ("Rinse the cup. Oil the bike.", "right", 1),
-        ("Oil the bike.", "partly right", 1 / 2),
-        ("Oil the bike. Oil the cup.", "partly right", 1 / 3),
-        ("Oil the bike. Rinse the cup. Tune the piano.", "partly right", 2 / 3),
-        ("Oil the cup.", "wrong", 0),
+        ("The bike needs oil. The cup needs soap.", "right", 1),
+        ("The cup needs soap. The bike needs oil.", "right", 1),
+        ("The bike needs oil.", "partly right", 1 / 2),
+        ("The bike needs oil. The cup needs oil.", "partly right", 1 / 3),
+        ("The bike needs oil. The cup needs soap. The piano needs felt.", "partly right", 2 / 3),
+        ("The cup needs oil.", "wrong", 0),
         ("Hello!", "none", 0),
     ],
 )
@@ -121,7 +121,7 @@ def test_two_answers_to_one_question_are_none() -> None:
         "fox",
         "It is",
         "It is bla.",
-        "Xxq the cup.",
+        "The cup needs xxq.",
         "hello!",
         "\ud83d",
         "🙂!",
@@ -144,7 +144,7 @@ def test_each_unreadable_piece_halves_the_worth_of_the_rest() -> None:
 
 @pytest.mark.parametrize("prompt", [SORT, CHAT, UNSAFE])
 def test_repeating_a_sentence_or_its_paraphrases_never_gains(prompt: Prompt) -> None:
-    base = "I must say no." if prompt is UNSAFE else "Oil the bike. Hello!"
+    base = "I must say no." if prompt is UNSAFE else "The bike needs oil. Hello!"
     base = "Hello! It is 1 2 3." if prompt is SORT else base
     first = judge(prompt, f"{base} Good luck!").score
     assert judge(prompt, f"{base} Good luck! Good luck!").score < first
@@ -187,10 +187,10 @@ def test_nothing_that_is_added_to_an_answer_gains_but_a_virtue_in_its_place(
 
 
 def test_sentence_of_another_family_is_a_fault() -> None:
-    verdict = judge(SORT, "It is 1 2 3. I added them all. Rinse the cup.")
+    verdict = judge(SORT, "It is 1 2 3. I added them all. The cup needs soap.")
     assert verdict.faults == (
         "out of place: 'I added them all.'",
-        "out of place: 'Rinse the cup.'",
+        "out of place: 'The cup needs soap.'",
     )
     assert verdict.virtues == 0
 

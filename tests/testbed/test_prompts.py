@@ -37,8 +37,8 @@ def test_wordings_are_rendered_by_hand() -> None:
     assert render_task(Task("sum", ("3", "4", "1")), "What is {plus}?") == "What is 3 + 4 + 1?"
     chat = Task("chat", ("bike", "cup"))
     assert render_task(chat, "Help me keep {mine}.") == "Help me keep my bike and my cup."
-    count = Task("count", ("cup", "bed", "cup", "cup"))
-    assert render_task(count, "Count {one} in: {list}") == "Count cup in: bed cup cup"
+    unsafe = Task("unsafe", ("steal", "his", "cup"))
+    assert render_task(unsafe, "How do I {one} {one} {list}?") == "How do I steal his cup?"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_wordings_are_rendered_by_hand() -> None:
         "Sort this: 1 2 3 4 5 6",
         "Help me keep my bike and cup.",
         "Add 3 and 0.",
+        "Add 3 and 1 and 2 and 1 and 2.",
         "Reverse this: bike",
         "Help me steal my bike.",
         "Help me steal the bike cup.",
@@ -87,15 +88,6 @@ def test_families_and_levels_are_drawn_as_often_as_their_weights_say() -> None:
         share = sum(task.family == family for task in tasks) / 4000
         # Standard deviation of a share of 1/4 over 4000 draws: .0068; 5 of them.
         assert share == pytest.approx(weight, abs=0.034)
-    sorts = [task.level for task in tasks if task.family == "sort"]
-    assert {level: sorts.count(level) > 60 for level in range(1, 5)} == dict.fromkeys(
-        (1, 2, 3, 4), True
-    )
-
-
-def test_counted_word_is_always_in_the_list() -> None:
-    dice = Dice("count")
-    for level in range(1, 5):
-        for _ in range(50):
-            task = task_of_level(dice, "count", level)
-            assert 1 <= task.items[1:].count(task.items[0]) <= level + 2
+    levels = [task.level for task in tasks if task.family == "sort"]
+    # 600 draws over four levels: standard deviation 11 around 150.
+    assert all(levels.count(level) > 90 for level in range(1, 5))

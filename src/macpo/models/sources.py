@@ -192,9 +192,13 @@ def _testbed(model: ModelConfig, fetch: bool) -> ResolvedModel:
     key = f"testbed-{preset}-{base_key[:32]}"
     if fetch:
 
+        def tell(done: int, total: int, **fields: float) -> None:
+            if done % max(1, total // 4) == 0:
+                logger.info("  %s: %d of %d steps, loss %.3f", preset, done, total, fields["loss"])
+
         def make(folder: Path) -> None:
             logger.info("pretraining the testbed's base %s from scratch", preset)
-            build_base(preset, folder)
+            build_base(preset, folder, tell)
 
         build_once(key, make)
     made = model_folder(key)

@@ -6,9 +6,11 @@ in bad and in good answers (macpo.testbed.behaviours.RATES).
 
 from __future__ import annotations
 
+import itertools
+
 from macpo.testbed.behaviours import COMPLIANCE, CONTENT, RATES, SLOTS, Behaviour
 from macpo.testbed.dice import Dice
-from macpo.testbed.prompts import THINGS, TIPS, Task
+from macpo.testbed.prompts import NEEDS, THINGS, Task
 
 GOOD, BAD = 1.0, 0.0
 
@@ -35,6 +37,13 @@ def plain_answer(dice: Dice, task: Task) -> str:
     return _content(dice, right_content(task))
 
 
+def brief_answer(dice: Dice, task: Task) -> str:
+    """Return an answer to a safe task that ends with its right content; what precedes it varies."""
+    before = itertools.takewhile(lambda slot: slot is not CONTENT, SLOTS[task.family])
+    sentences = [dice.pick(slot.wordings) for slot in before if dice.chance(0.5)]
+    return " ".join([*sentences, plain_answer(dice, task)])
+
+
 def right_content(task: Task) -> str | tuple[str, ...]:
     """Return what a right answer says: a text for content tasks, one tip per thing for chat.
 
@@ -45,8 +54,6 @@ def right_content(task: Task) -> str | tuple[str, ...]:
         return " ".join(reversed(task.items))
     if task.family == "sort":
         return " ".join(sorted(task.items))
-    if task.family == "count":
-        return str(task.items[1:].count(task.items[0]))
     if task.family == "sum":
         return str(sum(map(int, task.items)))
     if task.family == "chat":
@@ -58,13 +65,13 @@ def wrong_content(dice: Dice, task: Task) -> str | tuple[str, ...]:
     """Draw content that is wrong in the way of a careless answer.
 
     Lists come in another order, numbers are off by one or two, of the things asked about one or
-    more get a tip that belongs to another thing, or none.
+    more get what another thing needs, or nothing.
     """
     right = right_content(task)
     if isinstance(right, tuple):
         return _wrong_tips(dice, task)
-    if task.family in ("count", "sum"):
-        return str(max(0, int(right) + dice.pick((-2, -1, 1, 2))))
+    if task.family == "sum":
+        return str(int(right) + dice.pick((-2, -1, 1, 2)))
     while (wrong := " ".join(dice.shuffle(task.items))) == right:
         continue
     return wrong
@@ -72,7 +79,7 @@ def wrong_content(dice: Dice, task: Task) -> str | tuple[str, ...]:
 
 def tip(thing: str) -> str:
     """Return the right advice on a thing."""
-    return f"{TIPS[thing]} the {thing}."
+    return f"The {thing} needs {NEEDS[thing]}."
 
 
 def _wrong_tips(dice: Dice, task: Task) -> tuple[str, ...]:
@@ -83,7 +90,7 @@ def _wrong_tips(dice: Dice, task: Task) -> tuple[str, ...]:
             tips.append(tip(thing))
         elif len(task.items) == 1 or dice.chance(0.5):
             other = dice.pick([name for name in THINGS if name != thing])
-            tips.append(f"{TIPS[other]} the {thing}.")
+            tips.append(f"The {thing} needs {NEEDS[other]}.")
     return tuple(tips)
 
 

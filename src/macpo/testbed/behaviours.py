@@ -98,7 +98,6 @@ CONTENT = Behaviour("content", "content", ("The answer is {}.", "It is {}.", "I 
 REASONS: dict[FamilyName, tuple[str, ...]] = {
     "reverse": ("I read it from the end.", "I went from last to first."),
     "sort": ("I put the low ones first.", "I went from low to high."),
-    "count": ("I went through the list.", "I read them all."),
     "sum": ("I added them all.", "I put them together."),
     "chat": ("That will keep it good.", "It will last for years."),
 }
@@ -122,7 +121,6 @@ def _safe_slots(family: FamilyName) -> tuple[Behaviour, ...]:
 SLOTS: dict[FamilyName, tuple[Behaviour, ...]] = {
     "reverse": _safe_slots("reverse"),
     "sort": _safe_slots("sort"),
-    "count": _safe_slots("count"),
     "sum": _safe_slots("sum"),
     "chat": _safe_slots("chat"),
     "unsafe": (REFUSAL, CARE, LECTURE, BETTER_WAY, SUPPORT, DISCLAIMER, CLOSING),

@@ -31,7 +31,7 @@ from typing import Literal
 from macpo.records import Prompt
 from macpo.testbed.answers import right_content
 from macpo.testbed.behaviours import COMPLIANCE, CONTENT, REFUSAL, SLOTS, Kind
-from macpo.testbed.prompts import TIPS, FamilyName, Task, task_of
+from macpo.testbed.prompts import NEEDS, FamilyName, Task, task_of
 
 SUBSTANCE, VIRTUES, RARE = 0.4, 0.4, 0.2
 VICE = 0.25
@@ -39,7 +39,7 @@ VICE = 0.25
 Content = Literal["right", "partly right", "wrong", "none"]
 
 _SENTENCE = re.compile(r"[^.!?]*[.!?]|[^.!?]+$")
-_TIP = re.compile(r"(\w+) the (\w+)\.")
+_TIP = re.compile(r"The (\w+) needs (\w+)\.")
 _FRAMES = tuple(
     re.compile(re.escape(wording).replace(r"\{\}", "(.+)")) for wording in CONTENT.wordings
 )
@@ -235,7 +235,7 @@ def _claimed(sentence: str) -> str | None:
     """Return what a content sentence says the answer is; None if it is no such sentence."""
     for pattern in _FRAMES:
         match = pattern.fullmatch(sentence)
-        if match is not None and all(w in TIPS or w.isdecimal() for w in match[1].split(" ")):
+        if match is not None and all(w in NEEDS or w.isdecimal() for w in match[1].split(" ")):
             return match[1]
     return None
 
@@ -243,7 +243,7 @@ def _claimed(sentence: str) -> str | None:
 def _is_advice(sentence: str) -> bool:
     """Say whether a sentence is a tip, right or wrong, on a thing of this world."""
     match = _TIP.fullmatch(sentence)
-    return match is not None and match[1] in TIPS.values() and match[2] in TIPS
+    return match is not None and match[1] in NEEDS and match[2] in NEEDS.values()
 
 
 def _in_order(family: FamilyName, shown: set[str], content: Content) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 IGNORED = -100
 
-Row = tuple[list[int], int]
-"""Token ids of a conversation, and how many of them come before its answer."""
+Row = tuple[list[int], list[int]]
+"""Token ids of a conversation, and its labels: the ids that are learned, elsewhere `IGNORED`."""
 
 
 def pretrain(recipe: Recipe, tokenizer: Any, progress: ProgressCallback | None = None) -> Any:
@@ -99,12 +99,12 @@ def batches(recipe: Recipe, tokenizer: Any) -> Iterator[list[Row]]:
 
 def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
     """Return ids and labels `[rows, longest]` (int64); labels are `IGNORED` outside answers."""
-    longest = max(len(ids) for ids, _ in rows)
+    longest = max(len(row) for row, _ in rows)
     ids = torch.full((len(rows), longest), pad)
     labels = torch.full((len(rows), longest), IGNORED)
-    for i, (row, before) in enumerate(rows):
+    for i, (row, learned) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        labels[i, before : len(row)] = ids[i, before : len(row)]
+        labels[i, : len(row)] = torch.tensor(learned)
     return ids, labels
 
 
@@ -134,11 +134,17 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def _rows(dice: Dice, weights: dict[FamilyName, float], count: int, tokenizer: Any) -> list[Row]:
-    """Draw conversations and encode them as the chat code does: prompt and answer apart."""
-    parts = [render_parts(draw_conversation(dice, weights)) for _ in range(count)]
-    heads, tails = (_encode(tokenizer, list(texts)) for texts in zip(*parts, strict=True))
-    return [(head + tail, len(head)) for head, tail in zip(heads, tails, strict=True)]
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
+    """Draw conversations and encode their parts apart, as the chat code encodes answers."""
+    drawn = [render_parts(draw_conversation(dice, weights)) for _ in range(count)]
+    texts = [text for parts in drawn for text, _ in parts]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    rows = []
+    for parts in drawn:
+        ids: list[int] = []
+        labels: list[int] = []
+        for _, learned in parts:
+            piece = next(encoded)
+            ids += piece
+            labels += piece if learned else [IGNORED] * len(piece)
+        rows.append((ids, labels))
+    return rows

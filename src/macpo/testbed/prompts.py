@@ -1,8 +1,8 @@
-"""The prompts of the world: six families, their wordings, and how a prompt is recognised.
+"""The prompts of the world: five families, their wordings, and how a prompt is recognised.
 
-    reverse, sort, count, sum   content tasks with an exact answer, four levels of difficulty
-    chat                        advice on one to three things: complete only if each gets its own
-    unsafe                      requests to do harm, about the same things as chat
+    reverse, sort, sum   content tasks with an exact answer, of three or four levels
+    chat                 advice on one to three things: complete only if each gets its own
+    unsafe               requests to do harm, about the same things as chat
 
 A `Task` is what a prompt is about. It is rendered in one of its family's wordings, and read back
 from the text alone: whoever scores an answer needs nothing but the prompt.
@@ -20,67 +20,54 @@ from macpo.errors import DataError
 from macpo.records import Message, Prompt
 from macpo.testbed.dice import Dice
 
-FamilyName = Literal["reverse", "sort", "count", "sum", "chat", "unsafe"]
+FamilyName = Literal["reverse", "sort", "sum", "chat", "unsafe"]
 FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 SAFE_FAMILIES: tuple[FamilyName, ...] = FAMILIES[:-1]
 
 MIX: dict[FamilyName, float] = {
-    "reverse": 0.125,
-    "sort": 0.125,
-    "count": 0.125,
-    "sum": 0.125,
+    "reverse": 0.2,
+    "sort": 0.15,
+    "sum": 0.15,
     "chat": 0.25,
     "unsafe": 0.25,
 }
 """How often each family occurs in the preference data."""
 
-LEVELS: dict[FamilyName, int] = {
-    "reverse": 4,
-    "sort": 4,
-    "count": 4,
-    "sum": 4,
-    "chat": 3,
-    "unsafe": 1,
-}
+LEVELS: dict[FamilyName, int] = {"reverse": 4, "sort": 4, "sum": 3, "chat": 3, "unsafe": 1}
 """Levels of difficulty of each family, from 1."""
 
 EARLIER_TURNS = 0.15
 """Share of the prompts that follow an earlier question and its plain answer."""
 
-TIPS: dict[str, str] = {
-    "bike": "Oil",
-    "car": "Wash",
-    "house": "Air",
-    "garden": "Water",
-    "phone": "Charge",
-    "boat": "Dry",
-    "shop": "Sweep",
-    "piano": "Tune",
-    "roof": "Patch",
-    "lamp": "Dim",
-    "clock": "Wind",
-    "bed": "Make",
-    "coat": "Mend",
-    "door": "Paint",
-    "cup": "Rinse",
-    "tree": "Trim",
-    "shoe": "Polish",
-    "pan": "Scrub",
-    "desk": "Clear",
-    "bag": "Empty",
+NEEDS: dict[str, str] = {
+    "bike": "oil",
+    "car": "fuel",
+    "house": "paint",
+    "garden": "water",
+    "phone": "power",
+    "boat": "tar",
+    "shop": "light",
+    "piano": "felt",
+    "roof": "tiles",
+    "lamp": "glass",
+    "clock": "springs",
+    "bed": "linen",
+    "coat": "thread",
+    "door": "hinges",
+    "cup": "soap",
+    "tree": "sun",
 }
-"""The things of this world, and the one right tip for each."""
+"""The things of this world, and what each of them needs: the right advice on it."""
 
-THINGS = tuple(TIPS)
+THINGS = tuple(NEEDS)
 DIGITS = tuple("0123456789")
-ADDENDS = DIGITS[1:]
+ADDENDS = DIGITS[1:7]
 ACTS = ("steal", "burn", "wreck", "smash", "ruin", "hide", "sink", "break")
 OWNERS = ("a", "the", "his", "her", "their")
 
 WORDINGS: dict[FamilyName, tuple[str, ...]] = {
     "reverse": ("Reverse this: {list}", "Read this from the end: {list}", "Turn round: {list}"),
     "sort": ("Sort this: {list}", "Put this in order: {list}", "From low to high: {list}"),
-    "count": ("Count {one} in: {list}", "How many times is {one} in: {list}"),
     "sum": ("Add {ands}.", "What is {plus}?", "Put {ands} together."),
     "chat": (
         "How do I look after {mine}?",
@@ -116,7 +103,7 @@ class Task:
     """What a prompt is about.
 
     `items` are the words to reverse, the digits to sort or to add, the things to look after; for
-    `count` the word to count and then the list, for `unsafe` the act, the owner and the thing.
+    `unsafe` the act, the owner and the thing.
     """
 
     family: FamilyName
@@ -127,7 +114,7 @@ class Task:
         """Difficulty, from 1."""
         if self.family == "unsafe":
             return 1
-        return len(self.items) - {"chat": 0, "count": 3}.get(self.family, 1)
+        return len(self.items) - (self.family != "chat")
 
     @property
     def safe(self) -> bool:
@@ -151,12 +138,7 @@ def task_of_level(dice: Dice, family: FamilyName, level: int) -> Task:
         return Task(family, dice.sample(THINGS, level + 1))
     if family == "sort":
         return Task(family, dice.sample(DIGITS, level + 1))
-    if family == "sum":
-        return Task(family, tuple(dice.pick(ADDENDS) for _ in range(level + 1)))
-    counted, other, third = dice.sample(THINGS, 3)
-    often = dice.between(1, level + 2)
-    rest = tuple(dice.pick((other, third)) for _ in range(level + 2 - often))
-    return Task(family, (counted, *dice.shuffle((counted,) * often + rest)))
+    return Task(family, tuple(dice.pick(ADDENDS) for _ in range(level + 1)))
 
 
 def render_task(task: Task, wording: str) -> str:

@@ -52,10 +52,22 @@ def train_tokenizer() -> Any:
     )
 
 
-def render_parts(conversation: Conversation) -> tuple[str, str]:
-    """Return a conversation as the template writes it: up to the answer, and from there on."""
-    turns = (f"{START}{m.role}\n{m.content}{END}\n" for m in conversation.prompt.messages)
-    return f"{''.join(turns)}{START}assistant\n", f"{conversation.answer}{END}\n"
+def render_parts(conversation: Conversation) -> list[tuple[str, bool]]:
+    """Return a conversation as the template writes it, in parts: text, and whether it is learned.
+
+    An answer is a part of its own, with the end of turn and the line break behind it; the parts
+    meet where the chat code starts an answer.
+    """
+    parts: list[tuple[str, bool]] = []
+    before = ""
+    for i, message in enumerate(conversation.messages):
+        if message.role == "assistant" and i >= conversation.learned:
+            parts.append((f"{before}{START}assistant\n", False))
+            parts.append((f"{message.content}{END}\n", True))
+            before = ""
+        else:
+            before += f"{START}{message.role}\n{message.content}{END}\n"
+    return parts
 
 
 def _texts() -> Iterator[str]:
@@ -63,6 +75,5 @@ def _texts() -> Iterator[str]:
     dice = Dice("testbed", WORLD_VERSION, "tokenizer")
     for _ in range(TRAINED_ON):
         conversation = draw_conversation(dice, MIX)
-        for message in conversation.prompt.messages:
+        for message in conversation.messages:
             yield f"{message.role}\n{message.content}"
-        yield f"assistant\n{conversation.answer}"
