@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from macpo.testbed.corpus import Conversation
 
 VOCABULARY = 704
-"""Large enough that every word of the world is one token (256 of them are the bytes)."""
+"""Rows of the embedding: large enough that every word of the world is one token."""
+
+TOKENS = 697
+"""Tokens that the merges come to (256 of them are the bytes); the rows beyond never occur in the
+corpus, so a base learns never to write them."""
 
 TRAINED_ON = 4000
 """Conversations that the merges are learned from."""
