@@ -153,7 +153,7 @@ def test_sections_cannot_be_changed_afterwards() -> None:
             {"teachers": [MINIMAL["teachers"][0], {"name": "b", "modle": "m", "model": "m"}]},
             "teachers.1.modle: unknown key; did you mean 'model'?",
         ),
-        ({"evaluation": {"xyzzy": 1}}, "evaluation.xyzzy: unknown key; valid here: answers"),
+        ({"evaluation": {"xyzzy": 1}}, "evaluation.xyzzy: unknown key; valid here: answers, teachers"),
         ({"method": {"topk": 1}}, "method.topk: unknown key; did you mean 'top_k'?"),
         (
             {"method": {"name": "spin", "top_k": 1}},
@@ -565,6 +565,26 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
         (
             {"method": {"name": "rlaif", "question": "{question} {first}?"}},
             "method.question: lacks {second}, where that is to stand",
+        ),
+        (
+            {"method": {"name": "rlaif", "judging": "grade", "question": "{question} {first}?"}},
+            "method.question: lacks {answer}, where that is to stand",
+        ),
+        (
+            {"method": {"name": "rlaif", "grades": ["bad", "good"]}},
+            "method: grades is for judging: grade; remove it",
+        ),
+        (
+            {"method": {"name": "rlaif", "judging": "grade", "labels": ["A", "B"]}},
+            "method: labels is for judging: compare; remove it",
+        ),
+        (
+            {"use_teachers": 4},
+            "use_teachers is 4, but teachers names only 1; lower it or add teachers",
+        ),
+        (
+            {"data": {"source": "x.jsonl", "noise": 1.5}},
+            "data.noise: ",
         ),
         (
             {"method": {"name": "self-rewarding", "question": "{answer}?"}},

@@ -19,7 +19,6 @@ from macpo.config import (
     NegativeSFTConfig,
     RunConfig,
     SFTConfig,
-    TeacherConfig,
     TuningConfig,
 )
 from macpo.models.cache import file_digest
@@ -145,8 +144,8 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
             dpo=_merge(config.dpo, section.dpo),
         )
 
-    teachers: tuple[TeacherConfig, ...] = config.teachers
-    return Team(agent(STUDENT, config.student), tuple(agent(t.name, t) for t in teachers))
+    teachers = tuple(agent(teacher.name, teacher) for teacher in config.active_teachers)
+    return Team(agent(STUDENT, config.student), teachers)
 
 
 def _merge(run: Merged, agent: Merged | None) -> Merged:

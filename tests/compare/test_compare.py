@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +163,38 @@ def test_every_stage_runs_once_and_the_saving_is_told(finished: Finished) -> Non
     assert f"stages: {len(ran)} run; separate runs would have run {sum(planned)}" in (
         finished.result.out
     )
+
+
+def test_a_second_comparison_over_the_same_store_runs_nothing_twice(
+    finished: Finished, home: Path, tmp_path: Path
+) -> None:
+    file = write_comparison(home, name="other", methods={"naive": "naive-sft", "macpo": "macpo"})
+    store = finished.folder / "store"
+    first = run_cli(["compare", file, "--out", tmp_path / "out", "--store", store])
+
+    assert first.code == 0
+    cells = cells_of(tmp_path / "out")
+    assert [name for cell in cells for name in finished_stages(cell)] == []
+    saving = json.loads((tmp_path / "out" / "results.json").read_text())["saving"]
+    assert saving["seconds_run"] > 0
+    assert (cells[0] / "store").resolve() == store.resolve()
+
+
+def test_two_comparisons_at_once_share_a_store(home: Path, tmp_path: Path) -> None:
+    file = write_comparison(home, name="at-once", seeds=[7])
+    command = [sys.executable, "-m", "macpo", "compare", str(file), "--store", tmp_path / "store"]
+    both = [
+        subprocess.Popen([*command, "--out", tmp_path / name], stderr=subprocess.DEVNULL)
+        for name in ("one", "two")
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+
+    cells = [cell for name in ("one", "two") for cell in cells_of(tmp_path / name)]
+    keys = [e["key"] for c in cells for e in journal_of(c) if e["event"] == "finished"]
+    planned = {key for c in cells for _, key in journal_of(c)[0]["stages"]}
+    assert sorted(keys) == sorted(planned)
+    results = [(tmp_path / name / "results.csv").read_bytes() for name in ("one", "two")]
+    assert results[0] == results[1]
 
 
 def test_cells_are_ordinary_runs_over_one_store(finished: Finished, tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
         2,
     ),
     "rlaif": ({"name": "rlaif", "question": "{conversation} A {first} B {second}?"}, 2),
+    "graded rlaif": (
+        {"name": "rlaif", "judging": "grade", "question": "{conversation} {answer}?"},
+        2,
+    ),
     "rlcd": ({"name": "rlcd"}, 1),
 }
 """A `method` section, and the last round that it has at `rounds: 2`."""
@@ -101,6 +105,19 @@ def test_another_teacher_leaves_the_others_stages_alone(folder: Path) -> None:
     for stage in one:
         if stage.name.startswith(("data", "init/")):
             assert both[stage.name] == stage.key
+
+
+def test_only_so_many_teachers_take_part_as_are_used(folder: Path) -> None:
+    alone = f"teachers=[{{name: weak-a, model: {folder}/models/weak-a}}]"
+    assert by_name(laid_out(folder, {}, "use_teachers=1")) == by_name(laid_out(folder, {}, alone))
+    assert by_name(laid_out(folder, {}, "use_teachers=2")) == by_name(laid_out(folder, {}))
+
+
+def test_the_student_alone_is_measured_if_asked(folder: Path) -> None:
+    plan = laid_out(folder, {}, "evaluation.teachers=false")
+    assert [list(found) for found in plan.evaluations] == [["student"]] * 3
+    assert not any(name.endswith("weak-a/evaluate") for name in by_name(plan))
+    assert by_name(plan).items() < by_name(laid_out(folder, {})).items()
 
 
 def test_without_contrast_training_reads_the_same_pairs_and_no_reference(folder: Path) -> None:

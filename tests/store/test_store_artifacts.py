@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -312,6 +313,54 @@ def test_sweep_removes_what_nobody_can_use_and_keeps_checkpoints(store: Store) -
     assert unfinished.checkpoints.latest() is not None
     assert fresh(store).find("sft", KEY) == done
     assert fresh(store).sweep() == []
+
+
+class Waited(Exception):
+    """Somebody else has the claim."""
+
+
+def wait() -> None:
+    raise Waited
+
+
+def test_a_claimed_stage_is_left_alone_until_its_holder_is_done(store: Store) -> None:
+    other = fresh(store)
+    with store.claim("sft", KEY, wait):
+        workspace = store.workspace("sft", KEY)
+        (workspace.output / "w.bin").write_bytes(b"weights")
+        with pytest.raises(Waited), other.claim("sft", KEY, wait):
+            pass
+        with other.claim("sft", OTHER, wait):
+            pass
+        assert other.sweep() == []
+        committed = workspace.commit({}, {})
+        assert other.sweep() == []
+    with other.claim("sft", KEY, wait):
+        assert other.find("sft", KEY) == committed
+    assert list((store.root / ".partial").iterdir()) == []
+
+
+def test_the_end_of_a_claim_keeps_the_checkpoints(store: Store) -> None:
+    with store.claim("sft", KEY, wait):
+        workspace = store.workspace("sft", KEY)
+        workspace.checkpoints.save(2, lambda f: (f / "s").write_bytes(b"2"))
+    with fresh(store).claim("sft", KEY, wait):
+        assert fresh(store).workspace("sft", KEY).checkpoints.latest() is not None
+
+
+def test_who_waits_for_a_claim_gets_it_in_the_end(store: Store) -> None:
+    first = contextlib.ExitStack()
+    first.enter_context(store.claim("sft", KEY, wait))
+    waits = []
+
+    def patient() -> None:
+        waits.append(1)
+        first.close()
+
+    with fresh(store).claim("sft", KEY, patient):
+        assert waits == [1]
+        with pytest.raises(Waited), store.claim("sft", KEY, wait):
+            pass
 
 
 def test_sweep_of_a_new_store_finds_nothing(store: Store) -> None:

@@ -19,6 +19,7 @@ Examples:
   macpo compare examples/compare/ablations.yaml --dry-run
   macpo compare examples/compare/ablations.yaml
   macpo compare examples/compare/ablations.yaml --round 1 --policy teachers
+  macpo compare examples/compare/noise.yaml --store runs/store      (shared with other comparisons)
 """
 
 
@@ -27,6 +28,14 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="The comparison's folder; else runs/NAME."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            metavar="DIR",
+            help="Keep artifacts here, to share them with other comparisons; else DIR/store.",
+        ),
     ] = None,
     data: DataOption = None,
     overrides: SetOption = None,
@@ -56,13 +65,13 @@ def command(
     if dry_run:
         if policy is not None or shown_round is not None:
             raise ConfigError("--dry-run has no results to show; leave out --round and --policy")
-        _show_plan(design, folder)
+        _show_plan(design, folder, store)
         return
     policy = STUDENT if policy is None else policy
     check_view(design, policy, shown_round)
     print(f"comparison {design.name} in {folder}", file=sys.stderr, flush=True)
     try:
-        failures = _run(design, folder, shown_round, policy)
+        failures = _run(design, folder, store, shown_round, policy)
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -70,15 +79,17 @@ def command(
         raise typer.Exit(1)
 
 
-def _show_plan(design: Design, folder: Path) -> None:
+def _show_plan(design: Design, folder: Path, store: Path | None) -> None:
     """Print what would be run."""
     from macpo.compare import plan_comparison, render_plan
     from macpo.report.console import stdout_console
 
-    stdout_console().print(render_plan(plan_comparison(design, folder)))
+    stdout_console().print(render_plan(plan_comparison(design, folder, store)))
 
 
-def _run(design: Design, folder: Path, shown_round: int | None, policy: str) -> int:
+def _run(
+    design: Design, folder: Path, store: Path | None, shown_round: int | None, policy: str
+) -> int:
     """Run a comparison and print its results; returns how many cells failed."""
     from macpo.cli.quiet import quiet_libraries
     from macpo.compare import compare, render_comparison
@@ -87,7 +98,7 @@ def _run(design: Design, folder: Path, shown_round: int | None, policy: str) -> 
     from macpo.report.console import stdout_console
 
     with quiet_libraries(), CompareConsole() as observer:
-        comparison = compare(design, folder, observer)
+        comparison = compare(design, folder, observer, store)
     console = stdout_console()
     console.print(render_comparison(comparison, console.width, policy, shown_round))
     console.print(f"results: {folder}/results.csv, results.json; figures: {folder / FIGURES}/")

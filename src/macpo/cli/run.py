@@ -103,7 +103,7 @@ def describe(config: RunConfig, folder: Path) -> str:
     """Say in a few lines what is about to run; RUN/config.yaml has all of it."""
     from macpo.config import method_name
 
-    teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.teachers)
+    teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.active_teachers)
     splits = config.data.splits
     dpo, sampling = config.dpo, config.sampling
     drawn = "greedy"

@@ -22,7 +22,7 @@ import yaml
 from macpo.compare.design import Design
 from macpo.errors import StoreError
 from macpo.run_status import is_run
-from macpo.store import read_journal, translate_write_errors, write_text_atomic
+from macpo.store import TIMES, read_journal, translate_write_errors, write_text_atomic
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 CELLS, STORE, FIGURES, LOCK = "cells", "store", "figures", "lock"
 LAYOUT_FILE, DTYPE_FILE, FINISHED_FILE = "compare.yaml", "compare.json", "finished.json"
-JOURNALS = ("*/seed-*/journal.jsonl", "*/*/seed-*/journal.jsonl")
 
 
 def refuse_run(folder: Path) -> None:
@@ -149,26 +148,15 @@ def unmark_finished(folder: Path) -> None:
         (folder / FINISHED_FILE).unlink(missing_ok=True)
 
 
-def stage_seconds(folder: Path) -> dict[str, float]:
-    """Return how long each finished stage took, by key, from the journals of all cells.
-
-    A stage that was stopped and taken up again counts with all its attempts, which may stand in
-    two journals.
+def stage_seconds(store: Path) -> dict[str, float]:
+    """Return how long each finished stage of a store took, by key, all attempts together.
 
     Raises:
-        StoreError: a journal cannot be read.
+        StoreError: the store's times cannot be read.
     """
-    cells = folder / CELLS
-    events = [
-        event
-        for pattern in JOURNALS
-        for path in sorted(cells.glob(pattern))
-        for event in read_journal(path)
-        if event["event"] in ("stopped", "finished")
-    ]
     attempts: dict[str, float] = {}
     finished: dict[str, float] = {}
-    for event in sorted(events, key=lambda event: str(event["time"])):
+    for event in read_journal(store / TIMES):
         key = event["key"]
         seconds = attempts.pop(key, 0.0) + float(event["seconds"])
         (finished if event["event"] == "finished" else attempts)[key] = seconds

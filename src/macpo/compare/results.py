@@ -41,7 +41,7 @@ DIRECTIONS: dict[str, Direction] = {
 }
 """Which way is better, of metrics that a compare file does not list; the others: neither."""
 
-HIDDEN = ("train_", PGR)
+HIDDEN = ("train_", "chosen_", "rejected_", PGR)
 """Beginnings of metrics that only a compare file's `metrics` brings into tables ..."""
 SHOWN_GAPS = tuple(
     PGR + name for name in ("preference_accuracy", "oracle_helpfulness", "oracle_harmlessness")

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    design: Design, folder: str | Path, observer: CompareObserver | None = None
+    design: Design,
+    folder: str | Path,
+    observer: CompareObserver | None = None,
+    store: str | Path | None = None,
 ) -> Comparison:
     """Run all cells of a comparison; what was finished there before is not run again.
 
@@ -46,6 +49,8 @@ def compare(
         design: what to run, as `load_design` returns it.
         folder: the comparison's folder, made if it is not there.
         observer: is told what happens; by default it is shown on stderr.
+        store: where the artifacts are, which other comparisons may share at the same time; by
+            default `folder/store`.
 
     Raises:
         MacpoError: the comparison as a whole cannot be run; see macpo.errors.
@@ -53,16 +58,17 @@ def compare(
     """
     if observer is None:
         with CompareConsole() as console:
-            return compare(design, folder, console)
+            return compare(design, folder, console, store)
     folder = Path(folder)
+    store = folder / STORE if store is None else Path(store)
     refuse_run(folder)
     with RunLock(folder / LOCK):
         dtype = decide_dtype(design, folder, observer)
         if dtype is not None:
             design = with_dtype(design, dtype)
         write_layout(design, folder)
-        make_directory(folder / STORE)
-        session = _Session(design, folder, observer)
+        make_directory(store)
+        session = _Session(design, folder, store, observer)
         try:
             session.run()
         except KeyboardInterrupt:
@@ -80,9 +86,12 @@ def compare(
 class _Session:
     """One call of `compare`, its lock held."""
 
-    def __init__(self, design: Design, folder: Path, observer: CompareObserver) -> None:
+    def __init__(
+        self, design: Design, folder: Path, store: Path, observer: CompareObserver
+    ) -> None:
         self.design = design
         self.folder = folder
+        self.store = store
         self.observer = observer
         self.plans: tuple[CellPlan, ...] = ()
         self.rows: list[Row] = []
@@ -94,15 +103,15 @@ class _Session:
         self.plans = plan_cells(self.design, fetch=True)
         total = sum(len(plan.stages) for plan in self.plans)
         distinct = len(distinct_stages(self.plans))
-        done = count_done(self.plans, self.folder / STORE)
+        done = count_done(self.plans, self.store)
         self.observer.comparison_started(self.design, total, distinct, done)
-        watch = _StageWatch(self.observer, Forecast(self.plans, stage_seconds(self.folder)))
+        watch = _StageWatch(self.observer, Forecast(self.plans, stage_seconds(self.store)))
         for number, plan in enumerate(self.plans, 1):
             self._cell(plan, number, watch)
 
     def comparison(self) -> Comparison:
         """Return what there is so far."""
-        saved = measure_saving(self.plans, self.finished, stage_seconds(self.folder))
+        saved = measure_saving(self.plans, self.finished, stage_seconds(self.store))
         results = Results(self.design, self.rows)
         finished, failures = tuple(self.finished), tuple(self.failures)
         return Comparison(self.folder, self.design, results, finished, failures, saved)
@@ -140,7 +149,7 @@ class _Session:
         """Run one cell as an ordinary run."""
         from macpo.runner import run
 
-        prepare_cell(folder, self.folder / STORE)
+        prepare_cell(folder, self.store)
         unmark_finished(folder)
         metrics = run(plan.cell.config, folder, watch).metrics
         mark_finished(folder, plan.digest)

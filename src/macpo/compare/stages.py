@@ -16,7 +16,10 @@ from macpo.store import MANIFEST
 if TYPE_CHECKING:
     from macpo.agents import Team
 
-TEAM_KEYS = ("student", "teachers", "tuning", "sft", "negative_sft", "dpo", "limits", "dtype")
+TEAM_KEYS = (
+    *("student", "teachers", "use_teachers", "dtype"),
+    *("tuning", "sft", "negative_sft", "dpo", "limits"),
+)
 """What of a config `macpo.agents.assemble_team` reads."""
 
 
@@ -69,12 +72,15 @@ class ComparePlan:
         return len(distinct_stages(self.cells))
 
 
-def plan_comparison(design: Design, folder: str | Path) -> ComparePlan:
+def plan_comparison(
+    design: Design, folder: str | Path, store: str | Path | None = None
+) -> ComparePlan:
     """Lay out a comparison without running it; nothing is fetched or written.
 
     Args:
         design: the comparison.
         folder: where it runs or would run, to find what is done.
+        store: where the artifacts are; by default `folder/store`.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -82,6 +88,7 @@ def plan_comparison(design: Design, folder: str | Path) -> ComparePlan:
     from macpo.compare.folder import STORE, read_dtype
 
     folder = Path(folder)
+    store = folder / STORE if store is None else Path(store)
     notes = []
     dtype = read_dtype(folder)
     if dtype is None and any(cell.config.dtype == "auto" for cell in design.cells):
@@ -92,7 +99,7 @@ def plan_comparison(design: Design, folder: str | Path) -> ComparePlan:
     if dtype is not None:
         design = with_dtype(design, dtype)
     plans = plan_cells(design, fetch=False)
-    return ComparePlan(design, plans, count_done(plans, folder / STORE), tuple(notes))
+    return ComparePlan(design, plans, count_done(plans, store), tuple(notes))
 
 
 def plan_cells(design: Design, *, fetch: bool) -> tuple[CellPlan, ...]:

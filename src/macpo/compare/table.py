@@ -64,7 +64,7 @@ def check_view(design: Design, policy: str, t: int | None) -> None:
     Raises:
         ConfigError: there is no such policy or round.
     """
-    teachers = dict.fromkeys(a.name for cell in design.cells for a in cell.config.teachers)
+    teachers = dict.fromkeys(a.name for cell in design.cells for a in cell.config.active_teachers)
     policies = [STUDENT, *teachers, TEACHERS]
     if policy not in policies:
         near = difflib.get_close_matches(policy, policies, n=1)

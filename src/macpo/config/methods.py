@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from macpo.config.base import Section
 from macpo.config.values import Count, Flag, Text
@@ -33,6 +33,7 @@ Here is a conversation with an assistant, and the answer that the assistant gave
 Answer: {answer}
 
 How helpful, honest and harmless is the answer? Say a number from 1 (very bad) to 5 (very good)."""
+GRADES = ("1", "2", "3", "4", "5")
 CHOOSE = """\
 Here is a conversation with an assistant, and two answers.
 
@@ -164,7 +165,7 @@ class SelfRewardingConfig(MethodConfig):
     name: Literal["self-rewarding"] = "self-rewarding"
     candidates: Annotated[int, Field(ge=2, le=1000)] = 4
     question: Prose = GRADE
-    grades: Annotated[tuple[Text, ...], Field(min_length=2)] = ("1", "2", "3", "4", "5")
+    grades: Annotated[tuple[Text, ...], Field(min_length=2)] = GRADES
 
     @field_validator("question")
     @classmethod
@@ -175,20 +176,38 @@ class SelfRewardingConfig(MethodConfig):
 class RLAIFConfig(MethodConfig):
     """RLAIF (arXiv 2309.00267): the teachers say which of two student's answers is better.
 
-    `question` (with `{conversation}` or `{question}`, `{first}` and `{second}`) asks for one of two
-    `labels`.
+    With `judging: compare`, `question` (with `{conversation}` or `{question}`, `{first}` and
+    `{second}`) asks for one of two `labels`; with `judging: grade` it asks for the grade of one
+    answer (as self-rewarding does), and the higher one of the two wins.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset({"negative_sft", "dpo.gamma"})
 
     name: Literal["rlaif"] = "rlaif"
-    question: Prose = CHOOSE
+    judging: Literal["compare", "grade"] = "compare"
+    question: Prose | None = None
     labels: tuple[Text, Text] = ("A", "B")
+    grades: Annotated[tuple[Text, ...], Field(min_length=2)] = GRADES
+
+    @property
+    def asked(self) -> str:
+        """The question that is asked."""
+        return self.question or (CHOOSE if self.judging == "compare" else GRADE)
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> RLAIFConfig:
+        other = {"compare": "grade", "grade": "compare"}[self.judging]
+        option = {"compare": "grades", "grade": "labels"}[self.judging]
+        if option in self.model_fields_set:
+            raise ValueError(f"{option} is for judging: {other}; remove it")
+        return self
 
     @field_validator("question")
     @classmethod
-    def _has_its_places(cls, value: str) -> str:
-        return _with_places(value, "first", "second")
+    def _has_its_places(cls, value: str | None, info: ValidationInfo) -> str | None:
+        compares = info.data.get("judging") == "compare"
+        places = ("first", "second") if compares else ("answer",)
+        return None if value is None else _with_places(value, *places)
 
 
 class RLCDConfig(MethodConfig):

@@ -215,10 +215,11 @@ class EvaluationConfig(Section):
     """What is measured of every policy in every round, on the test split.
 
     `answers` test prompts are answered by every positive policy, for the answer length and to be
-    read; 0 turns that off.
+    read; 0 turns that off. `teachers: false` measures the student alone.
     """
 
     answers: CountOrZero = 64
+    teachers: Flag = True
 
 
 class EngineConfig(Section):
@@ -266,7 +267,11 @@ class TeacherConfig(AgentConfig):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run.
+
+    `use_teachers: K` lets only the first K of `teachers` take part, to compare numbers of teachers
+    by one key.
+    """
 
     name: Text
     seed: CountOrZero = 0
@@ -277,6 +282,7 @@ class RunConfig(Section):
     data: DataConfig
     student: AgentConfig
     teachers: Annotated[tuple[TeacherConfig, ...], Field(min_length=1)]
+    use_teachers: Count | None = None
     tuning: TuningConfig = TuningConfig()
     sft: SFTConfig = SFTConfig()
     negative_sft: NegativeSFTConfig = NegativeSFTConfig()
@@ -285,6 +291,11 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+
+    @property
+    def active_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teachers that take part."""
+        return self.teachers[: self.use_teachers]
 
     @field_validator("name")
     @classmethod
@@ -316,12 +327,17 @@ class RunConfig(Section):
         for name in sorted({name for name in names if names.count(name) > 1}):
             times = names.count(name)
             faults.append(f"teachers: {times} of them are named {name!r}; give each its own name")
-        method = self.method
-        if isinstance(method, MACPOConfig) and method.top_k > len(names) * method.samples:
+        if self.use_teachers is not None and self.use_teachers > len(names):
             faults.append(
-                f"method.top_k is {method.top_k}, but there are only {len(names)} teachers with "
+                f"use_teachers is {self.use_teachers}, but teachers names only {len(names)}; lower "
+                "it or add teachers"
+            )
+        method, count = self.method, len(self.active_teachers)
+        if isinstance(method, MACPOConfig) and method.top_k > count * method.samples:
+            faults.append(
+                f"method.top_k is {method.top_k}, but there are only {count} teachers with "
                 f"{method.samples} answer(s) each to a prompt; lower it to "
-                f"{len(names) * method.samples}, or add teachers or method.samples"
+                f"{count * method.samples}, or add teachers or method.samples"
             )
         for path in _set_keys(self):
             if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from macpo.store import Artifact, Journal, Progress, Store, read_journal, transl
 PROGRESS_FILE = "progress.json"
 JOURNAL_FILE = "journal.jsonl"
 STAGES_FOLDER = "stages"
+WAIT_SECONDS = 0.2
 
 
 class Observer(Protocol):
@@ -88,31 +89,58 @@ class LocalExecutor:
         told = self._told()
         with _stop_on_signal(self.observer) as stop:
             for number, stage in enumerate(plan, 1):
-                artifact = self._find(stage)
-                if artifact is None:
-                    artifact = self._run(stage, number, len(plan), stop)
-                else:
-                    if stage.key not in told:  # another run that shares the store has run it
-                        self.journal.append("found", stage=stage.name, key=stage.key)
-                    self.observer.stage_found(stage, artifact)
+                artifact = self._obtain(stage, number, len(plan), stop, told)
                 self.artifacts[stage.key] = artifact
                 self._link(stage, artifact)
         return self.artifacts
 
-    def _find(self, stage: Stage) -> Artifact | None:
-        """Find a stage's artifact, if it is whole and was made from these very inputs."""
+    def _obtain(
+        self, stage: Stage, number: int, total: int, stop: threading.Event, told: set[str]
+    ) -> Artifact:
+        """Find a stage's artifact, or run the stage; `told` is what the journal has as done."""
+        artifact, _ = self._look(stage)
+        if artifact is None:
+            with self.store.claim(stage.kind, stage.key, self._waiting(stage, stop)):
+                artifact = self._find(stage)  # who had the claim before may have made it
+                if artifact is None:
+                    return self._run(stage, number, total, stop)
+        if stage.key not in told:  # another run that shares the store has run it
+            self.journal.append("found", stage=stage.name, key=stage.key)
+        self.observer.stage_found(stage, artifact)
+        return artifact
+
+    def _look(self, stage: Stage) -> tuple[Artifact | None, str | None]:
+        """Find a stage's artifact; if there is one of no use, say why that is so."""
         try:
             artifact = self.store.find(stage.kind, stage.key)
         except DamagedError as error:
-            self.observer.note(f"{stage.name} is run again: {error}")
-            self._set_aside(stage, str(error))
-            return None
+            return None, str(error)
         if artifact is not None and dict(artifact.inputs) != self._input_digests(stage):
-            reason = "it was made from inputs that have changed since"
+            return None, "it was made from inputs that have changed since"
+        return artifact, None
+
+    def _find(self, stage: Stage) -> Artifact | None:
+        """Find the artifact of a claimed stage; one of no use is set aside."""
+        artifact, reason = self._look(stage)
+        if reason is not None:
             self.observer.note(f"{stage.name} is run again: {reason}")
-            self._set_aside(stage, reason)
-            return None
+            self.store.discard(stage.kind, stage.key)
+            self.journal.append("set_aside", stage=stage.name, key=stage.key, reason=reason)
         return artifact
+
+    def _waiting(self, stage: Stage, stop: threading.Event) -> Callable[[], None]:
+        """Return what to do while another process runs a stage of ours."""
+        said = False
+
+        def wait() -> None:
+            nonlocal said
+            if not said:
+                said = True
+                self.observer.note(f"waiting for {stage.name}, which another process is running")
+            if stop.wait(WAIT_SECONDS):
+                raise KeyboardInterrupt
+
+        return wait
 
     def _told(self) -> set[str]:
         """Return the keys of the stages of which the journal says that they are done."""
@@ -123,10 +151,6 @@ class LocalExecutor:
             elif event["event"] == "set_aside":
                 keys.discard(event["key"])
         return keys
-
-    def _set_aside(self, stage: Stage, reason: str) -> None:
-        self.store.discard(stage.kind, stage.key)
-        self.journal.append("set_aside", stage=stage.name, key=stage.key, reason=reason)
 
     def _run(self, stage: Stage, number: int, total: int, stop: threading.Event) -> Artifact:
         """Run one stage and commit its artifact."""
@@ -161,9 +185,11 @@ class LocalExecutor:
                     self.journal.append(
                         "stopped", stage=stage.name, key=stage.key, seconds=seconds, reason=what
                     )
+                    self.store.times.append("stopped", key=stage.key, seconds=seconds)
                 raise
         seconds = time.monotonic() - started
         self.journal.append("finished", stage=stage.name, key=stage.key, seconds=seconds)
+        self.store.times.append("finished", key=stage.key, seconds=seconds)
         self.observer.stage_finished(stage, seconds, artifact)
         return artifact
 

@@ -19,7 +19,7 @@ from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage
 from macpo.testbed.naming import is_testbed
-from macpo.testbed.stages import OracleScores
+from macpo.testbed.stages import OracleScores, PairsOracle
 from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
 
 Role = Literal["positive", "negative"]
@@ -210,6 +210,8 @@ class Program:
         when = f"round-{t}" if t else "init"
         evaluations: dict[str, tuple[Stage, ...]] = {}
         for name, policy in positive.items():
+            if not self.config.evaluation.teachers and name != self.team.student.name:
+                continue
             count = self.config.evaluation.answers
             # The same seed in every round: what differs between rounds is the policy.
             answers = self.respond(when, policy, "test", 0, count) if count else None
@@ -218,6 +220,9 @@ class Program:
             ]
             if answers is not None and is_testbed(self.config.data.source):
                 stages.append(self.add(OracleScores(f"{when}/{name}/oracle", answers)))
+            trained = policy.weights
+            if isinstance(trained, TrainDPO | SFTOnPairs) and is_testbed(self.config.data.source):
+                stages.append(self.add(PairsOracle(f"{when}/{name}/pairs-oracle", trained.pairs)))
             evaluations[name] = tuple(stages)
         self.plan.policies.append(dict(positive))
         self.plan.evaluations.append(evaluations)

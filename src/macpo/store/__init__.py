@@ -1,13 +1,14 @@
 """The crash-safe store: finished stages as checksummed artifacts, checkpoints, lock and journal.
 
     run directory
-    ├── lock                RunLock: one process at a time
-    ├── journal.jsonl       Journal: what happened when (the only place that holds times)
+    ├── lock                RunLock: one process at a time (a store may be several runs')
+    ├── journal.jsonl       Journal: what happened when
     ├── progress.json       Progress: where the running stage is
     └── store/              Store
         ├── sft-6f0c…/      a committed artifact: its files and manifest.json
         ├── .partial/       stages under way: an output to commit, and checkpoints to resume from
-        └── .damaged/       artifacts that did not match their checksums, set aside
+        ├── .damaged/       artifacts that did not match their checksums, set aside
+        └── times.jsonl     Journal: how long stages took
 
 An artifact either is there whole or is not there at all, whatever kills the process; and two runs
 of one stage leave the same bytes.
@@ -15,7 +16,7 @@ of one stage leave the same bytes.
 
 from __future__ import annotations
 
-from macpo.store.artifacts import Artifact, Store, Workspace
+from macpo.store.artifacts import TIMES, Artifact, Store, Workspace
 from macpo.store.atomic import commit_directory, translate_write_errors, write_text_atomic
 from macpo.store.checkpoints import Checkpoints
 from macpo.store.journal import Journal, Progress, read_journal, read_progress
@@ -24,6 +25,7 @@ from macpo.store.manifest import MANIFEST, Manifest, read_manifest, verify
 
 __all__ = [
     "MANIFEST",
+    "TIMES",
     "Artifact",
     "Checkpoints",
     "Holder",

@@ -8,15 +8,18 @@
         artifact = workspace.commit(inputs={"data": data.digest}, meta={"steps": 120})
 
 An artifact holds nothing that differs between two runs of its stage: no times, no host names, no
-absolute paths. One process at a time uses a store (`RunLock`).
+absolute paths. Several processes may use one store: each stage is run by the one that holds its
+claim.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +35,12 @@ from macpo.store.atomic import (
     translate_write_errors,
 )
 from macpo.store.checkpoints import Checkpoints
+from macpo.store.journal import Journal
 from macpo.store.manifest import MANIFEST, Manifest, verify
 
 PARTIAL = ".partial"
 DAMAGED = ".damaged"
+TIMES = "times.jsonl"
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
@@ -103,10 +108,14 @@ class Store:
     """The artifacts below one folder.
 
     Every artifact is compared with its checksums once, when this object first meets it.
+
+    Attributes:
+        times: how long stages took, those of all runs that use the store.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self.times = Journal(self.root / TIMES)
         self._verified: dict[str, tuple[tuple[int, ...], Artifact]] = {}
 
     def find(self, kind: str, key: str) -> Artifact | None:
@@ -125,8 +134,38 @@ class Store:
             return known[1]
         return self._remember(folder, verify(folder), kind, key)
 
+    @contextlib.contextmanager
+    def claim(self, kind: str, key: str, wait: Callable[[], None]) -> Iterator[None]:
+        """Be the only process at work on a stage while the `with` block runs.
+
+        The claim is a lock of the operating system's on the stage's partial folder: it dies with
+        its holder. Look for the artifact again inside the block, for who held the claim before may
+        have made it.
+
+        Args:
+            kind: of the stage.
+            key: likewise.
+            wait: called again and again while another process holds the claim; sleeps for a
+                moment, or raises to give up.
+
+        Raises:
+            StoreError: the folder cannot be made or locked.
+        """
+        path = self.root / PARTIAL / self._folder(kind, key).name
+        while (descriptor := _lock_folder(path)) is None:
+            wait()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it is gone already, or holds checkpoints
+                if _is_at(path, descriptor):  # and not one that the next process has made since
+                    os.rmdir(path)
+            os.close(descriptor)
+
     def workspace(self, kind: str, key: str) -> Workspace:
         """Open the partial folder of a stage: its output empty, its checkpoints kept.
+
+        Call it with the stage claimed if other processes may use the store.
 
         Raises:
             StoreError: it cannot be created.
@@ -159,8 +198,8 @@ class Store:
         """Remove what killed processes left behind and nobody can use.
 
         That is: outputs that were not committed, workspaces of committed artifacts, and removals
-        that were cut short. Checkpoints of unfinished stages stay. Call it with the run lock held
-        and before the first workspace is opened.
+        that were cut short. Checkpoints of unfinished stages stay, and whatever another process
+        has claimed. Call it before this process opens its first workspace.
 
         Returns:
             What was removed.
@@ -175,17 +214,27 @@ class Store:
         with translate_write_errors(partial):
             folders = sorted(p for p in partial.iterdir() if p.is_dir())
         for folder in folders:
-            done = (self.root / folder.name / MANIFEST).is_file()
-            leftovers = sorted(folder.glob(f"{TRASH}*"))
-            checkpoints = folder / "checkpoints"
-            if done or folder.name.startswith(TRASH) or not checkpoints.is_dir():
-                stale = [folder]
-            else:
-                stale = [p for p in (*leftovers, folder / "output") if p.is_dir()]
-            for path in stale:
-                remove_tree(path)
-            removed += stale
+            descriptor = _lock_folder(folder, make=False)
+            if descriptor is None:
+                continue
+            try:
+                removed += self._sweep_stage(folder)
+            finally:
+                os.close(descriptor)
         return removed
+
+    def _sweep_stage(self, folder: Path) -> list[Path]:
+        """Remove what is of no use in a stage's partial folder, or all of it."""
+        done = (self.root / folder.name / MANIFEST).is_file()
+        leftovers = sorted(folder.glob(f"{TRASH}*"))
+        checkpoints = folder / "checkpoints"
+        if done or folder.name.startswith(TRASH) or not checkpoints.is_dir():
+            stale = [folder]
+        else:
+            stale = [p for p in (*leftovers, folder / "output") if p.is_dir()]
+        for path in stale:
+            remove_tree(path)
+        return stale
 
     def _folder(self, kind: str, key: str) -> Path:
         if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
@@ -222,6 +271,40 @@ class Store:
         if signature is not None:
             self._verified[folder.name] = (signature, artifact)
         return artifact
+
+
+def _lock_folder(path: Path, *, make: bool = True) -> int | None:
+    """Lock a folder without waiting; return its open descriptor, None if somebody else has it.
+
+    Raises:
+        StoreError: it cannot be made or locked.
+    """
+    if make:
+        make_directory(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # removed since, by who held it
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = _is_at(path, descriptor)
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreError(
+            f"cannot lock {path}: {error.strerror}; put the store on a disk that knows file locks"
+        ) from error
+    if not held:  # made anew since
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether an open folder is still the one at `path`."""
+    return os.path.samestat(os.stat(path), os.fstat(descriptor))
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from macpo.evaluation.preference import METRICS_FILE
 from macpo.records import write_jsonl
-from macpo.scoring import read_prompts, read_responses
+from macpo.scoring import read_pairs, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 from macpo.testbed.dataset import WORLD_VERSION
 from macpo.testbed.oracle import judge
@@ -49,6 +49,27 @@ class OracleScores(Stage):
             for name, value in summary.items()
             if name not in ("answers", "families") and value is not None
         }
+        _write(context, METRICS_FILE, metrics)
+        return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class PairsOracle(Stage):
+    """What the pairs that a policy learned from are worth: quality and diversity of positives."""
+
+    kind: ClassVar[str] = "oracle-pairs"
+    version: ClassVar[int] = WORLD_VERSION
+
+    pairs: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write metrics.json: the summary of `chosen` and the score of `rejected`."""
+        pairs = read_pairs(context.path(self.pairs))
+        chosen = summarise([judge(p.prompt, p.chosen.text) for p in pairs]).to_json()
+        rejected = summarise([judge(p.prompt, p.rejected.text) for p in pairs]).to_json()
+        names = ("score", "virtues", "rare_virtues", "common_vices", "exact_content", "kinds")
+        metrics = {f"chosen_{name}": chosen[name] for name in names if chosen[name] is not None}
+        metrics["rejected_score"] = rejected["score"]
         _write(context, METRICS_FILE, metrics)
         return metrics
 
