@@ -387,3 +387,45 @@ def test_fingerprint_survives_saving(tmp_path: Any) -> None:
         tiny_tokenizer(kind).save_pretrained(tmp_path / kind)
         again = AutoTokenizer.from_pretrained(tmp_path / kind)
         assert Chat(again).fingerprint == chat_of(kind).fingerprint
+
+
+def test_what_is_remembered_is_what_is_encoded_anew() -> None:
+    used, talks = Chat(tiny_tokenizer()), [talk("one", "two", "three"), talk("one", "two", "four")]
+    whole = len(used.encode_prompt(talks[0], 1000).ids)
+    for _ in range(2):
+        for prompt in talks:
+            for limit in (1000, whole - 1):
+                fresh = Chat(tiny_tokenizer())
+                assert used.encode_prompt(prompt, limit) == fresh.encode_prompt(prompt, limit)
+                for finished in (True, False):
+                    answer = Response(prompt.id, "Seven.", Origin("dataset"), finished=finished)
+                    for cut in (2, 100):
+                        expected = fresh.encode_completion(answer, cut)
+                        assert used.encode_completion(answer, cut) == expected
+
+
+def test_a_prompt_and_an_answer_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, prompt = Chat(tiny_tokenizer()), talk("Why?")
+    calls: list[str] = []
+    encode = TextEncoder.encode
+
+    def counted(self: TextEncoder, text: str) -> tuple[int, ...]:
+        calls.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    for policy in ("dataset", "student/positive"):
+        chat.encode_prompt(talk("Why?"), 100)
+        chat.encode_completion(Response(prompt.id, "Because.", Origin(policy)), 100)
+    assert len(calls) == 2
+
+
+def test_an_error_names_its_own_prompt_every_time() -> None:
+    chat = Chat(tiny_tokenizer())
+    for _ in range(2):
+        for prompt in (talk("A long question"), talk("Another long question")):
+            with pytest.raises(PromptTooLong, match=f"prompt {prompt.id}: "):
+                chat.encode_prompt(prompt, 3)
+        for name in ("p1", "p2"):
+            with pytest.raises(DataError, match=f"answer to prompt {name}: empty"):
+                chat.encode_completion(Response(name, "", Origin("dataset")), 100)

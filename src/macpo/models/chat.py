@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from macpo.errors import DataError, ModelError
@@ -34,6 +35,10 @@ FIXED_DATE = (
     "|replace('%Y', '2024')|replace('%y', '24')|replace('%A', 'Friday')|replace('%a', 'Fri')"
     "|replace('%H', '00')|replace('%M', '00')|replace('%S', '00') }}{%- endmacro +%}"
 )
+
+
+MEMORY = 8192
+"""Encodings that a chat remembers of prompts, and as many of answers: stages share them."""
 
 
 class PromptTooLong(DataError):
@@ -102,6 +107,9 @@ class Chat:
         self._text = TextEncoder(tokenizer, control, contexts=(spelled_end, "\x01", "\n"))
         self._silent = frozenset(tokenizer.all_special_ids) | {self.end_of_turn}
         self.fingerprint = digest([_backend_json(tokenizer), self._template, self.end_of_turn])
+        # Per chat, so that a memory goes with its tokenizer; errors are not remembered.
+        self._remembered_prompt = lru_cache(MEMORY)(self._encode_prompt)
+        self._remembered_answer = lru_cache(MEMORY)(self._encode_answer)
 
     def encode_prompt(self, prompt: Prompt, limit: int) -> EncodedPrompt:
         """Encode a conversation up to where the assistant answers.
@@ -114,6 +122,10 @@ class Chat:
             PromptTooLong: what must stay is over `limit` tokens.
             DataError: the template refuses the conversation.
         """
+        return self._remembered_prompt(prompt, limit)
+
+    def _encode_prompt(self, prompt: Prompt, limit: int) -> EncodedPrompt:
+        """See `encode_prompt`; a prompt's id is a hash of its messages, so errors name the same."""
         if not prompt.messages or prompt.messages[-1].role != "user":
             raise DataError(f"prompt {prompt.id}: its last message is not the user's")
         neutral = [Message(m.role, self._text.neutralise(m.content)) for m in prompt.messages]
@@ -142,7 +154,7 @@ class Chat:
         if response.token_ids and response.tokenizer == self.fingerprint:
             ids = response.token_ids
         else:
-            ids = self._text.encode_following(self._leading(response.text))
+            ids = self._remembered_answer(response.text)
             ids += (self.end_of_turn,) if response.finished else ()
         ids = ids[:limit]
         if not set(ids) - {self.end_of_turn}:
@@ -153,6 +165,10 @@ class Chat:
         """Return the text of an answer, without end of turn and other special tokens."""
         text = self._text.decode_following([i for i in ids if i not in self._silent])
         return text.removeprefix(self._lead)
+
+    def _encode_answer(self, text: str) -> tuple[int, ...]:
+        """Encode the text of an answer, without an end of turn."""
+        return self._text.encode_following(self._leading(text))
 
     def _leading(self, text: str) -> str:
         """Neutralise an answer and put before it what the template writes there."""
