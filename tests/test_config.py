@@ -153,7 +153,10 @@ def test_sections_cannot_be_changed_afterwards() -> None:
             {"teachers": [MINIMAL["teachers"][0], {"name": "b", "modle": "m", "model": "m"}]},
             "teachers.1.modle: unknown key; did you mean 'model'?",
         ),
-        ({"evaluation": {"xyzzy": 1}}, "evaluation.xyzzy: unknown key; valid here: answers, teachers"),
+        (
+            {"evaluation": {"xyzzy": 1}},
+            "evaluation.xyzzy: unknown key; valid here: answers, teachers",
+        ),
         ({"method": {"topk": 1}}, "method.topk: unknown key; did you mean 'top_k'?"),
         (
             {"method": {"name": "spin", "top_k": 1}},

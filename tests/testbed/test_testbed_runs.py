@@ -14,7 +14,8 @@ from macpo.errors import ConfigError, DataError, ModelError
 from macpo.models.sources import resolve
 from macpo.records import read_jsonl
 from macpo.runner import run
-from macpo.testbed import bases
+from macpo.scoring import read_pairs
+from macpo.testbed import bases, judge
 from macpo.testbed.bases import Recipe
 from tests.test_resume import Quiet
 
@@ -88,3 +89,8 @@ def test_run_is_scored_by_the_oracle(tiny_base: str, tmp_path: Path) -> None:
     assert len(list(read_jsonl(stage / "verdicts.jsonl"))) == 8
     summary = json.loads((stage / "summary.json").read_text())
     assert summary["answers"] == 8
+    chosen = {(r.policy, r.round): r.value for r in result.metrics if r.metric == "chosen_score"}
+    assert chosen.keys() == {("student", 1), ("a", 1)}
+    pairs = read_pairs(result.folder / "stages" / "round-1" / "student" / "pairs")
+    expected = sum(judge(p.prompt, p.chosen.text).score for p in pairs) / len(pairs)
+    assert chosen["student", 1] == pytest.approx(expected)
