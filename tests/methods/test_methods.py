@@ -13,7 +13,7 @@ from macpo.config import METHOD_CONFIGS, RunConfig, load_config, method_name
 from macpo.data.stages import read_examples
 from macpo.methods import Plan, build_plan
 from macpo.runner import run
-from macpo.scoring import read_pairs
+from macpo.scoring import ScoreResponses, read_pairs
 from macpo.training.stages import SFTOnPairs, TrainDPO
 from tests.runs import write_config
 from tests.test_resume import Quiet
@@ -128,6 +128,30 @@ def test_without_contrast_training_reads_the_same_pairs_and_no_reference(folder:
     assert trained[0].pairs.key == full["round-1/student/pairs"]
     assert not any(isinstance(stage, TrainDPO) for stage in plan)
     assert not any(stage.name.endswith("/reference") for stage in plan)
+
+
+@pytest.mark.parametrize(
+    ("filter_policy", "reference", "passes"),
+    [
+        ("current", "previous", False),
+        ("current", "initial", True),
+        ("initial", "previous", True),
+        ("initial", "initial", False),
+        ("initial", "base", True),
+    ],
+)
+def test_the_filters_scores_serve_as_reference_only_if_they_are_its(
+    folder: Path, filter_policy: str, reference: str, passes: bool
+) -> None:
+    plan = laid_out(folder, {"filter_policy": filter_policy}, f"dpo.reference={reference}")
+    stages = {stage.name: stage for stage in plan}
+    initial = stages["init/student/positive"].key
+    scores, trained = stages["round-2/student/filter-scores"], stages["round-2/student/train"]
+    assert isinstance(scores, ScoreResponses)
+    assert isinstance(trained, TrainDPO)
+    assert (scores.policy.weights_key == initial) is (filter_policy == "initial")
+    assert ("round-2/student/reference" in stages) is passes
+    assert (trained.reference_scores is scores) is not passes
 
 
 def test_simultaneous_teachers_do_not_wait_for_the_student(folder: Path) -> None:

@@ -30,7 +30,7 @@ class Failure:
 class Saving:
     """What cells saved by sharing stages: both sides count only stages that are done.
 
-    `seconds_*` are wall-clock times of stages, all attempts together, as the store has recorded them.
+    `seconds_*` are wall-clock times of stages, all attempts together, as the store recorded them.
     """
 
     stages_run: int

@@ -59,7 +59,9 @@ class MACPOConfig(MethodConfig):
     Positives: `positives: own` is the paper's -MP, each agent reinforces its own answers. Of the
     teachers' `samples` answers each, the student takes the `top_k` best in the eyes of `filter`:
     `perplexity` is the paper's; `contrast-mean` and `contrast-sum` compare the student's positive
-    with its negative policy.
+    with its negative policy. The positive policy that filters is the student's as it is now, or,
+    with `filter_policy: initial`, as it was before the first round, which the rounds cannot teach
+    to like degenerate answers.
 
     Negatives: `own` is the paper's negative fine-tuning, `others` its -HN (rejected answers come
     from others' negative policies). `prompted` asks the learner's own positive policy for bad
@@ -75,6 +77,7 @@ class MACPOConfig(MethodConfig):
     name: Literal["macpo"] = "macpo"
     positives: Literal["mutual", "own"] = "mutual"
     filter: Literal["perplexity", "contrast-mean", "contrast-sum"] = "perplexity"
+    filter_policy: Literal["current", "initial"] = "current"
     samples: Count = 1
     top_k: Count = 1
     negatives: Literal["own", "others", "prompted", "decoding", "worst-of-n"] = "own"
@@ -88,7 +91,7 @@ class MACPOConfig(MethodConfig):
     def _options_have_an_effect(self) -> MACPOConfig:
         faults = [
             f"{option} has no effect with positives: own; remove it"
-            for option in ("filter", "samples", "top_k")
+            for option in ("filter", "filter_policy", "samples", "top_k")
             if self.positives == "own" and option in self.model_fields_set
         ]
         for option, kind in (

@@ -137,8 +137,8 @@ class _Round:
     def _student_turn(self) -> Policy:
         """Filter the teachers' answers by the student's perplexity, contrast with its negative.
 
-        The filter's pass also scores the rejected answers: with reference `previous` its scores
-        are the reference log-probabilities of the training.
+        The filter's pass also scores the rejected answers: where the policy that filters is the
+        reference too, its scores are the reference log-probabilities of the training.
         """
         name, rejected = self.student, self.rejected[self.student]
         policy = self.positive[name]
@@ -150,8 +150,9 @@ class _Round:
             for sample in range(self.method.samples)
         )
         here = f"round-{self.t}/{name}"
+        judge = {"current": policy, "initial": self.initial[name]}[self.method.filter_policy]
         scores = self.program.add(
-            ScoreResponses(f"{here}/filter-scores", policy, (*answers, rejected))
+            ScoreResponses(f"{here}/filter-scores", judge, (*answers, rejected))
         )
         against = None
         if self.method.filter != "perplexity":
@@ -169,7 +170,9 @@ class _Round:
                 against,
             )
         )
-        return self._learn(name, pairs, scores)
+        serves = {"current": "previous", "initial": "initial"}[self.method.filter_policy]
+        reference = self.program.team.student.dpo.reference
+        return self._learn(name, pairs, scores if serves == reference else None)
 
     def _teacher_turn(self, name: str, tutor: Policy) -> Policy:
         """Take the student's answers as they are, contrast with the teacher's own negative."""

@@ -179,19 +179,16 @@ class Program:
             start: the policy at the start of the round.
             pairs: chosen and rejected answers.
             initial: the policy after initialisation, which `dpo.reference` may name.
-            scores: scores of all answers in `pairs` under `start`, if they are there already: with
-                reference `previous` they are the reference log-probabilities, and there is no
-                reference pass.
+            scores: scores of all answers in `pairs` under the reference, if they are there already:
+                there is no reference pass then.
             gamma: weight of the SFT term; by default `dpo.gamma`.
         """
         agent = start.agent
         config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
-        reference = {"previous": start, "initial": initial, "base": Policy(agent, "positive")}[
-            agent.dpo.reference
-        ]
-        if scores is None or agent.dpo.reference != "previous":
+        if scores is None:
+            reference = {"previous": start, "initial": initial, "base": Policy(agent, "positive")}
             name = f"round-{t}/{agent.name}/reference"
-            scores = self.add(ScorePairs(name, reference, pairs))
+            scores = self.add(ScorePairs(name, reference[agent.dpo.reference], pairs))
         seed = self.seed("dpo", agent.name, t)
         stage = TrainDPO(f"round-{t}/{agent.name}/train", start, pairs, scores, config, seed)
         return Policy(agent, "positive", self.add(stage))
