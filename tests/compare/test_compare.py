@@ -133,7 +133,7 @@ def test_table_goes_to_stdout_and_progress_to_stderr(finished: Finished) -> None
     assert finished.result.code == 0
     assert re.search(r"^ +macpo +1 +2 +\d\.\d+ ± \d", out, re.MULTILINE)
     assert re.search(r"^ +ceiling +0 +2 ", out, re.MULTILINE)
-    assert f"results: {finished.folder}/results.csv" in out
+    assert f"results: {finished.folder}/tables.md, results.csv" in out
     lines = err.splitlines()
     assert lines[0] == f"comparison both in {finished.folder}"
     assert lines[1] == "4 cells: 2 methods, 1 setting, 2 seeds"
@@ -163,6 +163,20 @@ def test_every_stage_runs_once_and_the_saving_is_told(finished: Finished) -> Non
     assert f"stages: {len(ran)} run; separate runs would have run {sum(planned)}" in (
         finished.result.out
     )
+
+
+def test_tables_are_written_as_markdown(finished: Finished) -> None:
+    lines = (finished.folder / "tables.md").read_text(encoding="utf-8").splitlines()
+
+    assert lines[:3] == ["# both", "", "## student, last round"]
+    assert lines[4].startswith("|  | round | seeds | preference accuracy |")
+    assert lines[6].startswith("| macpo | 1 | 2 | ")
+    assert lines[4].count("|") == lines[5].count("|") == lines[6].count("|")
+    accuracy = lines.index("## student, each round: preference accuracy")
+    assert lines[accuracy + 2] == "|  | 0 | 1 |"
+    assert re.match(r"\| macpo \| \d\.\d+ ± [\d.]+ \| \d\.\d+ ± [\d.]+ \|$", lines[accuracy + 4])
+    assert lines[accuracy + 5].endswith("|  |")  # the ceiling has no round 1
+    assert any(line.startswith("- stages: ") for line in lines)
 
 
 def test_a_second_comparison_over_the_same_store_runs_nothing_twice(

@@ -101,5 +101,7 @@ def _run(
         comparison = compare(design, folder, observer, store)
     console = stdout_console()
     console.print(render_comparison(comparison, console.width, policy, shown_round))
-    console.print(f"results: {folder}/results.csv, results.json; figures: {folder / FIGURES}/")
+    console.print(
+        f"results: {folder}/tables.md, results.csv, results.json; figures: {folder / FIGURES}/"
+    )
     return len(comparison.failures)

@@ -6,6 +6,7 @@ DIR/compare.yaml                     the cells as they were last laid out
 DIR/compare.json                     the dtype, decided once for all cells
 DIR/results.jsonl, results.csv       one line a measurement
 DIR/results.json                     means, intervals, paired differences, what sharing saved
+DIR/tables.md                        the same as tables, last round and round by round
 DIR/figures/                         one PNG a metric
 """
 

@@ -78,7 +78,9 @@ def compare(
         comparison = session.comparison()
         write_results(comparison)
         from macpo.compare.figures import draw_figures
+        from macpo.compare.markdown import write_tables
 
+        write_tables(comparison)
         draw_figures(comparison)
     return comparison
 

@@ -49,8 +49,8 @@ def render_comparison(
         metrics = results.metrics(policy)
         for first in range(0, len(metrics), room):
             parts.append(_table(comparison, names, metrics[first : first + room], policy, t))
-        parts += [Text(line, style="dim") for line in _legend(comparison, policy, t)]
-    parts += [Text(line, style="yellow") for line in _notes(comparison, policy)]
+        parts += [Text(line, style="dim") for line in legend_lines(comparison, policy, t)]
+    parts += [Text(line, style="yellow") for line in note_lines(comparison, policy)]
     for failure in comparison.failures:
         where = comparison.design.describe(failure.cell)
         parts.append(Text(f"failed: {where}: {plain_line(failure.reason)}", style="red"))
@@ -101,12 +101,12 @@ def _table(
                 Text(f"  {method}" if several else method),
                 str(max(rounds)) if rounds else GAP,
                 seeds,
-                *(_cell(row, done) for row in found),
+                *(cell_text(row, done) for row in found),
             )
     return table
 
 
-def _cell(row: SummaryRow | None, seeds: int) -> str:
+def cell_text(row: SummaryRow | None, seeds: int) -> str:
     """Write a mean with its interval and a mark, and over how many seeds if not all."""
     if row is None:
         return GAP
@@ -141,7 +141,7 @@ def _names(comparison: Comparison) -> list[str]:
     return [f"  {label}" for label in (*comparison.design.settings, *comparison.design.methods)]
 
 
-def _legend(comparison: Comparison, policy: str, t: int | None) -> Iterator[str]:
+def legend_lines(comparison: Comparison, policy: str, t: int | None) -> Iterator[str]:
     """Say what the table shows."""
     design = comparison.design
     when = "each method's last round" if t is None else f"round {t}, or the last before it"
@@ -156,7 +156,7 @@ def _legend(comparison: Comparison, policy: str, t: int | None) -> Iterator[str]
         )
 
 
-def _notes(comparison: Comparison, policy: str) -> Iterator[str]:
+def note_lines(comparison: Comparison, policy: str) -> Iterator[str]:
     """Say what is not there."""
     design, results = comparison.design, comparison.results
     for metric in design.metrics or ():
