@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
-from macpo.config import load_config
+from macpo.config import RunConfig, load_config
 from macpo.errors import DataError, ModelError
 from macpo.planning import PlanReport, plan
 from macpo.planning.report import hub_offline
@@ -64,6 +65,16 @@ def test_plan_counts_data_and_measures_lengths_here(planned: Planner) -> None:
     assert not evaluate.work.at_most
     assert 0 < evaluate.work.read < 8 * (128 + 64 + 64)
     assert by_name(report)["init/weak-a/positive-answers"].work.at_most
+
+
+def test_plan_counts_the_testbeds_data_though_no_file_holds_it(home: Path) -> None:
+    raw = yaml.safe_load((home / "tiny.yaml").read_text())
+    raw["data"] = {"source": "testbed:60", "splits": {"teacher": 9, "student": 8, "test": 7}}
+    report = plan(RunConfig.model_validate(raw), None)
+
+    assert report.sizes is not None
+    assert report.sizes.prompts == {"teacher": 9, "student": 8, "test": 7}
+    assert report.sizes.exact
 
 
 def test_plan_knows_the_size_of_every_model(planned: Planner) -> None:

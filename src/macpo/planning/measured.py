@@ -20,6 +20,7 @@ from macpo.models.loading import load_tokenizer
 from macpo.planning.costs import Lengths, SplitSizes
 from macpo.planning.recorded import Recorded
 from macpo.records import PreferenceExample, dataset_response
+from macpo.testbed.naming import is_testbed
 
 SAMPLE = 48
 """Pairs whose lengths are measured."""
@@ -36,7 +37,8 @@ def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSpli
         )
         return DataSplits(teacher, student, test)
     source = config.data.source
-    if not is_local(source) or not Path(source).expanduser().exists():
+    here = is_local(source) and Path(source).expanduser().exists()
+    if not here and not is_testbed(source):  # the testbed's is made anywhere in a moment
         return None
     return split_examples(load_preferences(config.data).examples, config.data.splits, stage.seed)
 
