@@ -19,7 +19,7 @@ Examples:
   macpo compare examples/compare/ablations.yaml --dry-run
   macpo compare examples/compare/ablations.yaml
   macpo compare examples/compare/ablations.yaml --round 1 --policy teachers
-  macpo compare examples/compare/noise.yaml --store runs/store      (shared with other comparisons)
+  macpo compare examples/compare/noise.yaml --store runs/store
 """
 
 
