@@ -13,6 +13,9 @@ from tests.tiny import tiny_model
 IDS = torch.tensor([[5, 6, 7, 300, 2]])
 
 pytestmark = pytest.mark.skipif(not blocked._has_onednn(), reason="oneDNN's linear is not here")
+BFLOAT16 = pytest.mark.skipif(
+    not blocked._takes_bfloat16(), reason="oneDNN has no bfloat16 on this CPU"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +39,7 @@ def replaced(model: torch.nn.Module) -> set[str]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])  # without and with biases
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=BFLOAT16)])
 def test_logits_differ_by_rounding_only(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture).to(dtype)
     plain = model(IDS).logits
@@ -51,6 +54,16 @@ def test_logits_differ_by_rounding_only(architecture: str, dtype: torch.dtype) -
     assert torch.allclose(ours, plain, atol=tolerance * float(plain.abs().max()))
     assert not replaced(model)
     assert torch.equal(model(IDS).logits, plain)
+
+
+def test_bfloat16_weights_stay_as_they_are_where_the_cpu_lacks_the_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocked, "_takes_bfloat16", lambda: False)
+    model = tiny_model().to(torch.bfloat16)
+
+    with blocked_weights(model, 1.0):
+        assert not replaced(model)
 
 
 def test_layers_are_restored_after_an_error() -> None:
@@ -105,8 +118,11 @@ def test_a_disabled_adapter_is_left_out() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "model",
-    [adapted(torch.bfloat16), adapted(use_dora=True), adapted(lora_bias=True, bias="none")],
-    ids=["bfloat16", "dora", "bias"],
+    [
+        pytest.param(adapted(torch.bfloat16), marks=BFLOAT16, id="bfloat16"),
+        pytest.param(adapted(use_dora=True), id="dora"),
+        pytest.param(adapted(lora_bias=True, bias="none"), id="bias"),
+    ],
 )
 def test_other_adapters_keep_their_own_products(model: Any) -> None:
     plain = model(input_ids=IDS).logits

@@ -77,15 +77,19 @@ def _products(model: torch.nn.Module) -> list[_Product]:
     return list(found.values())
 
 
+def _takes_bfloat16() -> bool:
+    """Tell whether oneDNN multiplies bfloat16 here; without avx512 or the like it refuses to."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
 def _can_block(layer: Any) -> bool:
-    """Tell whether a module is a plain linear layer of some size, on CPU."""
-    return bool(
-        type(layer) is torch.nn.Linear
-        and "forward" not in layer.__dict__
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype in (torch.float32, torch.bfloat16)
-        and layer.weight.numel() >= LEAST_NUMBERS
-    )
+    """Tell whether a module is a plain linear layer of some size, on CPU, in a dtype for it."""
+    if type(layer) is not torch.nn.Linear or "forward" in layer.__dict__:
+        return False
+    weight = layer.weight
+    takes = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _takes_bfloat16())
+    return bool(takes and weight.device.type == "cpu" and weight.numel() >= LEAST_NUMBERS)
 
 
 def _adapted(layer: Any) -> _Product | None:
