@@ -39,6 +39,16 @@ def corpus_perplexity(scores: Sequence[CompletionScore]) -> float:
     return math.exp(min(total / sum(score.tokens for score in scores), 700.0))
 
 
+def repetition(token_ids: Sequence[int], n: int = 4) -> float:
+    """Return the share of an answer's n-grams of tokens that stood earlier in the same answer.
+
+    seq-rep-n (Welleck et al. 2020, arXiv 1908.04319, section 6.1): 0 if no n-gram comes twice, near
+    1 for a sentence repeated without end. An answer of fewer than n tokens has none: 0.
+    """
+    ngrams = list(zip(*(token_ids[i:] for i in range(n)), strict=False))
+    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluate(Stage):
     """Scores the test split's pairs under a policy, and measures its answers to test prompts.
@@ -47,6 +57,7 @@ class Evaluate(Stage):
     """
 
     kind: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
 
     policy: Policy
     data: Stage
@@ -76,6 +87,8 @@ class Evaluate(Stage):
             responses = read_responses(context.path(self.answers))
             lengths = [len(r.token_ids) for r in responses]
             metrics["answer_tokens"] = sum(lengths) / len(lengths)
+            repeated = [repetition(r.token_ids) for r in responses]
+            metrics["answer_repetition"] = sum(repeated) / len(repeated)
             metrics["answers_finished"] = sum(r.finished for r in responses) / len(responses)
         text = json.dumps({**metrics, "pairs": len(pairs)}, indent=1, sort_keys=True)
         (context.output / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

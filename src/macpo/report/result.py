@@ -24,6 +24,7 @@ METRICS = {
     "preference_accuracy": "preference accuracy",
     "gold_perplexity": "gold perplexity",
     "answer_tokens": "tokens in an answer",
+    "answer_repetition": "repetition in an answer",
     "oracle_helpfulness": "helpfulness (oracle)",
     "oracle_harmlessness": "harmlessness (oracle)",
     "oracle_exact_content": "exact content (oracle)",
@@ -34,8 +35,8 @@ METRICS = {
 }
 """Metrics that are shown, by their name in metrics.jsonl."""
 
-ORACLE_SHARES = frozenset(name for name in METRICS if name.startswith("oracle_")) - {"oracle_kinds"}
-"""The oracle's numbers from 0 to 1."""
+SHARES = frozenset(METRICS) - {"gold_perplexity", "answer_tokens", "oracle_kinds"}
+"""Those that are numbers from 0 to 1."""
 
 STUDENT = "student"
 SHOWN_ANSWERS = 3
@@ -172,6 +173,6 @@ def _caption(pairs: int, rounds: Sequence[int], shown: Sequence[int]) -> Text:
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if metric == "preference_accuracy" or metric in ORACLE_SHARES:
+    if metric in SHARES:
         return percent(value)
     return f"{value:.1f}" if metric == "answer_tokens" else f"{value:.4g}"

@@ -1,0 +1,74 @@
+"""The metrics on held-out pairs and on a policy's answers to their prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from macpo.agents import Policy
+from macpo.evaluation.preference import (
+    Evaluate,
+    corpus_perplexity,
+    preference_accuracy,
+    repetition,
+)
+from macpo.likelihood import CompletionScore
+from macpo.records import Origin, PreferenceExample, Response
+from tests.workbench import Workbench, make_agent, make_prompt
+
+
+def test_preference_accuracy_compares_means_per_token_and_halves_ties() -> None:
+    short, long = CompletionScore(-4.0, 2), CompletionScore(-6.0, 6)
+    assert preference_accuracy([(long, short)]) == 1.0
+    assert preference_accuracy([(short, long)]) == 0.0
+    assert preference_accuracy([(long, short), (short, short)]) == 0.75
+
+
+def test_corpus_perplexity_weighs_every_token_the_same() -> None:
+    scores = [CompletionScore(-1.0, 1), CompletionScore(-2.0, 8)]
+    assert corpus_perplexity(scores) == pytest.approx(math.exp(3 / 9))
+
+
+def test_a_hopeless_policy_has_a_finite_perplexity() -> None:
+    assert math.isfinite(corpus_perplexity([CompletionScore(-1e6, 1)]))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "share"),
+    [
+        ([], 0.0),
+        ([7, 7, 7], 0.0),
+        ([1, 2, 3, 4, 5, 6], 0.0),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),
+        ([7] * 103, 0.99),
+    ],
+)
+def test_repetition_is_the_share_of_fourgrams_that_stood_before(
+    token_ids: list[int], share: float
+) -> None:
+    assert repetition(token_ids) == pytest.approx(share)
+
+
+def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    prompt = make_prompt("Name a prime.")
+    example = PreferenceExample(prompt, "Seven.", "Eight.")
+    data = bench.write("data", {"test.jsonl": [example.to_json()]})
+    origin = Origin("student/positive")
+    answers = bench.write_answers(
+        "answers",
+        [
+            (prompt, Response(prompt.id, "a", origin, True, (7,) * 103)),
+            (prompt, Response(prompt.id, "b", origin, False, (7,))),
+        ],
+    )
+    stage = Evaluate("evaluate", Policy(make_agent(), "positive"), data, answers)
+    metrics = json.loads((bench.run(stage).path / "metrics.json").read_text())
+    assert metrics["answer_repetition"] == pytest.approx(0.99 / 2)
+    assert metrics["answer_tokens"] == 52
+    assert metrics["answers_finished"] == 0.5
+    assert metrics["pairs"] == 1
+    assert metrics["gold_perplexity"] > 1
