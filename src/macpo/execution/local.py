@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from macpo.config import EngineConfig
-from macpo.errors import DamagedError
+from macpo.errors import DamagedError, ModelError
 from macpo.policies import PolicyPool
 from macpo.stage import Stage, StageContext
 from macpo.store import Artifact, Journal, Progress, Store, read_journal, translate_write_errors
@@ -24,6 +25,7 @@ PROGRESS_FILE = "progress.json"
 JOURNAL_FILE = "journal.jsonl"
 STAGES_FOLDER = "stages"
 WAIT_SECONDS = 0.2
+_ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 class Observer(Protocol):
@@ -175,7 +177,7 @@ class LocalExecutor:
                 report,
             )
             try:
-                with translate_write_errors(workspace.output):
+                with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
                     meta = stage.run(context)
                 artifact = workspace.commit(self._input_digests(stage), meta)
             except BaseException as error:
@@ -208,6 +210,29 @@ class LocalExecutor:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(target)
             fresh.replace(link)
+
+
+@contextlib.contextmanager
+def translate_memory_errors(stage: str) -> Iterator[None]:
+    """Turn want of memory while a stage runs into a `ModelError`.
+
+    Raises:
+        ModelError: one line with the stage, how much was asked for, and which options take less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        # PyTorch has an error of its own for accelerators; on a CPU only the text tells.
+        named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not named and "can't allocate memory" not in text:
+            raise
+        asked = _ASKED_MEMORY.search(text)
+        size = f" (tried to allocate {asked[1]})" if asked else ""
+        raise ModelError(
+            f"{stage}: out of memory{size}; lower engine.pack_tokens (training and scoring) or "
+            "engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,74 @@
+"""What the local executor makes of a stage that fails for want of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from macpo.config import EngineConfig
+from macpo.errors import ModelError
+from macpo.execution.local import JOURNAL_FILE, LocalExecutor
+from macpo.stage import Stage, StageContext
+from macpo.store import Store, read_journal
+from tests.test_resume import Quiet
+
+
+@dataclass(frozen=True, eq=False)
+class Failing(Stage):
+    """A stage that does what a test says."""
+
+    kind: ClassVar[str] = "failing"
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "do"})
+
+    do: Callable[[], object]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        self.do()
+        return {}
+
+
+def execute(folder: Path, do: Callable[[], object]) -> None:
+    store = Store(folder / "store")
+    executor = LocalExecutor(folder, store, EngineConfig(), torch.device("cpu"), Quiet())
+    executor.execute([Failing("round-1/student/train", do)])
+
+
+def on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+
+def in_python() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("do", "size"),
+    [
+        (lambda: torch.empty(10**16), "40000000000000000 bytes"),
+        (on_a_gpu, "2.00 GiB"),
+        (in_python, None),
+    ],
+)
+def test_want_of_memory_is_one_line_with_the_remedy(
+    tmp_path: Path, do: Callable[[], object], size: str | None
+) -> None:
+    with pytest.raises(ModelError, match="round-1/student/train: out of memory") as caught:
+        execute(tmp_path, do)
+    message = str(caught.value)
+    assert "engine.pack_tokens" in message
+    assert "\n" not in message
+    assert (f"(tried to allocate {size})" in message) if size else "tried" not in message
+    assert [e["event"] for e in read_journal(tmp_path / JOURNAL_FILE)][-1] == "stopped"
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    def do() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        execute(tmp_path, do)
