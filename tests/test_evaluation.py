@@ -11,6 +11,7 @@ import pytest
 from macpo.agents import Policy
 from macpo.evaluation.preference import (
     Evaluate,
+    copying,
     corpus_perplexity,
     preference_accuracy,
     repetition,
@@ -52,6 +53,22 @@ def test_repetition_is_the_share_of_fourgrams_that_stood_before(
     assert repetition(token_ids) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "share"),
+    [
+        ([], 0.0),
+        ([1, 2, 3], 0.0),
+        ([1, 2, 3, 4, 5], 1.0),
+        ([9, 1, 2, 3, 4, 9], 1 / 3),
+        ([5, 4, 3, 2, 1], 0.0),
+    ],
+)
+def test_copying_is_the_share_of_fourgrams_that_stand_in_the_prompt(
+    token_ids: list[int], share: float
+) -> None:
+    assert copying(token_ids, [0, 1, 2, 3, 4, 5, 0]) == pytest.approx(share)
+
+
 def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> None:
     bench = Workbench(tmp_path)
     prompt = make_prompt("Name a prime.")
@@ -68,6 +85,7 @@ def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> Non
     stage = Evaluate("evaluate", Policy(make_agent(), "positive"), data, answers)
     metrics = json.loads((bench.run(stage).path / "metrics.json").read_text())
     assert metrics["answer_repetition"] == pytest.approx(0.99 / 2)
+    assert metrics["answer_copying"] == 0
     assert metrics["answer_tokens"] == 52
     assert metrics["answers_finished"] == 0.5
     assert metrics["pairs"] == 1

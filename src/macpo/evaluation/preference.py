@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 from macpo.agents import Policy
 from macpo.data.stages import read_examples
 from macpo.likelihood import CompletionScore
+from macpo.models.chat import Chat
 from macpo.records import dataset_response
-from macpo.scoring import encode_group, read_responses
+from macpo.scoring import encode_group, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 
 METRICS_FILE = "metrics.json"
@@ -45,8 +48,22 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float:
     seq-rep-n (Welleck et al. 2020, arXiv 1908.04319, section 6.1): 0 if no n-gram comes twice, near
     1 for a sentence repeated without end. An answer of fewer than n tokens has none: 0.
     """
-    ngrams = list(zip(*(token_ids[i:] for i in range(n)), strict=False))
+    ngrams = _ngrams(token_ids, n)
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def copying(token_ids: Sequence[int], prompt_ids: Sequence[int], n: int = 4) -> float:
+    """Return the share of an answer's n-grams of tokens that stand in its prompt.
+
+    The prompt is what the model saw: earlier turns, and a system prompt that the chat template
+    adds. An answer of fewer than n tokens has none: 0.
+    """
+    ngrams, seen = _ngrams(token_ids, n), set(_ngrams(prompt_ids, n))
+    return sum(ngram in seen for ngram in ngrams) / len(ngrams) if ngrams else 0.0
+
+
+def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(token_ids[i:] for i in range(n)), strict=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +74,7 @@ class Evaluate(Stage):
     """
 
     kind: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     policy: Policy
     data: Stage
@@ -84,12 +101,21 @@ class Evaluate(Stage):
             "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
         }
         if self.answers is not None:
-            responses = read_responses(context.path(self.answers))
-            lengths = [len(r.token_ids) for r in responses]
-            metrics["answer_tokens"] = sum(lengths) / len(lengths)
-            repeated = [repetition(r.token_ids) for r in responses]
-            metrics["answer_repetition"] = sum(repeated) / len(repeated)
-            metrics["answers_finished"] = sum(r.finished for r in responses) / len(responses)
+            metrics |= self._measure_answers(context.path(self.answers), loaded.chat)
         text = json.dumps({**metrics, "pairs": len(pairs)}, indent=1, sort_keys=True)
         (context.output / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
         return metrics
+
+    def _measure_answers(self, folder: Path, chat: Chat) -> dict[str, float]:
+        """Return means over the policy's answers to test prompts."""
+        limit = self.policy.agent.limits.prompt_tokens
+        answers = [
+            (response, chat.encode_prompt(prompt, limit).ids)
+            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True)
+        ]
+        return {
+            "answer_tokens": fmean(len(r.token_ids) for r, _ in answers),
+            "answer_repetition": fmean(repetition(r.token_ids) for r, _ in answers),
+            "answer_copying": fmean(copying(r.token_ids, ids) for r, ids in answers),
+            "answers_finished": fmean(r.finished for r, _ in answers),
+        }

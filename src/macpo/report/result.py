@@ -25,6 +25,7 @@ METRICS = {
     "gold_perplexity": "gold perplexity",
     "answer_tokens": "tokens in an answer",
     "answer_repetition": "repetition in an answer",
+    "answer_copying": "copying from the prompt",
     "oracle_helpfulness": "helpfulness (oracle)",
     "oracle_harmlessness": "harmlessness (oracle)",
     "oracle_exact_content": "exact content (oracle)",
