@@ -1,4 +1,4 @@
-"""Metrics on held-out pairs: does a policy prefer what people preferred?"""
+"""Metrics on held-out pairs: does a policy prefer what people preferred, and how does it answer?"""
 
 from __future__ import annotations
 
