@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from macpo.agents import Policy
-from macpo.evaluation.preference import (
-    Evaluate,
-    copying,
-    corpus_perplexity,
-    preference_accuracy,
-    repetition,
-)
+from macpo.evaluation.answers import copying, repetition
+from macpo.evaluation.preference import Evaluate, corpus_perplexity, preference_accuracy
 from macpo.likelihood import CompletionScore
 from macpo.records import Origin, PreferenceExample, Response
 from tests.workbench import Workbench, make_agent, make_prompt
@@ -67,6 +62,19 @@ def test_copying_is_the_share_of_fourgrams_that_stand_in_the_prompt(
     token_ids: list[int], share: float
 ) -> None:
     assert copying(token_ids, [0, 1, 2, 3, 4, 5, 0]) == pytest.approx(share)
+
+
+def test_evaluation_compares_answers_with_the_prompt_as_the_model_saw_it(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    policy, prompt = Policy(make_agent(), "positive"), make_prompt("Name a prime, please.")
+    seen = bench.pool.load(policy).chat.encode_prompt(prompt, 512).ids
+    data = bench.write(
+        "data", {"test.jsonl": [PreferenceExample(prompt, "Seven.", "Eight.").to_json()]}
+    )
+    copy = Response(prompt.id, "a", Origin("student/positive"), True, tuple(seen))
+    answers = bench.write_answers("answers", [(prompt, copy)])
+    metrics = bench.run(Evaluate("evaluate", policy, data, answers)).meta
+    assert metrics["answer_copying"] == 1
 
 
 def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> None:

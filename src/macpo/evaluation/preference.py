@@ -1,4 +1,4 @@
-"""Metrics on held-out pairs: does a policy prefer what people preferred, and how does it answer?"""
+"""The evaluation of a policy: does it prefer what people preferred on held-out pairs?"""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any, ClassVar
 
 from macpo.agents import Policy
 from macpo.data.stages import read_examples
+from macpo.evaluation.answers import measure_answers
 from macpo.likelihood import CompletionScore
-from macpo.models.chat import Chat
 from macpo.records import dataset_response
 from macpo.scoring import encode_group, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
@@ -40,30 +38,6 @@ def corpus_perplexity(scores: Sequence[CompletionScore]) -> float:
     """Return exp of the mean negative log-likelihood (nats) over all tokens of all answers."""
     total = -sum(score.sum_logprob for score in scores)
     return math.exp(min(total / sum(score.tokens for score in scores), 700.0))
-
-
-def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Return the share of an answer's n-grams of tokens that stood earlier in the same answer.
-
-    seq-rep-n (Welleck et al. 2020, arXiv 1908.04319, section 6.1): 0 if no n-gram comes twice, near
-    1 for a sentence repeated without end. An answer of fewer than n tokens has none: 0.
-    """
-    ngrams = _ngrams(token_ids, n)
-    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def copying(token_ids: Sequence[int], prompt_ids: Sequence[int], n: int = 4) -> float:
-    """Return the share of an answer's n-grams of tokens that stand in its prompt.
-
-    The prompt is what the model saw: earlier turns, and a system prompt that the chat template
-    adds. An answer of fewer than n tokens has none: 0.
-    """
-    ngrams, seen = _ngrams(token_ids, n), set(_ngrams(prompt_ids, n))
-    return sum(ngram in seen for ngram in ngrams) / len(ngrams) if ngrams else 0.0
-
-
-def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(token_ids[i:] for i in range(n)), strict=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,21 +75,9 @@ class Evaluate(Stage):
             "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
         }
         if self.answers is not None:
-            metrics |= self._measure_answers(context.path(self.answers), loaded.chat)
+            folder, limit = context.path(self.answers), self.policy.agent.limits.prompt_tokens
+            prompts = [loaded.chat.encode_prompt(p, limit).ids for p in read_prompts(folder)]
+            metrics |= measure_answers(read_responses(folder), prompts)
         text = json.dumps({**metrics, "pairs": len(pairs)}, indent=1, sort_keys=True)
         (context.output / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
         return metrics
-
-    def _measure_answers(self, folder: Path, chat: Chat) -> dict[str, float]:
-        """Return means over the policy's answers to test prompts."""
-        limit = self.policy.agent.limits.prompt_tokens
-        answers = [
-            (response, chat.encode_prompt(prompt, limit).ids)
-            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True)
-        ]
-        return {
-            "answer_tokens": fmean(len(r.token_ids) for r, _ in answers),
-            "answer_repetition": fmean(repetition(r.token_ids) for r, _ in answers),
-            "answer_copying": fmean(copying(r.token_ids, ids) for r, ids in answers),
-            "answers_finished": fmean(r.finished for r, _ in answers),
-        }

@@ -1,0 +1,53 @@
+"""Metrics on a policy's own answers that need neither labels nor a judge.
+
+They show what preference accuracy does not: answers that fall apart while it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from macpo.records import Response
+
+
+def measure_answers(
+    responses: Sequence[Response], prompts: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Return means over answers: length, repetition, copying, and the share that ended.
+
+    Args:
+        responses: a policy's answers, with their token ids.
+        prompts: the token ids that it saw before each of them.
+    """
+    answers = [(r.token_ids, ids) for r, ids in zip(responses, prompts, strict=True)]
+    return {
+        "answer_tokens": fmean(len(answer) for answer, _ in answers),
+        "answer_repetition": fmean(repetition(answer) for answer, _ in answers),
+        "answer_copying": fmean(copying(answer, prompt) for answer, prompt in answers),
+        "answers_finished": fmean(r.finished for r in responses),
+    }
+
+
+def repetition(token_ids: Sequence[int], n: int = 4) -> float:
+    """Return the share of an answer's n-grams of tokens that stood earlier in the same answer.
+
+    seq-rep-n (Welleck et al. 2020, arXiv 1908.04319, section 6.1): 0 if no n-gram comes twice, near
+    1 for a sentence repeated without end. An answer of fewer than n tokens has none: 0.
+    """
+    ngrams = _ngrams(token_ids, n)
+    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def copying(token_ids: Sequence[int], prompt_ids: Sequence[int], n: int = 4) -> float:
+    """Return the share of an answer's n-grams of tokens that stand in its prompt.
+
+    The prompt is what the model saw: earlier turns, and a system prompt that the chat template
+    adds. An answer of fewer than n tokens has none: 0.
+    """
+    ngrams, seen = _ngrams(token_ids, n), set(_ngrams(prompt_ids, n))
+    return sum(ngram in seen for ngram in ngrams) / len(ngrams) if ngrams else 0.0
+
+
+def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(token_ids[i:] for i in range(n)), strict=False))
