@@ -28,8 +28,9 @@ from macpo.config import (
 )
 from macpo.models.sources import ResolvedModel
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, PolicyPool
+from macpo.progress import ProgressCallback
 from macpo.records import Message, Origin, Pair, Prompt, Response, write_jsonl
-from macpo.stage import ProgressCallback, Stage, StageContext
+from macpo.stage import Stage, StageContext
 from macpo.store import Artifact, Store
 from tests.tiny import tiny_folder
 

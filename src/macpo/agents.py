@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from macpo.config import (
     AgentConfig,
@@ -24,9 +24,6 @@ from macpo.config import (
 from macpo.models.cache import file_digest
 from macpo.models.sources import ResolvedModel, resolve
 from macpo.seeds import digest
-
-if TYPE_CHECKING:
-    from macpo.stage import Stage
 
 STUDENT = "student"
 TOKENIZER_FILES = (
@@ -86,13 +83,22 @@ class Agent:
         }
 
 
+class TrainedWeights(Protocol):
+    """The stage that trained some weights, as far as a policy needs to know it."""
+
+    @property
+    def key(self) -> str:
+        """The content key under which the weights are kept."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """An agent with certain weights: those that stage `weights` trained, or the bare base."""
 
     agent: Agent
     role: Literal["positive", "negative"]
-    weights: Stage | None = None
+    weights: TrainedWeights | None = None
 
     @property
     def name(self) -> str:

@@ -21,14 +21,12 @@ from pydantic import BaseModel
 
 from macpo.agents import Agent, Policy
 from macpo.config import EngineConfig
+from macpo.progress import ProgressCallback
 from macpo.seeds import digest
 from macpo.store import Artifact, Checkpoints
 
 if TYPE_CHECKING:
-    from macpo.policies import PolicyPool
-
-ProgressCallback = Callable[..., None]
-"""Called as progress(done, total, **fields); fields are numbers to show, such as loss."""
+    from macpo.policies import PolicyPool  # it needs torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +114,7 @@ def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
         return {"stage": value.key}
     if isinstance(value, Policy):
         if value.weights is not None:
-            inputs[where] = value.weights
+            _describe(value.weights, where, inputs)
         return {"agent": value.agent.identity(), "role": value.role, "weights": value.weights_key}
     if isinstance(value, Agent):
         return value.identity()

@@ -22,7 +22,6 @@ from macpo.testbed.bases import (
     PRESETS,
     Recipe,
     base_digest,
-    build_base,
     get_recipe,
 )
 from macpo.testbed.corpus import Conversation, draw_conversation
@@ -32,6 +31,7 @@ from macpo.testbed.pretraining import (
     IGNORED,
     answer_loss,
     batches,
+    build_base,
     collate,
     new_model,
     pretrain,

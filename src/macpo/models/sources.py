@@ -28,7 +28,7 @@ from macpo.models.folders import (
     weight_files,
 )
 from macpo.seeds import digest
-from macpo.testbed.bases import base_digest, build_base
+from macpo.testbed.bases import base_digest
 from macpo.testbed.naming import is_testbed, preset_of
 
 logger = logging.getLogger("macpo")
@@ -191,6 +191,7 @@ def _testbed(model: ModelConfig, fetch: bool) -> ResolvedModel:
     base_key = base_digest(preset)
     key = f"testbed-{preset}-{base_key[:32]}"
     if fetch:
+        from macpo.testbed.pretraining import build_base  # it needs torch
 
         def tell(done: int, total: int, **fields: float) -> None:
             if done % max(1, total // 4) == 0:

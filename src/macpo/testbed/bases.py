@@ -1,7 +1,6 @@
 """Base models of the world: one strong, several weak, each a recipe that is built from nothing.
 
-    build_base("strong", folder)      # an ordinary model folder: config, weights, tokenizer
-    base_digest("strong")             # known before it is built
+    base_digest("strong")             # known before macpo.testbed.pretraining builds it
 
 The weak bases differ in size, seed and in the mix of families that they were pretrained on, so that
 they know different things.
@@ -11,17 +10,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from macpo.errors import ConfigError
 from macpo.seeds import digest
 from macpo.testbed.dataset import WORLD_VERSION
 from macpo.testbed.prompts import MIX, FamilyName
 from macpo.testbed.tokenizer import VOCABULARY
-
-if TYPE_CHECKING:
-    from macpo.stage import ProgressCallback
 
 BASES_VERSION = 1
 """Raise it whenever the same recipe comes to give other weights."""
@@ -85,34 +80,6 @@ PRESETS: dict[str, Recipe] = {
     ),
     "weak-5": Recipe(48, 3, 96, steps=800, batch=16, learning_rate=4e-3, seed=5),
 }  # fmt: skip
-
-
-def build_base(preset: str, folder: Path, progress: ProgressCallback | None = None) -> Path:
-    """Pretrain a base and write it as an ordinary Hugging Face model folder.
-
-    The same preset gives the same bytes on one machine with one number of PyTorch threads.
-
-    Args:
-        preset: one of `PRESETS`.
-        folder: made if it is not there.
-        progress: called after every optimizer step.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    from macpo.testbed.pretraining import pretrain
-    from macpo.testbed.tokenizer import train_tokenizer
-
-    recipe = get_recipe(preset)
-    tokenizer = train_tokenizer()
-    model = pretrain(recipe, tokenizer, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def base_digest(preset: str) -> str:

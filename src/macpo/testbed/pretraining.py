@@ -1,5 +1,7 @@
 """Pretraining of a base: a plain loop over batches of whole conversations.
 
+    build_base("strong", folder)      # an ordinary model folder: config, weights, tokenizer
+
 Unlike the loop of macpo.training it has no pairs, no adapters and no checkpoints: it takes less
 than a minute. Loss is the mean cross-entropy, in nats, of the answers' tokens (end of turn
 included): what is left out are questions, most of whose tokens are drawn at random.
@@ -9,22 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from macpo.errors import TrainingError
-from macpo.testbed.bases import Recipe, model_config
+from macpo.progress import ProgressCallback
+from macpo.testbed.bases import Recipe, get_recipe, model_config
 from macpo.testbed.corpus import draw_conversation
 from macpo.testbed.dataset import WORLD_VERSION
 from macpo.testbed.dice import Dice
 from macpo.testbed.prompts import FamilyName
-from macpo.testbed.tokenizer import render_parts
-
-if TYPE_CHECKING:
-    from macpo.stage import ProgressCallback
+from macpo.testbed.tokenizer import render_parts, train_tokenizer
 
 POOL = 8
 """Batches drawn at once and sorted by length, so that few positions are padding."""
@@ -37,6 +38,31 @@ IGNORED = -100
 
 Row = tuple[list[int], list[int]]
 """Token ids of a conversation, and its labels: the ids that are learned, elsewhere `IGNORED`."""
+
+
+def build_base(preset: str, folder: Path, progress: ProgressCallback | None = None) -> Path:
+    """Pretrain a base and write it as an ordinary Hugging Face model folder.
+
+    The same preset gives the same bytes on one machine with one number of PyTorch threads.
+
+    Args:
+        preset: one of `PRESETS`.
+        folder: made if it is not there.
+        progress: called after every optimizer step.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    recipe = get_recipe(preset)
+    tokenizer = train_tokenizer()
+    model = pretrain(recipe, tokenizer, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def pretrain(recipe: Recipe, tokenizer: Any, progress: ProgressCallback | None = None) -> Any:

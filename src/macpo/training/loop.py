@@ -26,9 +26,9 @@ from macpo.config import EngineConfig, OptimizerConfig
 from macpo.errors import TrainingError
 from macpo.likelihood import LikelihoodEngine
 from macpo.policies import LoadedPolicy, restore, save_weights
+from macpo.progress import ProgressCallback
 from macpo.records import read_jsonl, write_jsonl
 from macpo.seeds import stable_seed
-from macpo.stage import ProgressCallback
 from macpo.store import Checkpoints
 from macpo.training.objectives import Objective
 from macpo.training.schedule import batch_at, learning_rate_at, steps_per_epoch
