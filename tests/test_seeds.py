@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import macpo
-from macpo.seeds import canonical_json, digest, stable_seed
+from macpo.seeds import canonical_json, digest, file_digest, stable_seed
 
 JSON = st.recursive(
     st.one_of(
@@ -121,3 +121,14 @@ def test_seeds_do_not_depend_on_the_hash_seed_of_the_process() -> None:
         for salt in ("1", "2")
     }
     assert outputs == {f"{stable_seed('a', 1)} {digest({'b': 1, 'a': 2})}\n"}
+
+
+def test_digest_of_a_file_is_that_of_its_bytes_wherever_it_lies(tmp_path: Path) -> None:
+    """Longer than one block, so that every block counts."""
+    content = bytes(range(256)) * (3 << 12) + b"end"
+    (tmp_path / "one").write_bytes(content)
+    (tmp_path / "two").write_bytes(content)
+    (tmp_path / "other").write_bytes(content[:-1])
+    expected = hashlib.sha256(content).hexdigest()
+    assert file_digest(tmp_path / "one") == file_digest(tmp_path / "two") == expected
+    assert file_digest(tmp_path / "other") != expected

@@ -21,7 +21,7 @@ from macpo.config import (
     SFTConfig,
     TuningConfig,
 )
-from macpo.models.cache import file_digest
+from macpo.models.cache import remembered_digest
 from macpo.models.sources import ResolvedModel, resolve
 from macpo.seeds import digest
 
@@ -58,7 +58,7 @@ class Agent:
         """Return a digest of how this agent reads text: tokenizer, template and prompt limit."""
         folder = Path(self.base.location)
         files = [folder / name for name in TOKENIZER_FILES]
-        found = [[file.name, file_digest(file)] for file in files if file.is_file()]
+        found = [[file.name, remembered_digest(file)] for file in files if file.is_file()]
         return digest([found or self.base.name, self._template(), self.limits.prompt_tokens])
 
     def _template(self) -> str | None:

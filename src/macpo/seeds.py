@@ -1,4 +1,4 @@
-"""Seeds and content keys: stable across processes, machines and Python versions.
+"""Seeds and digests of content: stable across processes, machines and Python versions.
 
 Python's own `hash` is salted per process and must never decide a seed or a key.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+_BLOCK = 1 << 20  # bytes hashed at a time
 
 
 def canonical_json(value: Any) -> str:
@@ -42,6 +45,19 @@ def _check_keys(value: Any) -> None:
 def digest(value: Any) -> str:
     """Return the SHA-256 of `value` as canonical JSON, in hexadecimal (64 characters)."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as stored, in hexadecimal: moving it changes nothing.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    hasher = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def stable_seed(*parts: str | int) -> int:

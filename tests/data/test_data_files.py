@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from macpo.data.files import file_digest, is_local, open_file
+from macpo.data.files import is_local, local_digest, open_file
 from macpo.errors import DataError
 
 ROWS = [{"a": 1}, {"a": "ü"}]
@@ -166,9 +166,9 @@ def test_digest_is_of_the_bytes_alone(tmp_path: Path) -> None:
         write(tmp_path / name, text)
         for name, text in [("a.jsonl", "1"), ("b.json", "1"), ("c.json", "2")]
     )
-    assert file_digest(str(one)) == file_digest(str(same)) != file_digest(str(other))
+    assert local_digest(str(one)) == local_digest(str(same)) != local_digest(str(other))
     # sha256 of the one byte "1", from `printf 1 | sha256sum`
-    assert file_digest(str(one)).startswith("6b86b273ff34fce19d6b804eff5a3f57")
+    assert local_digest(str(one)).startswith("6b86b273ff34fce19d6b804eff5a3f57")
 
 
 @pytest.mark.parametrize(

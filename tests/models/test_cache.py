@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from macpo.errors import ModelError
-from macpo.models.cache import build_once, cache_dir, file_digest, model_folder
+from macpo.models.cache import build_once, cache_dir, model_folder, remembered_digest
 
 BUILDER = """
 import os, signal, sys, time
@@ -111,25 +111,25 @@ def test_digest_is_remembered_until_the_file_changes(
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_digest(file) == known
+    assert remembered_digest(file) == known
 
     with monkeypatch.context() as patch:
-        patch.setattr("macpo.models.cache.hash_file", lambda path: "hashed again")
-        assert file_digest(file) == known
+        patch.setattr("macpo.models.cache.file_digest", lambda path: "hashed again")
+        assert remembered_digest(file) == known
         os.utime(file, ns=(1, 1))
-        assert file_digest(file) == "hashed again"
+        assert remembered_digest(file) == "hashed again"
 
     file.write_bytes(b"abd")
-    assert file_digest(file) not in (known, "hashed again")
+    assert remembered_digest(file) not in (known, "hashed again")
 
 
 def test_damaged_note_costs_a_hash_and_nothing_else(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
-    first = file_digest(file)
+    first = remembered_digest(file)
     (note,) = (cache / "digests").iterdir()
     note.write_text("{")
-    assert file_digest(file) == first
+    assert remembered_digest(file) == first
 
 
 def test_digest_does_not_need_a_writable_cache(
@@ -139,5 +139,5 @@ def test_digest_does_not_need_a_writable_cache(
     file.write_bytes(b"abc")
     monkeypatch.setenv("MACPO_CACHE", str(file))
     with caplog.at_level(logging.WARNING, "macpo"):
-        assert file_digest(file).startswith("ba7816bf")
+        assert remembered_digest(file).startswith("ba7816bf")
     assert "hashed again next time" in caplog.text

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import difflib
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import IO, Any, Literal, cast
 
 from macpo.data.turns import BadRow, json_type
 from macpo.errors import DataError
+from macpo.seeds import file_digest
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 OTHER_SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip", ".zst")  # refused
@@ -86,18 +86,15 @@ def open_file(source: str) -> RowSource:
     return RowSource(str(path), "line", _read_lines(path))
 
 
-def file_digest(source: str) -> str:
-    """Return the SHA-256 of a file's bytes as stored, in hexadecimal: moving it changes nothing.
+def local_digest(source: str) -> str:
+    """Return the digest of a local file of rows, see `macpo.seeds.file_digest`.
 
     Raises:
         DataError: the file cannot be read.
     """
     path = _find(source)
-    hashed = hashlib.sha256()
-    with _reading(path), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
+    with _reading(path):
+        return file_digest(path)
 
 
 def _find(source: str) -> Path:

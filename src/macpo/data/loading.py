@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from macpo.data.files import RawRow, RowSource, file_digest, is_local, open_file
+from macpo.data.files import RawRow, RowSource, is_local, local_digest, open_file
 from macpo.data.formats import FormatName, Parser, detect_format, get_parser
 from macpo.data.hub import hub_digest, open_hub
 from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
@@ -136,7 +136,7 @@ def source_digest(config: DataConfig) -> str:
     """
     if is_testbed(config.source):
         return dataset_digest(size_of(config.source), TESTBED_SEED)
-    return file_digest(config.source) if is_local(config.source) else hub_digest(config)
+    return local_digest(config.source) if is_local(config.source) else hub_digest(config)
 
 
 def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> LoadedData:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from macpo.errors import ModelError
+from macpo.seeds import file_digest
 
 logger = logging.getLogger("macpo")
 
-CHUNK_BYTES = 1 << 22
 LARGE_BYTES = 1 << 30
 
 
@@ -71,8 +71,8 @@ def build_once(key: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, remembered by its path, size and mtime."""
+def remembered_digest(path: Path) -> str:
+    """Return `file_digest(path)`, remembered by the file's path, size and mtime."""
     stat = path.stat()
     absolute = str(path.absolute())
     seen = {"path": absolute, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -83,21 +83,12 @@ def file_digest(path: Path) -> str:
         return str(known["sha256"])
     if stat.st_size > LARGE_BYTES:
         logger.info("hashing %s (%.1f GiB)", path, stat.st_size / (1 << 30))
-    sha256 = hash_file(path)
+    sha256 = file_digest(path)
     try:
         write_note(note, {**seen, "sha256": sha256})
     except OSError as error:  # a read-only cache costs time, not the result
         logger.warning("%s: not cached, so hashed again next time (%s)", path, error)
     return sha256
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def read_note(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from macpo.errors import ModelError
-from macpo.models.cache import file_digest, reason
+from macpo.models.cache import reason, remembered_digest
 from macpo.seeds import digest
 
 CONFIG = "config.json"
@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
 def folder_digest(folder: Path) -> str:
     """Return a digest of config and weights: the same model in another place has the same."""
     files = [folder / CONFIG, *weight_files(folder)]
-    return digest([[path.name, file_digest(path)] for path in files])
+    return digest([[path.name, remembered_digest(path)] for path in files])
 
 
 def near_path(path: Path) -> Path | None:

