@@ -79,6 +79,8 @@ def test_merged_export_gives_the_logits_of_base_plus_adapter(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     expected = logits_of(load_peft(finished / "final" / "student"))
     assert torch.allclose(logits_of(merged), expected, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert not (tmp_path / "merged" / "manifest.json").exists()  # it is an ordinary model folder
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from macpo.agents import Agent, Policy
 from macpo.errors import MacpoError, ModelError, StoreError
 from macpo.policies import WEIGHTS_FILE, PolicyPool
-from macpo.store import commit_directory, read_manifest
-from macpo.store.atomic import make_directory, remove_tree, translate_write_errors
+from macpo.store import new_directory, read_manifest
+from macpo.store.atomic import remove_tree
 
 
 def publish(policy: Policy, weights: Path, folder: Path, policies: PolicyPool, card: str) -> None:
@@ -35,18 +35,14 @@ def publish(policy: Policy, weights: Path, folder: Path, policies: PolicyPool, c
     fields = {"policy": policy.name, "weights": policy.weights_key, "card": card}
     if _is_published(folder, fields):
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    remove_tree(partial)
-    make_directory(partial)
-    with translate_write_errors(folder):
+    with new_directory(folder, fields) as partial:
         if policy.agent.tuning.kind == "lora":
             _write_adapter(policy.agent, weights, partial)
         else:
             policies.load(policy).model.save_pretrained(partial)
         policies.chat(policy.agent).tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
-    remove_tree(folder)
-    commit_directory(partial, folder, fields)
+        remove_tree(folder)
 
 
 def merge_adapter(adapter: Path, output: Path) -> None:
@@ -81,13 +77,9 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         raise ModelError(
             f"{adapter}: its base model {base} cannot be loaded ({str(error).splitlines()[0]})"
         ) from error
-    partial = output.with_name(f".{output.name}.partial")
-    remove_tree(partial)
-    make_directory(partial)
-    with translate_write_errors(output):
+    with new_directory(output, None) as partial:
         merged.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-    partial.rename(output)
 
 
 def model_card(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def make(folder):
         log.write("made\\n")
     if sys.argv[1] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.3)
+    time.sleep(60 if sys.argv[1] == "wait" else 0.3)
     (folder / "weights").write_text("whole")
 
 print(build_once("key", make))
@@ -78,13 +79,36 @@ def test_killed_build_does_not_look_finished_and_is_made_again(tmp_path: Path) -
     died.communicate(timeout=60)
     assert died.returncode == -signal.SIGKILL
     assert not model_folder("key").exists()
-    assert model_folder("key.partial").is_dir()
+    assert model_folder(".partial-key").is_dir()
 
     again = start("finish", log)
     again.communicate(timeout=60)
     assert again.returncode == 0
     assert (model_folder("key") / "weights").read_text() == "whole"
-    assert not model_folder("key.partial").exists()
+    assert not model_folder(".partial-key").exists()
+
+
+def test_who_waits_for_a_builder_that_is_killed_builds_in_its_stead(tmp_path: Path) -> None:
+    """The lock dies with its holder: nothing stale is left for the one that waits, or for later."""
+    log = tmp_path / "log"
+    died = start("wait", log)
+    while not log.exists():
+        time.sleep(0.01)
+    waiting = start("finish", log)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.communicate(timeout=1)
+    assert log.read_text() == "made\n"
+    died.kill()
+    waiting.communicate(timeout=60)
+    died.communicate(timeout=60)
+    assert waiting.returncode == 0
+    assert log.read_text() == "made\nmade\n"
+    assert (model_folder("key") / "weights").read_text() == "whole"
+
+
+def test_made_folder_holds_what_was_written_and_nothing_of_ours() -> None:
+    folder = build_once("key", lambda folder: (folder / "weights").touch())
+    assert [path.name for path in folder.iterdir()] == ["weights"]
 
 
 def test_two_processes_share_one_build(tmp_path: Path) -> None:

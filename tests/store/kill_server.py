@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from macpo.models.cache import build_once
 from macpo.store import Checkpoints, Journal, Store, write_text_atomic
 
 KEY = "ab" * 32
@@ -110,12 +111,25 @@ def discard(root: Path, mark: Mark) -> None:
     mark("discarded")
 
 
+def build_model(root: Path, mark: Mark) -> None:
+    """Make a derived model in the cache, unless it is there."""
+
+    def make(folder: Path) -> None:
+        write_file(folder / "config.json", b"{}")
+        write_file(folder / "weights" / "part.bin", b"weights" * 100)
+
+    os.environ["MACPO_CACHE"] = str(root)
+    build_once("model", make)
+    mark("built")
+
+
 SCENARIOS: dict[str, Callable[[Path, Mark], None]] = {
     "train": train,
     "save_over_damaged": save_over_damaged,
     "replace_text": replace_text,
     "append_events": append_events,
     "discard": discard,
+    "build_model": build_model,
 }
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from macpo.store import (
     Journal,
     Store,
     commit_directory,
+    new_directory,
     read_journal,
     translate_write_errors,
     verify,
@@ -143,6 +145,55 @@ def test_a_committed_folder_verifies_and_gives_back_its_fields(tmp_path: Path) -
     assert manifest.fields == {"ids": [1, 2]}
     assert sorted(manifest.files) == ["a.txt", "deep/deeper/b.bin"]
     assert manifest.files["a.txt"].size == 5
+
+
+def test_a_new_directory_is_whole_and_durable_with_a_manifest_or_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = FsyncRecorder(monkeypatch)
+    for name, fields in (("plain", None), ("kept", {"step": 3})):
+        with new_directory(tmp_path / "deep" / name, fields) as folder:
+            fill(folder)
+            assert not (tmp_path / "deep" / name).exists()
+        assert recorder.events[-2:] == [f"rename {name}", "fsync"]
+        assert recorder.undurable(tmp_path / "deep" / name) == []
+    assert verify(tmp_path / "deep" / "kept").fields == {"step": 3}
+    assert not (tmp_path / "deep" / "plain" / MANIFEST).exists()
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["kept", "plain"]
+
+
+def test_a_new_directory_leaves_nothing_when_its_block_fails_and_clears_what_a_kill_left(
+    tmp_path: Path,
+) -> None:
+    def fail(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        fill(folder)
+        raise KeyError
+
+    fill(tmp_path / ".partial-new")
+    with pytest.raises(KeyError), new_directory(tmp_path / "new", None) as folder:
+        fail(folder)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
+    with (
+        pytest.raises(StoreError, match=r"^cannot write \S+/new: it exists already"),
+        new_directory(tmp_path / "new", None),
+    ):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_writers_of_one_text_that_do_not_know_of_each_other_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+
+    def write(text: str) -> None:
+        for _ in range(50):
+            write_text_atomic(path, text * 1000, durable=False, alone=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab"))
+    assert path.read_text() in ("a" * 1000, "b" * 1000)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_commit_never_replaces_what_is_there(tmp_path: Path) -> None:

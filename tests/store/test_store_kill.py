@@ -57,6 +57,11 @@ def _no_real_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # see kill_server.kill_at
 
 
+@pytest.fixture(autouse=True)
+def _cache_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACPO_CACHE", "set by kill_server.build_model")
+
+
 def tree(root: Path) -> dict[str, bytes | None]:
     """Everything below `root`: files with their bytes, folders with None."""
     return {
@@ -163,6 +168,19 @@ def check_damaged_artifact(root: Path) -> None:
             store.find("sft", OTHER_KEY)
 
 
+def prepare_model(root: Path) -> None:
+    """An empty cache."""
+
+
+def check_model(root: Path) -> None:
+    folder = root / "models" / "model"
+    if folder.exists():
+        assert (folder / "config.json").read_bytes() == b"{}"
+        assert (folder / "weights" / "part.bin").read_bytes() == b"weights" * 100
+    else:
+        assert not marks(root)
+
+
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], int]] = {
     # scenario: what is there before, what must hold after any kill, the fewest calls it makes
     "train": (prepare_train, check_train, 60),
@@ -170,6 +188,7 @@ CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], int]] = {
     "replace_text": (prepare_text, check_text, 4),
     "append_events": (prepare_journal, check_journal, 9),
     "discard": (prepare_damaged_artifact, check_damaged_artifact, 3),
+    "build_model": (prepare_model, check_model, 14),
 }
 
 

@@ -6,7 +6,7 @@
     $MACPO_CACHE/digests/….json          SHA-256 of a weight file, by path, size and mtime
 
 A folder appears under its name by one rename, when it is complete and on disk. A process that is
-killed leaves at most a `….partial` beside it, which the next builder of that folder removes.
+killed leaves at most a `.partial-…` beside it, which the next builder of that folder removes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from macpo.errors import ModelError
+from macpo.errors import ModelError, StoreError
 from macpo.seeds import file_digest
+from macpo.store.atomic import make_directory, new_directory, write_text_atomic
 
 logger = logging.getLogger("macpo")
 
@@ -58,16 +57,14 @@ def build_once(key: str, make: Callable[[Path], None]) -> Path:
     target = model_folder(key)
     if target.is_dir():
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_process(target.with_name(f"{key}.lock")):
+    from filelock import FileLock
+
+    with _writing(target):
+        make_directory(target.parent)
+        with FileLock(target.with_name(f"{key}.lock")):  # dies with its holder, however that ends
             if not target.is_dir():
-                _build(target, make)
-    except OSError as error:
-        raise ModelError(
-            f"{target}: cannot be written ({reason(error)}); free some space or set "
-            "MACPO_CACHE to a writable folder"
-        ) from error
+                with new_directory(target, None) as partial:
+                    make(partial)
     return target
 
 
@@ -86,8 +83,10 @@ def remembered_digest(path: Path) -> str:
     sha256 = file_digest(path)
     try:
         write_note(note, {**seen, "sha256": sha256})
-    except OSError as error:  # a read-only cache costs time, not the result
-        logger.warning("%s: not cached, so hashed again next time (%s)", path, error)
+    except ModelError as error:  # a read-only cache costs time, not the result
+        logger.warning(
+            "%s is hashed again next time, since its digest is not kept: %s", path, error
+        )
     return sha256
 
 
@@ -101,52 +100,27 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 
 def write_note(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object to a cache file in one step; the last writer wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Write a JSON object to a cache file in one step; the last writer wins.
 
-
-def _build(target: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` fill a partial folder, put it on disk, and give it its final name."""
-    partial = target.with_name(f"{target.name}.partial")
-    if partial.exists():  # of a killed process: we hold the lock, so nobody is writing it
-        shutil.rmtree(partial)
-    partial.mkdir()
-    try:
-        make(partial)
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    Raises:
+        ModelError: the cache cannot be written.
+    """
+    with _writing(path):
+        make_directory(path.parent)
+        write_text_atomic(path, json.dumps(value), durable=False, alone=False)
 
 
 @contextmanager
-def _only_process(lock: Path) -> Iterator[None]:
-    """Hold an advisory lock on the file `lock`; it vanishes with the process, however that ends."""
-    import fcntl
-
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what writing to the cache can raise into one line with its remedy."""
+    try:
         yield
+    except (OSError, StoreError) as error:  # the store's own remedies are about a run's folder
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"{path}: cannot be written ({reason(cause)}); free some space or set MACPO_CACHE to "
+            "a writable folder"
+        ) from error
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,12 @@ of one stage leave the same bytes.
 from __future__ import annotations
 
 from macpo.store.artifacts import TIMES, Artifact, Store, Workspace
-from macpo.store.atomic import commit_directory, translate_write_errors, write_text_atomic
+from macpo.store.atomic import (
+    commit_directory,
+    new_directory,
+    translate_write_errors,
+    write_text_atomic,
+)
 from macpo.store.checkpoints import Checkpoints
 from macpo.store.journal import Journal, Progress, read_journal, read_progress
 from macpo.store.lock import Holder, RunLock, lock_holder
@@ -37,6 +42,7 @@ __all__ = [
     "Workspace",
     "commit_directory",
     "lock_holder",
+    "new_directory",
     "read_journal",
     "read_manifest",
     "read_progress",

@@ -12,12 +12,16 @@ import errno
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from macpo.errors import MacpoError, StoreError
 from macpo.store.manifest import MANIFEST, Manifest, parse_manifest, scan
+
+PARTIAL = ".partial-"
+"""Prefix of a folder that is being made; whoever is to make the same one may remove it."""
 
 TRASH = ".trash-"
 """Prefix of a folder that is being removed; whoever meets one may finish the job."""
@@ -64,22 +68,23 @@ def translate_write_errors(path: Path) -> Iterator[None]:
         raise StoreError(_explain(path, number, os.strerror(number))) from error
 
 
-def write_text_atomic(path: Path, text: str, *, durable: bool) -> None:
+def write_text_atomic(path: Path, text: str, *, durable: bool, alone: bool = True) -> None:
     """Replace `path` by `text` (UTF-8): a reader sees the old text or the new, never a mix.
-
-    One writer at a time (the run lock sees to that).
 
     Args:
         path: the file; its folder exists.
         text: the new content.
         durable: fsync, so that the new text also survives a power loss once this returns; without
             it a power loss may leave the old text, the new or nothing.
+        alone: nobody else writes `path` at the same time (in a run directory the lock sees to
+            that). Otherwise the last one wins, and a killed writer leaves its temporary file.
 
     Raises:
         StoreError: it cannot be written; the old text is still there (or, when only the last
             fsync failed, the new one).
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    writer = "" if alone else f".{uuid.uuid4().hex}"
+    temporary = path.with_name(f".{path.name}{writer}.partial")
     with translate_write_errors(path):
         try:
             _write_file(temporary, text.encode(), durable=durable)
@@ -112,15 +117,51 @@ def commit_directory(
     Raises:
         StoreError: something cannot be written, `final` exists, or `temporary` holds a link.
     """
+    return parse_manifest(_commit(temporary, final, fields or {}), final)
+
+
+@contextlib.contextmanager
+def new_directory(final: Path, fields: Mapping[str, Any] | None) -> Iterator[Path]:
+    """Yield an empty folder that becomes `final` when the block ends, whole and durable.
+
+    Nothing is left of it when the block fails. One maker of `final` at a time: what a killed one
+    has left is removed first.
+
+    Args:
+        final: must not exist any more when the block ends.
+        fields: as in `commit_directory`; None for a folder without a manifest, which holds what
+            the block wrote and nothing of ours.
+
+    Raises:
+        StoreError: something cannot be written, or `final` exists.
+    """
+    temporary = final.with_name(PARTIAL + final.name)
+    try:
+        with translate_write_errors(final):
+            if os.path.lexists(temporary):
+                shutil.rmtree(temporary)
+            make_directory(temporary)
+            yield temporary
+        _commit(temporary, final, fields)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _commit(temporary: Path, final: Path, fields: Mapping[str, Any] | None) -> str:
+    """Do what `commit_directory` says; return the manifest's text, empty when there is none."""
     if os.path.lexists(final):
         raise StoreError(f"cannot write {final}: it exists already; move it away")
+    text = ""
     with translate_write_errors(final):
         try:
-            text = Manifest(scan(temporary), dict(fields or {})).to_text()
+            if fields is not None:
+                text = Manifest(scan(temporary), dict(fields)).to_text()
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     fsync_file(Path(folder, name))
-            _write_file(temporary / MANIFEST, text.encode(), durable=True)
+            if fields is not None:
+                _write_file(temporary / MANIFEST, text.encode(), durable=True)
             for folder, _, _ in os.walk(temporary, topdown=False):
                 fsync_directory(Path(folder))
             make_directory(final.parent)
@@ -129,7 +170,7 @@ def commit_directory(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         fsync_directory(final.parent)
-    return parse_manifest(text, final)
+    return text
 
 
 def move_durably(source: Path, target: Path) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from macpo.errors import DamagedError
 from macpo.store.atomic import (
+    PARTIAL,
     TRASH,
-    commit_directory,
-    make_directory,
+    new_directory,
     remove_tree,
     translate_write_errors,
 )
 from macpo.store.manifest import verify
 
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL = ".partial-"
 
 _log = logging.getLogger(__name__)
 
@@ -49,16 +47,8 @@ class Checkpoints:
         """
         final = self.folder / f"step-{step:08d}"
         if not self._is_safe(final):
-            temporary = self.folder / f"{_PARTIAL}{final.name}"
-            remove_tree(temporary)
-            make_directory(temporary)
-            try:
-                with translate_write_errors(final):
-                    write(temporary)
-                commit_directory(temporary, final, {"step": step})
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+            with new_directory(final, {"step": step}) as temporary:
+                write(temporary)
         for path in self._entries():
             if path != final:
                 remove_tree(path)
@@ -104,5 +94,5 @@ class Checkpoints:
             return sorted(
                 path
                 for path in self.folder.iterdir()
-                if _NAME.fullmatch(path.name) or path.name.startswith((_PARTIAL, TRASH))
+                if _NAME.fullmatch(path.name) or path.name.startswith((PARTIAL, TRASH))
             )
