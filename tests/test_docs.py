@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -96,7 +97,7 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives a page's headings."""
     found: set[str] = set()
     stream = tokens(page)
-    for heading, content in zip(stream, stream[1:], strict=False):
+    for heading, content in pairwise(stream):
         if heading.type == "heading_open":
             plain = "".join(
                 child.content
