@@ -221,3 +221,25 @@ def test_a_place_that_cannot_hold_a_lock_is_a_clear_error(tmp_path: Path) -> Non
         pass
     with pytest.raises(StoreError, match=r"^cannot write \S+: Is a directory"), RunLock(tmp_path):
         pass
+
+
+def test_a_system_without_posix_locks_is_told_in_one_line(tmp_path: Path) -> None:
+    """Windows has no `fcntl`; what needs no store, such as the help, works there."""
+    script = (
+        "import sys; sys.modules['fcntl'] = None; from macpo.cli import main; main(sys.argv[1:])"
+    )
+    said = {
+        name: subprocess.run(
+            [sys.executable, "-c", script, name, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(macpo.__file__).parent.parent)},
+        )
+        for name in ("status", "--version")
+    }
+    assert said["status"].returncode == 1
+    assert said["status"].stderr == (
+        "macpo: macpo needs Linux or macOS (or WSL): this operating system has no POSIX file "
+        "locks\n"
+    )
+    assert said["--version"].returncode == 0

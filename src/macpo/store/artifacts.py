@@ -15,7 +15,6 @@ claim.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any
 
 from macpo.errors import DamagedError, StoreError
 from macpo.seeds import canonical_json
+from macpo.store import oslock
 from macpo.store.atomic import (
     TRASH,
     commit_directory,
@@ -286,17 +286,15 @@ def _lock_folder(path: Path, *, make: bool = True) -> int | None:
     except FileNotFoundError:  # removed since, by who held it
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = _is_at(path, descriptor)
-    except (BlockingIOError, FileNotFoundError):
-        os.close(descriptor)
-        return None
+        held = oslock.lock(descriptor) and _is_at(path, descriptor)
+    except FileNotFoundError:
+        held = False
     except OSError as error:
         os.close(descriptor)
         raise StoreError(
             f"cannot lock {path}: {error.strerror}; put the store on a disk that knows file locks"
         ) from error
-    if not held:  # made anew since
+    if not held:  # somebody has it, or it was removed or made anew since
         os.close(descriptor)
         return None
     return descriptor

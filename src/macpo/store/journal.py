@@ -6,7 +6,6 @@ compared byte by byte.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from macpo.errors import DamagedError, StoreError
+from macpo.store import oslock
 from macpo.store.atomic import (
     fsync_directory,
     translate_write_errors,
@@ -88,7 +88,7 @@ class Journal:
             try:
                 # Two processes or threads that append at once must not take each other's line, half
                 # written, for one that a kill left.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                oslock.lock(descriptor, wait=True)
                 size = _drop_torn_line(descriptor)
                 try:
                     write_all(descriptor, line)

@@ -7,8 +7,6 @@ left to delete. The file's content only says who holds it, for the error that ot
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shlex
@@ -23,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from macpo.errors import RunLockedError, StoreError
+from macpo.store import oslock
 from macpo.store.atomic import make_directory, translate_write_errors, write_all
 
 # How long a locked file is tried again: `lock_holder` holds a shared lock for an instant, and a
@@ -96,17 +95,15 @@ class RunLock:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
+                if oslock.lock(descriptor):
+                    return True
             except OSError as error:
                 raise StoreError(
                     f"cannot lock {self.path}: {error.strerror}; put the run on a disk that knows "
                     "file locks, with another --out"
                 ) from error
-            else:
-                return True
+            if time.monotonic() > deadline:
+                return False
             time.sleep(_PAUSE)
 
     def _forget(self) -> None:
@@ -130,17 +127,16 @@ def lock_holder(path: Path) -> Holder | None:
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check its mode") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StoreError(f"cannot read the lock {path}: {error.strerror}") from error
+        if oslock.lock(descriptor, shared=True):
+            return None
         holder = _read_holder(descriptor)
-        if holder is None:
-            raise RunLockedError(_locked_message(path, None)) from None
-        return holder
+    except OSError as error:
+        raise StoreError(f"cannot read the lock {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return None
+    if holder is None:
+        raise RunLockedError(_locked_message(path, None))
+    return holder
 
 
 def _locked_message(path: Path, holder: Holder | None) -> str:
