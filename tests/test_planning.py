@@ -233,6 +233,31 @@ def test_report_is_json(planned: Planner) -> None:
     assert value["folder"] is None
 
 
+@pytest.mark.parametrize(
+    ("method", "unused", "stage", "agent"),
+    [
+        ("rlaif", {"negative_sft"}, "round-1/weak-b/labels", "weak-b"),
+        ("self-rewarding", {"negative_sft"}, "round-2/student/grades", "student"),
+        ({"name": "macpo", "contrast": False}, set(), "round-1/student/train", "student"),
+        ("confident-loss", {"rounds", "dpo", "negative_sft"}, "init/student/positive", "student"),
+    ],
+)
+def test_judging_and_control_training_are_not_free(
+    home: Path, method: Any, unused: set[str], stage: str, agent: str
+) -> None:
+    read = yaml.safe_load((home / "tiny.yaml").read_text())
+    raw = {key: value for key, value in read.items() if key not in unused}
+    raw["data"]["source"] = str(home / "pairs.jsonl")
+    for section in (raw["student"], *raw["teachers"]):
+        section["model"] = str(home / section["model"])
+
+    found = by_name(plan(RunConfig.model_validate({**raw, "method": method})))[stage]
+
+    assert found.agent == agent
+    assert found.work.tokens > 8 * 8
+    assert found.operations > 10_000 * found.work.tokens  # of a model of some 10,000 weights
+
+
 def test_totals_add_up(planned: Planner) -> None:
     report = planned("rounds=1", "evaluation.answers=0")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from macpo.agents import Policy
+from macpo.agents import Agent, Policy
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
 from macpo.models.chat import PromptTooLong
@@ -20,8 +20,11 @@ from macpo.positives import write_pairs
 from macpo.records import Message, Origin, Pair, Prompt, Response, read_jsonl, write_jsonl
 from macpo.scoring import is_empty, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known, Work
 
 JUDGEMENTS = "judgements.jsonl"
+CHARACTERS_PER_TOKEN = 4
+"""Of English, roughly: what a judge's question adds to what it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,17 @@ class Grade(Stage):
     answers: tuple[Stage, ...]
     question: str
     grades: tuple[str, ...]
+
+    @property
+    def agent(self) -> Agent:
+        """The judge."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read every answer in a question of its own."""
+        asked = len(self.question) / CHARACTERS_PER_TOKEN
+        answers = [a for stage in self.answers for a in known.left_by(stage, self.agent)]
+        return sum((known.reading(self.agent, [a], asked) for a in answers), Work())
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write judgements.jsonl: a score for each answer that is not empty."""
@@ -83,6 +97,16 @@ class Compare(Stage):
     other: Stage
     question: str
     labels: tuple[str, str]
+
+    @property
+    def agent(self) -> Agent:
+        """The judge."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read both answers to every prompt, in two orders."""
+        both = (*known.left_by(self.one, self.agent), *known.left_by(self.other, self.agent))
+        return known.reading(self.agent, both, len(self.question) / CHARACTERS_PER_TOKEN) * 2
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write judgements.jsonl: two scores for each prompt whose answers are not empty."""
@@ -122,6 +146,10 @@ class RankedPairs(Stage):
 
     answers: tuple[Stage, ...]
     judgements: tuple[Stage, ...]
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """Two of the answers to each prompt."""
+        return known.left_by(self.answers[0], reader) * 2
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl; a prompt whose answers are all equally good gives none."""

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from macpo.agents import Agent
 from macpo.records import write_jsonl
 from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
 from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,10 @@ class WorstAnswers(Stage):
 
     answers: tuple[Stage, ...]
     scores: Stage
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """One of the answers to each prompt."""
+        return known.left_by(self.answers[0], reader)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write prompts.jsonl and responses.jsonl, as an answering stage does."""

@@ -8,14 +8,16 @@ the student's answer as it is. `rejected` is the learner's own negative policy's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from macpo.agents import Agent
 from macpo.errors import DataError
 from macpo.likelihood import CompletionScore
 from macpo.records import Pair, Prompt, Response, write_jsonl
 from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
 from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known
 
 Filter = Literal["perplexity", "contrast-mean", "contrast-sum"]
 
@@ -70,6 +72,14 @@ class FilteredPairs(Stage):
     filter: Filter = "perplexity"
     negative_scores: Stage | None = None
 
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """The longest of the positives may win, `top_k` times a prompt."""
+        positives = [a for stage in self.positives for a in known.left_by(stage, reader)]
+        longest = max(positives, key=lambda answers: answers.tokens)
+        (negatives,) = known.left_by(self.negatives, reader)
+        count = longest.count * self.top_k
+        return replace(longest, count=count), replace(negatives, count=count)
+
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl, and filter.jsonl: every candidate's perplexity and who won."""
         scores = read_scores(context.path(self.scores))
@@ -104,6 +114,10 @@ class DirectPairs(Stage):
 
     positives: Stage
     negatives: Stage
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """Both answers to each prompt."""
+        return (*known.left_by(self.positives, reader), *known.left_by(self.negatives, reader))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl."""

@@ -19,6 +19,7 @@ from macpo.likelihood import CompletionScore, PromptGroup
 from macpo.models.chat import Chat
 from macpo.records import Pair, Prompt, Response, read_jsonl, write_jsonl
 from macpo.stage import Stage, StageContext
+from macpo.work import Known, Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,16 @@ class ScoreResponses(Stage):
 
     policy: Policy
     answers: tuple[Stage, ...]
+
+    @property
+    def agent(self) -> Agent:
+        """The policy's."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read every prompt once, with an answer of each."""
+        answers = [a for stage in self.answers for a in known.left_by(stage, self.agent)]
+        return known.reading(self.agent, answers)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write scores.jsonl: one line per scored response."""
@@ -51,6 +62,15 @@ class ScorePairs(Stage):
 
     policy: Policy
     pairs: Stage
+
+    @property
+    def agent(self) -> Agent:
+        """The policy's."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read every prompt once, with both of its answers."""
+        return known.reading(self.agent, known.left_by(self.pairs, self.agent))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write scores.jsonl: one line per scored response."""

@@ -24,6 +24,7 @@ from macpo.config import EngineConfig
 from macpo.progress import ProgressCallback
 from macpo.seeds import digest
 from macpo.store import Artifact, Checkpoints
+from macpo.work import Answers, Known, Work
 
 if TYPE_CHECKING:
     from macpo.policies import PolicyPool  # it needs torch
@@ -42,6 +43,22 @@ class Stage(ABC):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str
+
+    @property
+    def agent(self) -> Agent | None:
+        """Whose model this stage runs; None for a stage that only sorts texts."""
+        return None
+
+    def work(self, known: Known) -> Work:
+        """Reckon the tokens that this stage takes through its agent's model."""
+        return Work()
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """Reckon the answers that this stage leaves to each prompt, in the reader's tokens.
+
+        One entry for a stage that answers, chosen and rejected for one that pairs, none for others.
+        """
+        return ()
 
     @cached_property
     def key(self) -> str:

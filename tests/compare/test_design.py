@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from macpo.compare import Cell, Design, lay_out
+from macpo.compare import Cell, Design, lay_out, plan_comparison
 from macpo.compare.config import CompareConfig
 from macpo.config import RunConfig, check_config, method_name
 from macpo.errors import ConfigError
@@ -354,3 +354,17 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"base\.yaml: no such config file"):
         load_design(path)
+
+
+def test_cells_say_whose_model_every_stage_runs(tmp_path: Path) -> None:
+    methods = {"rlaif": "rlaif", "imitate": {"name": "macpo", "contrast": False}}
+
+    plan = plan_comparison(designed(tmp_path, methods=methods), tmp_path / "out")
+
+    agents = {s.name: s.agent for cell in plan.cells for s in cell.stages if s.kind != "pairs"}
+    assert agents.pop("data") is None
+    assert {agents["round-1/weak-a/labels"], agents["round-1/weak-b/labels"]} == {
+        "weak-a",
+        "weak-b",
+    }
+    assert all(name.split("/")[1] == agent for name, agent in agents.items())

@@ -140,7 +140,6 @@ class _Planner:
     def plan(self, cell: Cell) -> CellPlan:
         """Lay out one cell; what is wrong with its models or data is told in the plan."""
         from macpo.methods import build_plan
-        from macpo.planning.costs import stage_agent
 
         try:
             layout = build_plan(cell.config, self._team(cell.config), self._digest(cell.config))
@@ -148,8 +147,7 @@ class _Planner:
             return CellPlan(cell, fault=one_line(error))
         stages = []
         for stage in layout:
-            agent = stage_agent(stage)
-            name = None if agent is None else agent.name
+            name = None if stage.agent is None else stage.agent.name
             stages.append(CellStage(stage.name, stage.kind, stage.key, name))
         return CellPlan(cell, tuple(stages))
 

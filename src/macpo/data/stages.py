@@ -23,6 +23,7 @@ from macpo.records import (
 )
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known
 
 Split = Literal["teacher", "student", "test"]
 
@@ -87,6 +88,10 @@ class DatasetPairs(Stage):
 
     data: Stage
     split: Split
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """The data's own answers."""
+        return known.labelled(self.split, reader)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl."""

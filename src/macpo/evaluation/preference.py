@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from macpo.agents import Policy
+from macpo.agents import Agent, Policy
 from macpo.data.stages import read_examples
 from macpo.evaluation.answers import measure_answers
 from macpo.likelihood import CompletionScore
 from macpo.records import dataset_response
 from macpo.scoring import encode_group, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
+from macpo.work import Known, Work
 
 METRICS_FILE = "metrics.json"
 
@@ -53,6 +54,15 @@ class Evaluate(Stage):
     policy: Policy
     data: Stage
     answers: Stage | None
+
+    @property
+    def agent(self) -> Agent:
+        """The policy's."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read every pair of the test split."""
+        return known.reading(self.agent, known.labelled("test", self.agent))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write metrics.json."""

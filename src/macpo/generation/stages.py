@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from macpo.agents import Policy
+from macpo.agents import Agent, Policy
 from macpo.config import SamplingConfig
 from macpo.data.stages import Split, read_prompts
 from macpo.generation.local import LocalGenerator
 from macpo.records import Message, Prompt, Response, write_jsonl
 from macpo.scoring import is_empty, read_responses
 from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known, Work
 
 SHARD = 256
 """Prompts answered between two checkpoints. Part of what decides an answer's rounding: fixed."""
@@ -42,6 +43,28 @@ class Respond(Stage):
     system: str = ""
     away_from: Policy | None = None
     strength: float = 0.0
+
+    @property
+    def agent(self) -> Agent:
+        """The policy's."""
+        return self.policy.agent
+
+    def work(self, known: Known) -> Work:
+        """Read the prompts and write the answers; twice, if two policies look at every token."""
+        (answers,) = known.left_by(self, self.agent)
+        lengths = known.lengths[self.agent.name]
+        once = Work(
+            read=answers.count * lengths.prompt,
+            written=answers.count * answers.tokens,
+            at_most=answers.at_most or not lengths.measured,
+        )
+        return once if self.away_from is None else once * 2
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """Reckon with answers as long as they may be."""
+        prompts = known.sizes.prompts[self.split]
+        count = prompts if self.limit is None else min(prompts, self.limit)
+        return (Answers(count, self.sampling.max_new_tokens, at_most=True),)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write prompts.jsonl and responses.jsonl, in the same order."""

@@ -8,7 +8,7 @@ machine the plan is made from their names, and says so.
 | report | `plan`, and the report it returns |
 | recorded | what a run directory already has of the plan |
 | measured | sizes of the splits and lengths of texts, where data and tokenizers are here |
-| costs | tokens, operations and memory of stages, by arithmetic |
+| costs | operations and memory, by arithmetic on what stages say of their work |
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from macpo.methods import Plan
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.models.folders import CONFIG
 from macpo.models.loading import load_tokenizer
-from macpo.planning.costs import Lengths, SplitSizes
 from macpo.planning.recorded import Recorded
 from macpo.records import PreferenceExample, dataset_response
 from macpo.testbed.naming import is_testbed
+from macpo.work import Lengths, SplitSizes
 
 SAMPLE = 48
 """Pairs whose lengths are measured."""

@@ -11,12 +11,11 @@ from typing import Literal
 
 from macpo.errors import DamagedError
 from macpo.execution.local import JOURNAL_FILE
-from macpo.generation.stages import Respond
 from macpo.methods import Plan
-from macpo.planning.costs import Answers
 from macpo.runner import STORE_FOLDER
 from macpo.stage import Stage
 from macpo.store import Manifest, read_journal, read_manifest
+from macpo.work import Answers
 
 StageState = Literal["done", "damaged", "to run"]
 
@@ -61,11 +60,10 @@ class Recorded:
         """Return what finished answering stages left, by stage key."""
         found = {}
         for stage in self._stages:
-            if isinstance(stage, Respond) and self._states[stage.key] == "done":
-                meta = self._manifests[stage.key].fields["meta"]
-                count = meta["responses"]
-                mean = meta["tokens"] / count if count else 0.0
-                found[stage.key] = Answers(count, mean, at_most=False)
+            if self._states[stage.key] == "done":
+                answers = Answers.recorded(self._manifests[stage.key].fields["meta"])
+                if answers is not None:
+                    found[stage.key] = answers
         return found
 
     def _look(self, stage: Stage) -> StageState:

@@ -13,20 +13,11 @@ from macpo.config import RunConfig
 from macpo.data.stages import content_digest
 from macpo.methods import Plan, build_plan
 from macpo.models.loading import parameter_count
-from macpo.planning.costs import (
-    Lengths,
-    Memory,
-    SplitSizes,
-    Work,
-    WorkEstimator,
-    flops,
-    memory,
-    model_shape,
-    stage_agent,
-)
+from macpo.planning.costs import Memory, flops, memory, model_shape
 from macpo.planning.measured import find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
 from macpo.runner import read_resolved
+from macpo.work import Known, Lengths, SplitSizes, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +109,8 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     lengths = {agent.name: measure_lengths(agent, splits) for agent in team.agents}
     _note_missing(lengths, team, notes)
     agents = {agent.name: _agent_plan(config, agent) for agent in team.agents}
-    estimator = None if sizes is None else WorkEstimator(sizes, lengths, recorded.answers())
-    stages = _stage_plans(layout, recorded, estimator, agents)
+    known = None if sizes is None else Known(sizes, lengths, recorded.answers())
+    stages = _stage_plans(layout, recorded, known, agents)
     gflops = _speed(resolved, dtype)
     pace = _pace(stages)
     return PlanReport(
@@ -210,14 +201,14 @@ def _agent_plan(config: RunConfig, agent: Agent) -> AgentPlan:
 def _stage_plans(
     layout: Plan,
     recorded: Recorded,
-    estimator: WorkEstimator | None,
+    known: Known | None,
     agents: Mapping[str, AgentPlan],
 ) -> list[StagePlan]:
     """Describe the stages; of time only what is recorded."""
     found = []
     for stage in layout:
-        agent = stage_agent(stage)
-        work = None if estimator is None else estimator.work(stage)
+        agent = stage.agent
+        work = None if known is None else stage.work(known)
         parameters = None if agent is None else agents[agent.name].parameters
         operations: float | None = None
         if agent is None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from macpo.agents import Policy
+from macpo.agents import Agent, Policy
 from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
 from macpo.data.stages import read_examples
 from macpo.errors import DataError
@@ -32,6 +32,7 @@ from macpo.training.objectives import (
     Objective,
     SFTObjective,
 )
+from macpo.work import Known, Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,17 @@ class SFTOnDataset(Stage):
     side: Literal["chosen", "rejected"]
     config: SFTConfig | NegativeSFTConfig
     seed: int
+
+    @property
+    def agent(self) -> Agent:
+        """Who learns."""
+        return self.start.agent
+
+    def work(self, known: Known) -> Work:
+        """Train on one side of every pair, in every epoch."""
+        chosen, rejected = known.labelled(self.split, self.agent)
+        answers = chosen if self.side == "chosen" else rejected
+        return known.training(self.agent, [answers], self.config.epochs)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
@@ -65,6 +77,16 @@ class SFTOnAnswers(Stage):
     config: SFTConfig | NegativeSFTConfig
     seed: int
 
+    @property
+    def agent(self) -> Agent:
+        """Who learns."""
+        return self.start.agent
+
+    def work(self, known: Known) -> Work:
+        """Train on every answer, in every epoch."""
+        answers = known.left_by(self.answers, self.agent)
+        return known.training(self.agent, answers, self.config.epochs)
+
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
         return _sft(self, read_answered(context.path(self.answers)), context)
@@ -83,6 +105,16 @@ class ConfidentSFT(Stage):
     weight: float
     warmup: float
     threshold: float
+
+    @property
+    def agent(self) -> Agent:
+        """Who learns."""
+        return self.start.agent
+
+    def work(self, known: Known) -> Work:
+        """Train on every answer, in every epoch."""
+        answers = known.left_by(self.answers, self.agent)
+        return known.training(self.agent, answers, self.config.epochs)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
@@ -107,6 +139,16 @@ class SFTOnPairs(Stage):
     config: DPOConfig
     seed: int
 
+    @property
+    def agent(self) -> Agent:
+        """Who learns."""
+        return self.start.agent
+
+    def work(self, known: Known) -> Work:
+        """Train on every chosen answer, in every epoch."""
+        chosen, _ = known.left_by(self.pairs, self.agent)
+        return known.training(self.agent, [chosen], self.config.epochs)
+
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
         pairs = read_pairs(context.path(self.pairs))
@@ -128,6 +170,16 @@ class TrainDPO(Stage):
     reference_scores: Stage
     config: DPOConfig
     seed: int
+
+    @property
+    def agent(self) -> Agent:
+        """Who learns."""
+        return self.start.agent
+
+    def work(self, known: Known) -> Work:
+        """Train on both answers of every pair, in every epoch."""
+        both = known.left_by(self.pairs, self.agent)
+        return known.training(self.agent, both, self.config.epochs)
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
