@@ -12,6 +12,7 @@ from typing import Any
 
 from macpo.agents import Agent, Policy
 from macpo.errors import MacpoError, ModelError, StoreError
+from macpo.metrics import in_order
 from macpo.policies import WEIGHTS_FILE, PolicyPool
 from macpo.store import new_directory, read_manifest
 from macpo.store.atomic import remove_tree
@@ -97,7 +98,9 @@ def model_card(
     agent = policy.agent
     kind = f"LoRA rank {agent.tuning.rank}" if agent.tuning.kind == "lora" else "full fine-tuning"
     library = "peft" if agent.tuning.kind == "lora" else "transformers"
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
+    rows = "\n".join(
+        f"| {m.title} (`{m.name}`) | {m.format(metrics[m.name])} |" for m in in_order(metrics)
+    )
     return f"""---
 base_model: {json.dumps(base_reference(agent))}
 library_name: {library}

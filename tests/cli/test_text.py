@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from macpo.report.text import format_count, format_seconds, percent, plain_line, plural, shorten
+from macpo.report.text import format_count, format_seconds, plain_line, plural, shorten
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,6 @@ def test_large_numbers(number: float, shown: str) -> None:
     assert format_count(number) == shown
 
 
-def test_shares_and_plurals() -> None:
-    assert percent(0.625) == "62.5 %"
+def test_plurals() -> None:
     assert plural(1, "stage") == "1 stage"
     assert plural(1200, "stage") == "1,200 stages"

@@ -17,6 +17,7 @@ from macpo.runner import run
 from macpo.scoring import read_pairs
 from macpo.testbed import bases, judge
 from macpo.testbed.bases import Recipe
+from tests.test_metrics import assert_known
 from tests.test_resume import Quiet
 
 
@@ -85,6 +86,7 @@ def test_run_is_scored_by_the_oracle(tiny_base: str, tmp_path: Path) -> None:
     found = {(row.policy, row.round) for row in result.metrics if row.metric == "oracle_score"}
     assert found == {("student", 0), ("student", 1), ("a", 0), ("a", 1)}
     assert all(0 <= row.value <= 1 for row in result.metrics if row.metric == "oracle_score")
+    assert_known(result.metrics)
     stage = result.folder / "stages" / "round-1" / "student" / "oracle"
     assert len(list(read_jsonl(stage / "verdicts.jsonl"))) == 8
     summary = json.loads((stage / "summary.json").read_text())

@@ -28,7 +28,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -38,8 +38,8 @@ from macpo.config.loading import read_mapping
 from macpo.config.sections import AGENT_NAME
 from macpo.config.values import CountOrZero, Text, shown, shown_key
 from macpo.errors import ConfigError
+from macpo.metrics import Better
 
-Direction = Literal["higher", "lower", "neither"]
 Changes = dict[str, Any]
 
 DEFAULT_SETTING = "default"
@@ -91,7 +91,7 @@ class CompareConfig(Section):
     settings: Annotated[
         dict[str, Changes], Field(min_length=1, default_factory=lambda: {DEFAULT_SETTING: {}})
     ]
-    metrics: Annotated[dict[str, Direction], Field(min_length=1)] | None = None
+    metrics: Annotated[dict[str, Better], Field(min_length=1)] | None = None
 
     @field_validator("name")
     @classmethod

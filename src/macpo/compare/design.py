@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from macpo.compare.config import (
     Changes,
     CompareConfig,
-    Direction,
     MethodEntry,
     fault_list,
     find_base,
@@ -25,6 +24,7 @@ from macpo.config import method_name as name_of
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_paths
 from macpo.config.reading import apply_override
+from macpo.metrics import Better
 from macpo.seeds import canonical_json
 
 TEACHERS = "teachers"
@@ -62,7 +62,7 @@ class Design:
     seeds: tuple[int, ...]
     against: str
     ceiling: str | None
-    metrics: Mapping[str, Direction] | None
+    metrics: Mapping[str, Better] | None
     cells: tuple[Cell, ...]
 
     def folder_of(self, cell: Cell) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macpo.compare.comparison import Comparison
 from macpo.compare.folder import FIGURES
 from macpo.compare.results import STUDENT, SummaryRow
-from macpo.compare.table import title
+from macpo.metrics import metric
 from macpo.store import translate_write_errors
 from macpo.store.atomic import make_directory, remove_tree
 
@@ -54,13 +54,13 @@ def draw_figures(comparison: Comparison, policy: str = STUDENT) -> list[Path]:
     remove_tree(folder)
     make_directory(folder)
     written = []
-    for metric in comparison.results.metrics(policy):
-        name = re.sub(r"[^A-Za-z0-9_.-]", "-", metric)
-        drawn = {name: _over_rounds(comparison, policy, metric)}
+    for name in comparison.results.metrics(policy):
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+        drawn = {stem: _over_rounds(comparison, policy, name)}
         if len(comparison.design.settings) > 1:
-            drawn[f"{name}-settings"] = _over_settings(comparison, policy, metric)
-        for stem, figure in drawn.items():
-            path = folder / f"{stem}.png"
+            drawn[f"{stem}-settings"] = _over_settings(comparison, policy, name)
+        for file, figure in drawn.items():
+            path = folder / f"{file}.png"
             image = io.BytesIO()
             figure.savefig(image, format="png", dpi=150)
             with translate_write_errors(path):
@@ -69,7 +69,7 @@ def draw_figures(comparison: Comparison, policy: str = STUDENT) -> list[Path]:
     return written
 
 
-def _over_rounds(comparison: Comparison, policy: str, metric: str) -> Figure:
+def _over_rounds(comparison: Comparison, policy: str, name: str) -> Figure:
     """Draw a metric round by round, one panel a setting."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -79,14 +79,14 @@ def _over_rounds(comparison: Comparison, policy: str, metric: str) -> Figure:
     rows = math.ceil(len(settings) / columns)
     figure = Figure(figsize=(PANEL[0] * columns + 1.8, PANEL[1] * rows), layout="constrained")
     panels: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    last = max((row.round for row in comparison.results.rows if row.metric == metric), default=0)
+    last = max((row.round for row in comparison.results.rows if row.metric == name), default=0)
     methods = comparison.design.methods
     band = BAND if len(methods) < 5 else BAND_OF_MANY
     for place, setting in enumerate(settings):
         panel = panels.flat[place]
         for number, method in enumerate(methods):
             line = [
-                comparison.results.at(setting, method, policy, metric, t) for t in range(last + 1)
+                comparison.results.at(setting, method, policy, name, t) for t in range(last + 1)
             ]
             _draw_line(panel, number, method, line, band)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -96,7 +96,7 @@ def _over_rounds(comparison: Comparison, policy: str, metric: str) -> Figure:
     for panel in panels.flat[len(settings) :]:
         panel.set_visible(False)
     figure.supxlabel("round (0: after initialisation)")
-    figure.supylabel(f"{title(metric)}, {policy}")
+    figure.supylabel(f"{metric(name).title}, {policy}")
     _add_legend(figure, panels.flat)
     return figure
 
@@ -126,7 +126,7 @@ def _draw_line(
         panel.plot([rounds[-1], end], [means[-1], means[-1]], **flat)
 
 
-def _over_settings(comparison: Comparison, policy: str, metric: str) -> Figure:
+def _over_settings(comparison: Comparison, policy: str, name: str) -> Figure:
     """Draw each method's last round, setting by setting."""
     from matplotlib.figure import Figure
 
@@ -135,7 +135,7 @@ def _over_settings(comparison: Comparison, policy: str, metric: str) -> Figure:
     figure = Figure(figsize=(width, PANEL[1]), layout="constrained")
     panel = figure.subplots()
     for number, method in enumerate(methods):
-        found = [comparison.results.at(s, method, policy, metric) for s in settings]
+        found = [comparison.results.at(s, method, policy, name) for s in settings]
         points = [(x, row.value) for x, row in enumerate(found) if row is not None and row.value]
         if not points:
             continue
@@ -153,7 +153,7 @@ def _over_settings(comparison: Comparison, policy: str, metric: str) -> Figure:
     turned = sum(map(len, settings)) > 40
     panel.set_xticks(range(len(settings)), settings, rotation=30 if turned else 0)
     panel.set_xlabel("setting")
-    panel.set_ylabel(f"{title(metric)}, {policy}")
+    panel.set_ylabel(f"{metric(name).title}, {policy}")
     _add_legend(figure, [panel])
     return figure
 

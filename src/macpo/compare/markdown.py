@@ -11,7 +11,8 @@ from pathlib import Path
 from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS
 from macpo.compare.results import STUDENT
-from macpo.compare.table import cell_text, legend_lines, note_lines, saving_lines, title
+from macpo.compare.table import cell_text, legend_lines, note_lines, saving_lines
+from macpo.metrics import metric
 from macpo.report.text import plain_line
 from macpo.store import write_text_atomic
 
@@ -39,10 +40,10 @@ def markdown_lines(comparison: Comparison) -> Iterator[str]:
             continue
         yield from ("", f"## {policy}, last round", "")
         yield from _last_round(comparison, policy, metrics)
-        for metric in metrics:
-            rows = list(_each_round(comparison, policy, metric))
+        for name in metrics:
+            rows = list(_each_round(comparison, policy, name))
             if rows:
-                yield from ("", f"## {policy}, each round: {title(metric)}", "", *rows)
+                yield from ("", f"## {policy}, each round: {metric(name).title}", "", *rows)
     yield from ("", *(f"- {line}" for line in legend_lines(comparison, STUDENT, None)))
     yield from (f"- {line}" for line in note_lines(comparison, STUDENT))
     for failure in comparison.failures:
@@ -53,20 +54,20 @@ def markdown_lines(comparison: Comparison) -> Iterator[str]:
 
 def _last_round(comparison: Comparison, policy: str, metrics: Sequence[str]) -> Iterator[str]:
     """Yield a table of all metrics: a row for each method of each setting."""
-    yield _row(["", "round", "seeds", *(title(metric) for metric in metrics)])
+    yield _row(["", "round", "seeds", *(metric(name).title for name in metrics)])
     yield _row(["---"] * (3 + len(metrics)))
     for setting, method in _cells(comparison):
         done, _ = comparison.seeds_of(setting, method)
-        found = [comparison.results.at(setting, method, policy, m) for m in metrics]
+        found = [comparison.results.at(setting, method, policy, name) for name in metrics]
         last = max((row.round for row in found if row is not None), default="-")
         label = _label(comparison, setting, method)
         yield _row([label, str(last), str(done), *(cell_text(row, done) for row in found)])
 
 
-def _each_round(comparison: Comparison, policy: str, metric: str) -> Iterator[str]:
+def _each_round(comparison: Comparison, policy: str, name: str) -> Iterator[str]:
     """Yield a table of one metric: a column for each round; nothing if there is only one."""
     results = comparison.results
-    rounds = [r.round for r in results.rows if (r.policy, r.metric) == (policy, metric)]
+    rounds = [r.round for r in results.rows if (r.policy, r.metric) == (policy, name)]
     if not rounds or max(rounds) == 0:
         return
     yield _row(["", *map(str, range(max(rounds) + 1))])
@@ -75,7 +76,7 @@ def _each_round(comparison: Comparison, policy: str, metric: str) -> Iterator[st
         done, _ = comparison.seeds_of(setting, method)
         texts = []
         for t in range(max(rounds) + 1):
-            row = results.at(setting, method, policy, metric, t)
+            row = results.at(setting, method, policy, name, t)
             texts.append("" if row is None or row.round != t else cell_text(row, done))
         yield _row([_label(comparison, setting, method), *texts])
 

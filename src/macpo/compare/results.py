@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from macpo.compare.config import Direction
 from macpo.compare.design import TEACHERS, Cell, Design
 from macpo.compare.stats import (
     Estimate,
@@ -21,32 +20,12 @@ from macpo.compare.stats import (
     paired_difference,
     performance_gap_recovered,
 )
+from macpo.metrics import PGR, Better, in_order, metric
 
 if TYPE_CHECKING:
     from macpo.runner import MetricRow
 
 STUDENT = "student"
-PGR = "pgr_"
-DIRECTIONS: dict[str, Direction] = {
-    "preference_accuracy": "higher",
-    "gold_perplexity": "lower",
-    "oracle_score": "higher",
-    "oracle_helpfulness": "higher",
-    "oracle_harmlessness": "higher",
-    "oracle_virtues": "higher",
-    "oracle_rare_virtues": "higher",
-    "oracle_common_vices": "lower",
-    "oracle_exact_content": "higher",
-    "oracle_completeness": "higher",
-}
-"""Which way is better, of metrics that a compare file does not list; the others: neither."""
-
-HIDDEN = ("train_", "chosen_", "rejected_", PGR)
-"""Beginnings of metrics that only a compare file's `metrics` brings into tables ..."""
-SHOWN_GAPS = tuple(
-    PGR + name for name in ("preference_accuracy", "oracle_helpfulness", "oracle_harmlessness")
-)
-"""... but for these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +124,21 @@ def gap_rows(rows: Sequence[Row], design: Design) -> list[Row]:
     found = []
     for row in rows:
         place = (row.setting, row.seed, row.metric)
-        way = direction(row.metric, design)
-        if row.policy != STUDENT or row.method == design.ceiling or way == "neither":
+        better = better_of(row.metric, design)
+        if row.policy != STUDENT or row.method == design.ceiling or better == "neither":
             continue
         if row.value is None or place not in ceilings or place not in teachers:
             continue
         gap = performance_gap_recovered(
-            row.value, teachers[place], ceilings[place], higher_is_better=way == "higher"
+            row.value, teachers[place], ceilings[place], higher_is_better=better == "higher"
         )
         found.append(_replaced(row, PGR + row.metric, gap))
     return found
 
 
-def direction(metric: str, design: Design) -> Direction:
-    """Say which way is better."""
-    return (design.metrics or {}).get(metric) or DIRECTIONS.get(metric, "neither")
+def better_of(name: str, design: Design) -> Better:
+    """Say which way is better: what the compare file says of a metric counts first."""
+    return (design.metrics or {}).get(name) or metric(name).better
 
 
 class Results:
@@ -181,17 +160,16 @@ class Results:
         return [*names, *([TEACHERS] if any(r.policy == TEACHERS for r in self.rows) else [])]
 
     def metrics(self, policy: str) -> list[str]:
-        """Return the metrics to show of a policy: those that the design lists, else all.
+        """Return the metrics to show of a policy: those that the design lists, else what is known.
 
-        Of all, those with a better side come first.
+        Else those with a better side come first, and gaps recovered last.
         """
         measured = dict.fromkeys(row.metric for row in self.rows if row.policy == policy)
         if self.design.metrics is not None:
-            return [metric for metric in self.design.metrics if metric in measured]
-        first = [metric for metric in DIRECTIONS if metric in measured]
-        rest = [m for m in measured if m not in DIRECTIONS and not m.startswith(HIDDEN)]
-        shown = [*first, *rest]
-        return [*shown, *(gap for gap in SHOWN_GAPS if gap in measured)]
+            return [name for name in self.design.metrics if name in measured]
+        shown = [found for found in in_order(measured) if found.shown != "named"]
+        shown.sort(key=lambda found: (found.name.startswith(PGR), found.better == "neither"))
+        return [found.name for found in shown]
 
     def at(
         self, setting: str, method: str, policy: str, metric: str, t: int | None = None

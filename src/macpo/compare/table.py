@@ -13,11 +13,11 @@ from rich.text import Text
 
 from macpo.compare.comparison import Comparison, Saving
 from macpo.compare.design import TEACHERS, Design
-from macpo.compare.results import PGR, STUDENT, SummaryRow
+from macpo.compare.results import STUDENT, SummaryRow
 from macpo.compare.stages import ComparePlan
 from macpo.compare.stats import Estimate
 from macpo.errors import ConfigError
-from macpo.report.result import METRICS as TITLES
+from macpo.metrics import metric
 from macpo.report.text import format_seconds, plain_line, plural
 
 ABOVE, BELOW = "↑", "↓"
@@ -83,8 +83,8 @@ def _table(
     table.add_column("", no_wrap=True)
     table.add_column("round", justify="right")
     table.add_column("seeds", justify="right", no_wrap=True)
-    for metric in metrics:
-        table.add_column(title(metric), justify="right", max_width=CELL_WIDTH)
+    for name in metrics:
+        table.add_column(metric(name).title, justify="right", max_width=CELL_WIDTH)
     several = len(comparison.design.settings) > 1
     for setting in comparison.design.settings:
         if several:
@@ -94,7 +94,7 @@ def _table(
             done, planned = comparison.seeds_of(setting, method)
             if not planned:
                 continue
-            found = [comparison.results.at(setting, method, policy, m, t) for m in metrics]
+            found = [comparison.results.at(setting, method, policy, name, t) for name in metrics]
             seeds = str(done) if done == planned else f"{done} of {planned}"
             rounds = [row.round for row in found if row is not None]
             table.add_row(
@@ -130,13 +130,6 @@ def format_estimate(value: Estimate) -> str:
     return f"{value.mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
-def title(metric: str) -> str:
-    """Return what stands above a metric's column."""
-    if metric.startswith(PGR):
-        return f"PGR of {title(metric.removeprefix(PGR))}"
-    return TITLES.get(metric, metric.replace("_", " "))
-
-
 def _names(comparison: Comparison) -> list[str]:
     return [f"  {label}" for label in (*comparison.design.settings, *comparison.design.methods)]
 
@@ -159,10 +152,10 @@ def legend_lines(comparison: Comparison, policy: str, t: int | None) -> Iterator
 def note_lines(comparison: Comparison, policy: str) -> Iterator[str]:
     """Say what is not there."""
     design, results = comparison.design, comparison.results
-    for metric in design.metrics or ():
-        if results.rows and metric not in results.metrics(policy):
+    for name in design.metrics or ():
+        if results.rows and name not in results.metrics(policy):
             measured = dict.fromkeys(row.metric for row in results.rows if row.policy == policy)
-            yield f"note: no {metric} was measured of {policy}; there are {', '.join(measured)}"
+            yield f"note: no {name} was measured of {policy}; there are {', '.join(measured)}"
     shown = results.metrics(policy)
     gaps = [row.value for row in results.rows if row.policy == policy and row.metric in shown]
     undefined = sum(value is None for value in gaps)

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from macpo.report.text import format_count, format_seconds, percent, plain_line, plural
+from macpo.metrics import metric
+from macpo.report.text import format_count, format_seconds, plain_line, plural
 
 if TYPE_CHECKING:
     from macpo.stage import Stage
@@ -272,10 +273,8 @@ def _pair_numbers(meta: Mapping[str, Any], _: float) -> str:
 
 
 def _evaluation_numbers(meta: Mapping[str, Any], _: float) -> str:
-    parts = [
-        f"preference accuracy {percent(meta['preference_accuracy'])}",
-        f"gold perplexity {meta['gold_perplexity']:.4g}",
-    ]
+    shown = map(metric, ("preference_accuracy", "gold_perplexity"))
+    parts = [f"{m.title} {m.format(meta[m.name])}" for m in shown]
     if "answer_tokens" in meta:
         parts.append(f"answers of {meta['answer_tokens']:.0f} tokens")
     return ", ".join(parts)

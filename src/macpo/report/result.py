@@ -13,31 +13,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from macpo.metrics import Metric, in_order
 from macpo.records import Prompt, read_jsonl
 from macpo.report.console import stdout_console
-from macpo.report.text import percent, plural, shorten
+from macpo.report.text import plural, shorten
 
 if TYPE_CHECKING:
     from macpo.runner import RunResult
-
-METRICS = {
-    "preference_accuracy": "preference accuracy",
-    "gold_perplexity": "gold perplexity",
-    "answer_tokens": "tokens in an answer",
-    "answer_repetition": "repetition in an answer",
-    "answer_copying": "copying from the prompt",
-    "oracle_helpfulness": "helpfulness (oracle)",
-    "oracle_harmlessness": "harmlessness (oracle)",
-    "oracle_exact_content": "exact content (oracle)",
-    "oracle_virtues": "virtues (oracle)",
-    "oracle_rare_virtues": "rare virtues (oracle)",
-    "oracle_common_vices": "common vices (oracle)",
-    "oracle_kinds": "distinct kinds of answers",
-}
-"""Metrics that are shown, by their name in metrics.jsonl."""
-
-SHARES = frozenset(METRICS) - {"gold_perplexity", "answer_tokens", "oracle_kinds"}
-"""Those that are numbers from 0 to 1."""
 
 STUDENT = "student"
 SHOWN_ANSWERS = 3
@@ -78,20 +60,19 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> 
     values = {(row["metric"], row["policy"], row["round"]): row["value"] for row in rows}
     agents = list(dict.fromkeys(row["policy"] for row in rows))
     rounds = sorted({row["round"] for row in rows})
-    titles = {
-        name: title for name, title in METRICS.items() if any(m == name for m, _, _ in values)
-    }
-    room = max(2, (width - max(map(len, [*agents, *titles.values()]), default=0)) // COLUMN_WIDTH)
+    metrics = [m for m in in_order(m for m, _, _ in values) if m.shown == "everywhere"]
+    names = [*agents, *(metric.title for metric in metrics)]
+    room = max(2, (width - max(map(len, names), default=0)) // COLUMN_WIDTH)
     shown = rounds if len(rounds) <= room else [rounds[0], *rounds[len(rounds) - room + 1 :]]
     table = Table(caption=_caption(pairs, rounds, shown), caption_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for number in shown:
         table.add_column(f"round {number}" if number else "before", justify="right", no_wrap=True)
-    for metric, title in titles.items():
+    for metric in metrics:
         table.add_section()
-        table.add_row(Text(title, style="bold"))
+        table.add_row(Text(metric.title, style="bold"))
         for agent in agents:
-            cells = (values.get((metric, agent, number)) for number in shown)
+            cells = (values.get((metric.name, agent, number)) for number in shown)
             table.add_row(Text(f"  {agent}"), *(_cell(metric, value) for value in cells))
     return table
 
@@ -171,9 +152,5 @@ def _caption(pairs: int, rounds: Sequence[int], shown: Sequence[int]) -> Text:
     return Text(text, style="dim")
 
 
-def _cell(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if metric in SHARES:
-        return percent(value)
-    return f"{value:.1f}" if metric == "answer_tokens" else f"{value:.4g}"
+def _cell(metric: Metric, value: float | None) -> str:
+    return "-" if value is None else metric.format(value)

@@ -67,11 +67,6 @@ def format_count(number: float) -> str:
     return f"{number:.2e}{UNITS[-1]}"
 
 
-def percent(share: float) -> str:
-    """Write a share of one, such as an accuracy: `62.5 %`."""
-    return f"{100 * share:.1f} %"
-
-
 def plural(number: int, noun: str) -> str:
     """Write a number with its noun: `1 stage`, `1,200 stages`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ from macpo.records import write_jsonl
 from macpo.scoring import read_pairs, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 from macpo.testbed.dataset import WORLD_VERSION
+from macpo.testbed.metrics import OF_CHOSEN, OF_REJECTED, ORACLE
 from macpo.testbed.oracle import judge
 from macpo.testbed.summary import summarise
 
@@ -45,7 +46,7 @@ class OracleScores(Stage):
         summary = summarise(verdicts).to_json()
         _write(context, "summary.json", summary)
         metrics = {
-            f"oracle_{name}": value
+            f"{ORACLE}{name}": value
             for name, value in summary.items()
             if name not in ("answers", "families") and value is not None
         }
@@ -67,9 +68,9 @@ class PairsOracle(Stage):
         pairs = read_pairs(context.path(self.pairs))
         chosen = summarise([judge(p.prompt, p.chosen.text) for p in pairs]).to_json()
         rejected = summarise([judge(p.prompt, p.rejected.text) for p in pairs]).to_json()
-        names = ("score", "virtues", "rare_virtues", "common_vices", "exact_content", "kinds")
-        metrics = {f"chosen_{name}": chosen[name] for name in names if chosen[name] is not None}
-        metrics["rejected_score"] = rejected["score"]
+        metrics = {f"chosen_{name}": chosen[name] for name in OF_CHOSEN}
+        metrics |= {f"rejected_{name}": rejected[name] for name in OF_REJECTED}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         _write(context, METRICS_FILE, metrics)
         return metrics
 

@@ -1,0 +1,236 @@
+"""What is known of each metric: its title, unit, which way is better, how it is written.
+
+Every table, figure and file asks here, so that a metric is called and written alike everywhere:
+
+    metric("preference_accuracy").format(0.625)     # '62.5 %'
+    metric("pgr_oracle_score").title                # 'PGR of score (oracle)'
+    metric("my_own")                                # nobody registered it: told from its name
+
+A plugin registers the metrics that its evaluators write (see `macpo.plugins`):
+
+    register_metric(Metric("politeness", "politeness", "share", better="higher"))
+
+Names with a prefix of `PREFIXES` need no registration: what is known of them follows from the
+metric that is named after the prefix.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+Better = Literal["higher", "lower", "neither"]
+Shown = Literal["everywhere", "comparisons", "named"]
+
+PGR = "pgr_"
+"""Beginning of the performance gap recovered in a metric, see `macpo.compare.stats`."""
+
+SHARE, TOKENS, PERPLEXITY, COUNT, NATS, NUMBER = (
+    *("share", "tokens", "perplexity", "count"),
+    *("nats", "number"),
+)
+"""Units that are known here; a metric may have any other, and is then written as a number."""
+
+RANGES = {
+    SHARE: (0.0, 1.0),
+    TOKENS: (0.0, math.inf),
+    PERPLEXITY: (1.0, math.inf),
+    COUNT: (0.0, math.inf),
+}
+"""The least and the greatest value that is possible, by unit; of other units any value is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is known of a metric.
+
+    Attributes:
+        name: what it is called in metrics.jsonl.
+        title: what people read.
+        unit: "share" (of one; written in percent), "tokens", "perplexity", "count", "nats", or
+            any other word.
+        better: which way is better; "neither" where it depends.
+        shown: "everywhere": in the result of a run too; "comparisons": in the tables and figures
+            of a comparison; "named": only where a compare file's `metrics` names it.
+        gap: whether a comparison shows the performance gap recovered in it.
+        meaning: one phrase for the documentation.
+
+    Raises:
+        ValueError: `better` or `shown` is none of its values.
+    """
+
+    name: str
+    title: str
+    unit: str = NUMBER
+    better: Better = "neither"
+    shown: Shown = "everywhere"
+    gap: bool = False
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        for field, value, valid in (
+            ("better", self.better, get_args(Better)),
+            ("shown", self.shown, get_args(Shown)),
+        ):
+            if value not in valid:
+                known = ", ".join(valid)
+                raise ValueError(f"metric {self.name}: {field} is {value!r}; write one of {known}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value that is possible."""
+        return RANGES.get(self.unit, (-math.inf, math.inf))
+
+    def format(self, value: float) -> str:
+        """Write a value for people: `62.5 %`, `31.3`, `12.35`."""
+        if self.unit == SHARE:
+            return f"{100 * value:.1f} %"
+        return f"{value:.1f}" if self.unit == TOKENS else f"{value:.4g}"
+
+
+PREFIXES = {
+    PGR: "PGR of {}",
+    "train_": "{} in training",
+    "chosen_": "{} of chosen answers",
+    "rejected_": "{} of rejected answers",
+}
+"""Beginnings of names, with the title that they make of another metric's."""
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric) -> None:
+    """Add a metric.
+
+    Raises:
+        ValueError: another one has that name.
+    """
+    known = _METRICS.setdefault(metric.name, metric)
+    if known != metric:
+        raise ValueError(
+            f"metric {metric.name} is registered already, as {known.title!r}; give it another name"
+        )
+
+
+def metric(name: str) -> Metric:
+    """Return what is known of a metric, also of one that nobody registered."""
+    found = _find(name)
+    if found is not None:
+        return found
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return derive(metric(name.removeprefix(prefix)), prefix)
+    return Metric(name, name.replace("_", " "))
+
+
+def derive(base: Metric, prefix: str) -> Metric:
+    """Return what a prefix of `PREFIXES` makes of a metric."""
+    found = replace(
+        base,
+        name=prefix + base.name,
+        title=PREFIXES[prefix].format(base.title),
+        better="neither",
+        shown="named",
+        gap=False,
+        meaning="",
+    )
+    if prefix != PGR:
+        return found
+    shown: Shown = "comparisons" if base.gap else "named"
+    return replace(found, unit=NUMBER, better="higher", shown=shown)
+
+
+def is_registered(name: str) -> bool:
+    """Tell whether a metric is known, by its own name or after a prefix."""
+    bases = (name.removeprefix(p) for p in PREFIXES if name.startswith(p))
+    return _find(name) is not None or any(_find(base) is not None for base in bases)
+
+
+def registered() -> tuple[Metric, ...]:
+    """Return all metrics that were registered, macpo's own first: the order of every table."""
+    _load_plugins()
+    return tuple(_METRICS.values())
+
+
+def in_order(names: Iterable[str]) -> list[Metric]:
+    """Return metrics in the order of tables: as they were registered, then the others as given."""
+    asked = dict.fromkeys(names)
+    known = [known for known in registered() if known.name in asked]
+    own = {known.name for known in known}
+    return [*known, *(metric(name) for name in asked if name not in own)]
+
+
+def _find(name: str) -> Metric | None:
+    if name not in _METRICS:
+        _load_plugins()
+    return _METRICS.get(name)
+
+
+def _load_plugins() -> None:
+    importlib.import_module("macpo.testbed.metrics")
+
+
+for _metric in (
+    Metric(
+        "preference_accuracy",
+        "preference accuracy",
+        SHARE,
+        better="higher",
+        gap=True,
+        meaning="share of test pairs whose chosen answer has the higher mean log-probability per "
+        "token",
+    ),
+    Metric(
+        "gold_perplexity",
+        "gold perplexity",
+        PERPLEXITY,
+        better="lower",
+        meaning="perplexity of the chosen answers of the test pairs, over all their tokens",
+    ),
+    Metric(
+        "answer_tokens",
+        "tokens in an answer",
+        TOKENS,
+        meaning="mean length of its answers to test prompts",
+    ),
+    Metric(
+        "answers_finished",
+        "answers that ended",
+        SHARE,
+        shown="comparisons",
+        meaning="share of its answers that ended by themselves",
+    ),
+    Metric(
+        "answer_repetition",
+        "repetition in an answer",
+        SHARE,
+        meaning="mean share of an answer's token 4-grams that stood earlier in the same answer "
+        "(seq-rep-4, arXiv 1908.04319)",
+    ),
+    Metric(
+        "answer_copying",
+        "copying from the prompt",
+        SHARE,
+        meaning="mean share of an answer's token 4-grams that stand in its prompt: in earlier "
+        "turns or in a system prompt of the chat template",
+    ),
+    Metric(
+        "train_loss",
+        "training loss",
+        NATS,
+        shown="named",
+        meaning="mean loss over the round's last steps",
+    ),
+    Metric(
+        "train_margin",
+        "training margin",
+        NATS,
+        shown="named",
+        meaning="mean DPO margin over the round's last steps: beta times the log-ratio of chosen "
+        "and rejected, against the reference",
+    ),
+):
+    register_metric(_metric)
