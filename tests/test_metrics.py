@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,26 @@ def test_registered_metrics_say_what_they_mean() -> None:
     assert [found.name for found in registered() if not found.meaning] == []
     titles = [found.title for found in registered()]
     assert len(set(titles)) == len(titles)
+
+
+def test_documentation_lists_the_registered_metrics() -> None:
+    page = Path(__file__).parents[1] / "docs" / "compare.md"
+    section = (
+        page.read_text(encoding="utf-8").partition("## The metrics\n")[2].partition("\n## ")[0]
+    )
+    sides = ("chosen_", "rejected_")
+    rows = [
+        f"| `{m.name}` | {m.unit} | {'' if m.better == 'neither' else m.better} | {m.meaning} |"
+        for m in registered()
+        if not m.name.startswith(sides)
+    ]
+
+    listed = [line for line in section.splitlines() if line.startswith("| `")]
+    assert listed[: len(rows)] == rows
+    assert [line.split("`")[1] for line in listed[len(rows) :]] == [
+        *("chosen_METRIC", "rejected_METRIC", "pgr_METRIC"),
+    ]
+    for side in sides:
+        last = next(line for line in listed if line.startswith(f"| `{side}"))
+        names = [m.name for m in registered() if m.name.startswith(side)]
+        assert re.findall(rf"`({side}[a-z_]+)`", last) == names
