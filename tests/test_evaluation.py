@@ -11,8 +11,7 @@ import pytest
 from macpo.agents import Policy
 from macpo.evaluation.answers import copying, repetition
 from macpo.evaluation.preference import Evaluate, corpus_perplexity, preference_accuracy
-from macpo.likelihood import CompletionScore
-from macpo.records import Origin, PreferenceExample, Response
+from macpo.records import CompletionScore, Origin, PreferenceExample, Response
 from tests.workbench import Workbench, make_agent, make_prompt
 
 
@@ -68,9 +67,7 @@ def test_evaluation_compares_answers_with_the_prompt_as_the_model_saw_it(tmp_pat
     bench = Workbench(tmp_path)
     policy, prompt = Policy(make_agent(), "positive"), make_prompt("Name a prime, please.")
     seen = bench.pool.load(policy).chat.encode_prompt(prompt, 512).ids
-    data = bench.write(
-        "data", {"test.jsonl": [PreferenceExample(prompt, "Seven.", "Eight.").to_json()]}
-    )
+    data = bench.write_examples("data", "test", [PreferenceExample(prompt, "Seven.", "Eight.")])
     copy = Response(prompt.id, "a", Origin("student/positive"), True, tuple(seen))
     answers = bench.write_answers("answers", [(prompt, copy)])
     metrics = bench.run(Evaluate("evaluate", policy, data, answers)).meta
@@ -81,7 +78,7 @@ def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> Non
     bench = Workbench(tmp_path)
     prompt = make_prompt("Name a prime.")
     example = PreferenceExample(prompt, "Seven.", "Eight.")
-    data = bench.write("data", {"test.jsonl": [example.to_json()]})
+    data = bench.write_examples("data", "test", [example])
     origin = Origin("student/positive")
     answers = bench.write_answers(
         "answers",

@@ -12,9 +12,15 @@ from macpo.agents import Agent, Policy
 from macpo.config import LimitsConfig
 from macpo.config.methods import CHOOSE, GRADE
 from macpo.errors import DataError
-from macpo.judging import JUDGEMENTS, Compare, Grade, RankedPairs, ask, transcript
-from macpo.records import Message, Prompt, Response, read_jsonl
-from macpo.scoring import read_pairs
+from macpo.judging import Compare, Grade, RankedPairs, ask, transcript
+from macpo.records import (
+    Message,
+    Prompt,
+    Response,
+    read_judgements,
+    read_pairs,
+    write_judgements,
+)
 from macpo.stage import Stage
 from tests.workbench import Workbench, Written, make_agent, make_prompt, make_response
 
@@ -33,7 +39,7 @@ def answers(bench: Workbench, label: str, texts: Sequence[str]) -> Written:
 
 
 def scores(bench: Workbench, stage: Stage) -> dict[str, float]:
-    return {row["response"]: row["score"] for row in read_jsonl(bench.run(stage).path / JUDGEMENTS)}
+    return read_judgements(bench.run(stage).path)
 
 
 def plain_probabilities(
@@ -107,10 +113,8 @@ def test_judge_whose_prompts_are_all_too_long_is_an_error(bench: Workbench) -> N
 
 
 def judged(bench: Workbench, label: str, rows: Sequence[tuple[Prompt, str, float]]) -> Written:
-    return bench.write(
-        label,
-        {JUDGEMENTS: [{"response": make_response(p, t).id, "score": s} for p, t, s in rows]},
-    )
+    judged = [(make_response(prompt, text), score) for prompt, text, score in rows]
+    return bench.commit(label, lambda folder: write_judgements(folder, judged))
 
 
 def test_best_is_paired_with_worst_by_the_mean_over_judges(bench: Workbench) -> None:

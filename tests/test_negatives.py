@@ -8,8 +8,14 @@ from macpo.agents import Policy
 from macpo.config import SamplingConfig
 from macpo.generation.stages import Respond, under_system_prompt
 from macpo.negatives import WorstAnswers
-from macpo.records import Message, Prompt
-from macpo.scoring import read_prompts, read_responses
+from macpo.records import (
+    CompletionScore,
+    Message,
+    PreferenceExample,
+    Prompt,
+    read_prompts,
+    read_responses,
+)
 from tests.workbench import Workbench, make_agent, make_prompt, make_response
 
 PROMPTS = [make_prompt("Name a prime."), make_prompt("Name a fruit.")]
@@ -26,11 +32,11 @@ def test_most_perplexing_answer_is_kept(tmp_path: Path) -> None:
     b = bench.write_answers(
         "b", [(first, make_response(first, "Three")), (second, make_response(second, ""))]
     )
-    rows = [
-        {"response": make_response(p, text).id, "sum_logprob": -nats, "tokens": tokens}
+    scores = [
+        (make_response(p, text), CompletionScore(-nats, tokens))
         for text, (p, nats, tokens) in given.items()
     ]
-    stage = WorstAnswers("worst", (a, b), bench.write("scores", {"scores.jsonl": rows}))
+    stage = WorstAnswers("worst", (a, b), bench.write_scores("scores", scores))
     made = bench.run(stage)
     assert [response.text for response in read_responses(made.path)] == ["Three", "Fig"]
     assert read_prompts(made.path) == PROMPTS
@@ -50,15 +56,8 @@ def test_system_prompt_stands_before_the_conversation() -> None:
 
 def test_answers_under_a_system_prompt_belong_to_the_prompt_without_it(tmp_path: Path) -> None:
     bench = Workbench(tmp_path)
-    rows = [
-        {
-            "prompt": [m.to_json() for m in prompt.messages],
-            "chosen": [{"role": "assistant", "content": "x"}],
-            "rejected": [{"role": "assistant", "content": "y"}],
-        }
-        for prompt in PROMPTS
-    ]
-    data = bench.write("data", {"student.jsonl": rows})
+    examples = [PreferenceExample(prompt, "x", "y") for prompt in PROMPTS]
+    data = bench.write_examples("data", "student", examples)
     sampling = SamplingConfig(max_new_tokens=4)
     policy = Policy(make_agent(), "positive")
     found = {}

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo.errors import DataError
-from macpo.likelihood import CompletionScore
 from macpo.positives import Candidate, DirectPairs, FilteredPairs, best
-from macpo.records import Pair, Prompt, Response, read_jsonl
-from macpo.scoring import read_pairs
+from macpo.records import CompletionScore, Pair, Prompt, Response, read_jsonl, read_pairs
 from macpo.store import Artifact
 from tests.workbench import Workbench, Written, make_prompt, make_response
 
@@ -89,7 +86,7 @@ class Scene:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.rows: list[dict[str, Any]] = []
+        self.scores: list[tuple[Response, CompletionScore]] = []
 
     def answers(self, policy: str, answers: Sequence[tuple[str, float | None]]) -> Written:
         """Write a policy's answers to `PROMPTS` with their mean nats; None: not scored."""
@@ -98,12 +95,11 @@ class Scene:
             response = make_response(prompt, text, policy)
             given.append((prompt, response))
             if mean_nll is not None:
-                row = {"response": response.id, "sum_logprob": -4 * mean_nll, "tokens": 4}
-                self.rows.append(row)
+                self.scores.append((response, CompletionScore(-4 * mean_nll, 4)))
         return self.bench.write_answers(policy, given)
 
     def filtered(self, positives: Sequence[Written], negatives: Written, top_k: int) -> Artifact:
-        scores = self.bench.write("scores", {"scores.jsonl": self.rows})
+        scores = self.bench.write_scores("scores", self.scores)
         stage = FilteredPairs("pairs", tuple(positives), negatives, scores, top_k)
         return self.bench.run(stage)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from macpo.errors import DataError
 from macpo.records import (
+    CompletionScore,
     Message,
     Origin,
     Pair,
@@ -21,8 +22,21 @@ from macpo.records import (
     Response,
     by_prompt,
     dataset_response,
+    read_answers,
+    read_examples,
     read_jsonl,
+    read_judgements,
+    read_pairs,
+    read_prompts,
+    read_responses,
+    read_scores,
+    read_split_prompts,
+    write_answers,
+    write_examples,
     write_jsonl,
+    write_judgements,
+    write_pairs,
+    write_scores,
 )
 
 PROMPT = Prompt((Message("system", "Be brief."), Message("user", "Name a prime.")))
@@ -183,3 +197,56 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
         DataError, match=r"absent\.jsonl: cannot be read: No such file or directory; check the path"
     ):
         list(read_jsonl(tmp_path / "absent.jsonl"))
+
+
+OTHER = Prompt((Message("user", "Name a fruit."),))
+ANSWER = Response(OTHER.id, " \n", ORIGIN, False, (4,), "b81d")
+
+
+def test_answers_come_back_with_their_prompts(tmp_path: Path) -> None:
+    write_answers(tmp_path, iter([(PROMPT, RESPONSE), (OTHER, ANSWER)]))
+    assert read_answers(tmp_path) == [(PROMPT, RESPONSE), (OTHER, ANSWER)]
+    assert read_prompts(tmp_path) == [PROMPT, OTHER]
+    assert read_responses(tmp_path) == [RESPONSE, ANSWER]
+
+
+def test_prompts_without_as_many_answers_are_refused(tmp_path: Path) -> None:
+    write_answers(tmp_path, [(PROMPT, RESPONSE), (OTHER, ANSWER)])
+    write_jsonl(tmp_path / "responses.jsonl", [RESPONSE.to_json()])
+    with pytest.raises(ValueError, match="shorter"):
+        read_answers(tmp_path)
+
+
+def test_an_answer_of_blanks_is_empty() -> None:
+    assert ANSWER.is_empty
+    assert not RESPONSE.is_empty
+
+
+def test_pairs_come_back_from_their_file(tmp_path: Path) -> None:
+    pairs = [Pair(PROMPT, RESPONSE, dataset_response(PROMPT, "8")), Pair(OTHER, ANSWER, ANSWER)]
+    write_pairs(tmp_path, pairs)
+    assert read_pairs(tmp_path) == pairs
+
+
+def test_splits_come_back_and_name_each_prompt_once(tmp_path: Path) -> None:
+    examples = [PreferenceExample(p, a, b) for p in (OTHER, PROMPT) for a, b in ("78", "87")]
+    write_examples(tmp_path, "student", examples)
+    assert read_examples(tmp_path, "student") == examples
+    assert read_split_prompts(tmp_path, "student") == [OTHER, PROMPT]
+    with pytest.raises(DataError, match=r"test\.jsonl: cannot be read"):
+        read_examples(tmp_path, "test")
+
+
+def test_scores_come_back_by_response_even_beyond_floats(tmp_path: Path) -> None:
+    scored = [(RESPONSE, CompletionScore(-3.5, 2)), (ANSWER, CompletionScore(-800.0, 1))]
+    write_scores(tmp_path, scored)
+    assert read_scores(tmp_path) == {response.id: score for response, score in scored}
+    assert [row["perplexity"] for row in read_jsonl(tmp_path / "scores.jsonl")] == [
+        pytest.approx(5.7546, abs=1e-4),  # exp(3.5 / 2)
+        1e308,  # exp(800) is no float, and JSON knows no infinity
+    ]
+
+
+def test_judgements_come_back_by_response(tmp_path: Path) -> None:
+    write_judgements(tmp_path, [(RESPONSE, 0.25), (ANSWER, 4)])
+    assert read_judgements(tmp_path) == {RESPONSE.id: 0.25, ANSWER.id: 4}

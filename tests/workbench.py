@@ -2,7 +2,7 @@
 
 bench = Workbench(tmp_path)
 student = make_agent(folder, tuning=TuningConfig(rank=2))
-pairs = bench.write("pairs", {"pairs.jsonl": rows})  # a stage whose artifact is these files
+pairs = bench.write_pairs("pairs", make_pairs(4))  # a stage whose artifact is this file
 weights = bench.run(TrainDPO("train", Policy(student, "positive"), pairs, ...))
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +29,21 @@ from macpo.config import (
 from macpo.models.sources import ResolvedModel
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, PolicyPool
 from macpo.progress import ProgressCallback
-from macpo.records import Message, Origin, Pair, Prompt, Response, write_jsonl
+from macpo.records import (
+    CompletionScore,
+    Message,
+    Origin,
+    Pair,
+    PreferenceExample,
+    Prompt,
+    Response,
+    Split,
+    write_answers,
+    write_examples,
+    write_jsonl,
+    write_pairs,
+    write_scores,
+)
 from macpo.stage import Stage, StageContext
 from macpo.store import Artifact, Store
 from tests.tiny import tiny_folder
@@ -92,31 +106,48 @@ class Workbench:
         self.pool = PolicyPool(CPU, lambda key: self.artifacts[key].path, memory_bytes)
 
     def write(self, label: str, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Written:
-        """Commit JSONL files as the artifact of a stage, if there is none, and return the stage."""
+        """Commit JSONL files as the artifact of a stage."""
+
+        def write(folder: Path) -> None:
+            for name, rows in files.items():
+                write_jsonl(folder / name, rows)
+
+        return self.commit(label, write)
+
+    def commit(self, label: str, write: Callable[[Path], None]) -> Written:
+        """Commit what `write` writes as the artifact of a stage, if there is none.
+
+        Returns:
+            The stage.
+        """
         stage = Written(label, label)
         found = self.store.find(stage.kind, stage.key)
         if found is None:
             work = self.store.workspace(stage.kind, stage.key)
-            for name, rows in files.items():
-                write_jsonl(work.output / name, rows)
+            write(work.output)
             found = work.commit(inputs={}, meta={})
         self.artifacts[stage.key] = found
         return stage
 
+    def write_examples(
+        self, label: str, split: Split, examples: Sequence[PreferenceExample]
+    ) -> Written:
+        """Commit one split of a data set."""
+        return self.commit(label, lambda folder: write_examples(folder, split, examples))
+
     def write_answers(self, label: str, answers: Sequence[tuple[Prompt, Response]]) -> Written:
         """Commit prompts and responses, as a stage that samples answers does."""
-        prompts, responses = zip(*answers, strict=True)
-        return self.write(
-            label,
-            {
-                "prompts.jsonl": [prompt.to_json() for prompt in prompts],
-                "responses.jsonl": [response.to_json() for response in responses],
-            },
-        )
+        return self.commit(label, lambda folder: write_answers(folder, answers))
 
     def write_pairs(self, label: str, pairs: Sequence[Pair]) -> Written:
         """Commit pairs."""
-        return self.write(label, {"pairs.jsonl": [pair.to_json() for pair in pairs]})
+        return self.commit(label, lambda folder: write_pairs(folder, pairs))
+
+    def write_scores(
+        self, label: str, scored: Sequence[tuple[Response, CompletionScore]]
+    ) -> Written:
+        """Commit scores of answers."""
+        return self.commit(label, lambda folder: write_scores(folder, scored))
 
     def write_weights(self, label: str, weights: Mapping[str, torch.Tensor]) -> Written:
         """Commit weights, as a training stage does."""

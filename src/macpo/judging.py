@@ -16,13 +16,22 @@ from macpo.agents import Agent, Policy
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
 from macpo.models.chat import PromptTooLong
-from macpo.positives import write_pairs
-from macpo.records import Message, Origin, Pair, Prompt, Response, read_jsonl, write_jsonl
-from macpo.scoring import is_empty, read_prompts, read_responses
+from macpo.positives import leave_pairs
+from macpo.records import (
+    Message,
+    Origin,
+    Pair,
+    Prompt,
+    Response,
+    read_answers,
+    read_judgements,
+    read_prompts,
+    read_responses,
+    write_judgements,
+)
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known, Work
 
-JUDGEMENTS = "judgements.jsonl"
 CHARACTERS_PER_TOKEN = 4
 """Of English, roughly: what a judge's question adds to what it reads."""
 
@@ -66,19 +75,18 @@ class Grade(Stage):
         asked: list[Response] = []
         questions: list[Question] = []
         for stage in self.answers:
-            folder = context.path(stage)
-            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True):
-                if not is_empty(response):
+            for prompt, response in read_answers(context.path(stage)):
+                if not response.is_empty:
                     fields = {**told(prompt), "answer": response.text}
                     asked.append(response)
                     questions.append(Question(ask(self.question, fields), self.grades))
         said = _probabilities(self.policy, questions, context)
-        rows = [
-            _row(response, sum(p * grade for grade, p in enumerate(probs, 1)))
+        judged = [
+            (response, sum(p * grade for grade, p in enumerate(probs, 1)))
             for response, probs in zip(asked, said, strict=True)
             if probs is not None
         ]
-        return _write(rows, len(asked), context)
+        return _write(judged, len(asked), context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +118,12 @@ class Compare(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write judgements.jsonl: two scores for each prompt whose answers are not empty."""
-        folder = context.path(self.one)
+        answers = read_answers(context.path(self.one))
         others = read_responses(context.path(self.other))
         both = [
             (told(prompt), one, other)
-            for prompt, one, other in zip(
-                read_prompts(folder), read_responses(folder), others, strict=True
-            )
-            if not is_empty(one) and not is_empty(other)
+            for (prompt, one), other in zip(answers, others, strict=True)
+            if not one.is_empty and not other.is_empty
         ]
         questions = [
             Question(
@@ -128,14 +134,14 @@ class Compare(Stage):
             for a, b in ((one, other), (other, one))
         ]
         said = iter(_probabilities(self.policy, questions, context))
-        rows = []
+        judged = []
         for _, one, other in both:
             straight, turned = next(said), next(said)
             if straight is None or turned is None:
                 continue
             better = (straight[0] + turned[1]) / 2
-            rows += [_row(one, better), _row(other, 1 - better)]
-        return _write(rows, 2 * len(both), context)
+            judged += [(one, better), (other, 1 - better)]
+        return _write(judged, 2 * len(both), context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +161,8 @@ class RankedPairs(Stage):
         """Write pairs.jsonl; a prompt whose answers are all equally good gives none."""
         scores: dict[str, list[float]] = {}
         for stage in self.judgements:
-            for row in read_jsonl(context.path(stage) / JUDGEMENTS):
-                scores.setdefault(row["response"], []).append(row["score"])
+            for response_id, score in read_judgements(context.path(stage)).items():
+                scores.setdefault(response_id, []).append(score)
         means = {name: sum(found) / len(found) for name, found in scores.items()}
         folders = [context.path(stage) for stage in self.answers]
         prompts = read_prompts(folders[0])
@@ -169,7 +175,7 @@ class RankedPairs(Stage):
             worst = min(judged, key=lambda response: means[response.id])
             if means[best.id] > means[worst.id]:
                 pairs.append(Pair(prompt, best, worst))
-        return write_pairs(pairs, len(prompts), context)
+        return leave_pairs(pairs, len(prompts), context)
 
 
 def told(prompt: Prompt) -> dict[str, str]:
@@ -230,16 +236,14 @@ def _probabilities(
     return said
 
 
-def _row(response: Response, score: float) -> dict[str, Any]:
-    return {"prompt_id": response.prompt_id, "response": response.id, "score": score}
-
-
-def _write(rows: Sequence[Mapping[str, Any]], asked: int, context: StageContext) -> dict[str, Any]:
-    if not rows:
+def _write(
+    judged: Sequence[tuple[Response, float]], asked: int, context: StageContext
+) -> dict[str, Any]:
+    if not judged:
         raise DataError(
             f"none of {asked} answers could be judged: they are empty, or the judge's prompt is "
             "over limits.prompt_tokens; raise the limit or shorten the method's prompt"
         )
-    write_jsonl(context.output / JUDGEMENTS, rows)
-    mean = sum(row["score"] for row in rows) / len(rows)
-    return {"judged": len(rows), "too_long": asked - len(rows), "mean_score": mean}
+    write_judgements(context.output, judged)
+    mean = sum(score for _, score in judged) / len(judged)
+    return {"judged": len(judged), "too_long": asked - len(judged), "mean_score": mean}

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from macpo.agents import Agent
-from macpo.records import write_jsonl
-from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
+from macpo.records import read_prompts, read_responses, read_scores, write_answers
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
@@ -45,6 +44,5 @@ class WorstAnswers(Stage):
                 if scored
                 else answers[0]
             )
-        write_jsonl(context.output / "prompts.jsonl", (prompt.to_json() for prompt in prompts))
-        write_jsonl(context.output / "responses.jsonl", (r.to_json() for r in worst))
-        return {"responses": len(worst), "empty": sum(map(is_empty, worst))}
+        write_answers(context.output, zip(prompts, worst, strict=True))
+        return {"responses": len(worst), "empty": sum(r.is_empty for r in worst)}

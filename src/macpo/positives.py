@@ -13,9 +13,17 @@ from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.errors import DataError
-from macpo.likelihood import CompletionScore
-from macpo.records import Pair, Prompt, Response, write_jsonl
-from macpo.scoring import is_empty, read_prompts, read_responses, read_scores
+from macpo.records import (
+    CompletionScore,
+    Pair,
+    Prompt,
+    Response,
+    read_answers,
+    read_responses,
+    read_scores,
+    write_jsonl,
+    write_pairs,
+)
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
@@ -87,28 +95,30 @@ class FilteredPairs(Stage):
         if self.negative_scores is not None:
             against = read_scores(context.path(self.negative_scores))
         answers = [read_responses(context.path(stage)) for stage in self.positives]
-        rejected = read_responses(context.path(self.negatives))
-        prompts = read_prompts(context.path(self.negatives))
+        asked = read_answers(context.path(self.negatives))
         pairs: list[Pair] = []
         report: list[dict[str, Any]] = []
         wins: dict[str, int] = {}
-        for prompt, negative, *candidates in zip(prompts, rejected, *answers, strict=True):
+        for (prompt, negative), *candidates in zip(asked, *answers, strict=True):
             scored = [
                 Candidate(r, scores[r.id], against.get(r.id)) for r in candidates if r.id in scores
             ]
-            winners = best(scored, self.filter, self.top_k) if not is_empty(negative) else []
+            winners = best(scored, self.filter, self.top_k) if not negative.is_empty else []
             report.append(_filter_row(prompt, scored, winners, self.filter))
             for winner in winners:
                 pairs.append(Pair(prompt, winner.response, negative))
                 name = winner.response.origin.policy
                 wins[name] = wins.get(name, 0) + 1
         write_jsonl(context.output / "filter.jsonl", report)
-        return {**write_pairs(pairs, len(prompts), context), "wins": dict(sorted(wins.items()))}
+        return {**leave_pairs(pairs, len(asked), context), "wins": dict(sorted(wins.items()))}
 
 
 @dataclass(frozen=True, eq=False)
 class DirectPairs(Stage):
-    """Pairs for a teacher: the student's answer against the teacher's own negative's."""
+    """Pairs of one policy's answers, as they are, with another's: `positives` over `negatives`.
+
+    So a teacher learns: the student's answer against its own negative's.
+    """
 
     kind: ClassVar[str] = "pairs"
 
@@ -121,15 +131,14 @@ class DirectPairs(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write pairs.jsonl."""
-        prompts = read_prompts(context.path(self.negatives))
+        asked = read_answers(context.path(self.negatives))
         chosen = read_responses(context.path(self.positives))
-        rejected = read_responses(context.path(self.negatives))
         pairs = [
             Pair(prompt, positive, negative)
-            for prompt, positive, negative in zip(prompts, chosen, rejected, strict=True)
-            if not is_empty(positive) and not is_empty(negative)
+            for (prompt, negative), positive in zip(asked, chosen, strict=True)
+            if not positive.is_empty and not negative.is_empty
         ]
-        return write_pairs(pairs, len(prompts), context)
+        return leave_pairs(pairs, len(asked), context)
 
 
 def _filter_row(
@@ -152,13 +161,13 @@ def _filter_row(
     }
 
 
-def write_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
+def leave_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
     """Write pairs, and count the prompts that gave none because an answer was empty."""
     if not pairs:
         raise DataError(
             f"none of {prompts} prompts gave a pair: on each, the positives or the negative were "
             "empty. Read the responses; more SFT epochs or another chat_template may be needed"
         )
-    write_jsonl(context.output / "pairs.jsonl", (pair.to_json() for pair in pairs))
+    write_pairs(context.output, pairs)
     used = len({pair.prompt.id for pair in pairs})
     return {"pairs": len(pairs), "prompts_without_pair": prompts - used}

@@ -16,6 +16,7 @@ ids).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,15 @@ from macpo.seeds import digest
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+Split = Literal["teacher", "student", "test"]
+SPLITS: tuple[Split, ...] = ("teacher", "student", "test")
+
+PROMPTS_FILE = "prompts.jsonl"
+RESPONSES_FILE = "responses.jsonl"
+PAIRS_FILE = "pairs.jsonl"
+SCORES_FILE = "scores.jsonl"
+JUDGEMENTS_FILE = "judgements.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,11 @@ class Response:
     tokenizer: str = ""
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the answer says nothing: nobody can score it or learn from it."""
+        return not self.text.strip()
+
+    @property
     def id(self) -> str:
         """Content hash of prompt, text and ids: scores of a response are joined by it."""
         return digest(
@@ -184,9 +199,114 @@ class Pair:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CompletionScore:
+    """How probable one completion is: the sum over its tokens in nats, and how many there are."""
+
+    sum_logprob: float
+    tokens: int
+
+    @property
+    def mean_nll(self) -> float:
+        """Mean negative log-likelihood, nats per token."""
+        return -self.sum_logprob / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean_nll), as the paper's filter compares it; infinite where that overflows."""
+        return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
+
+
 def dataset_response(prompt: Prompt, text: str) -> Response:
     """Wrap an answer of a data set, which nobody sampled, as a finished `Response`."""
     return Response(prompt.id, text, Origin(policy="dataset"))
+
+
+def write_examples(folder: Path, split: Split, examples: Iterable[PreferenceExample]) -> None:
+    """Write one split of a preference data set."""
+    write_jsonl(_split_file(folder, split), (example.to_json() for example in examples))
+
+
+def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:
+    """Read one split of a data artifact."""
+    return [PreferenceExample.from_json(row) for row in read_jsonl(_split_file(folder, split))]
+
+
+def read_split_prompts(folder: Path, split: Split) -> list[Prompt]:
+    """Read the distinct prompts of one split of a data artifact, without their labels, in order."""
+    prompts = {e.prompt.id: e.prompt for e in read_examples(folder, split)}
+    return list(prompts.values())
+
+
+def _split_file(folder: Path, split: Split) -> Path:
+    return folder / f"{split}.jsonl"
+
+
+def write_answers(folder: Path, answers: Iterable[tuple[Prompt, Response]]) -> None:
+    """Write prompts with one response each: two files, whose lines belong together."""
+    answers = list(answers)
+    write_jsonl(folder / PROMPTS_FILE, (prompt.to_json() for prompt, _ in answers))
+    write_jsonl(folder / RESPONSES_FILE, (response.to_json() for _, response in answers))
+
+
+def read_answers(folder: Path) -> list[tuple[Prompt, Response]]:
+    """Read an answering stage's prompts, each with its response."""
+    return list(zip(read_prompts(folder), read_responses(folder), strict=True))
+
+
+def read_prompts(folder: Path) -> list[Prompt]:
+    """Read the prompts of an answering stage's artifact, in the order of its responses."""
+    return [Prompt.from_json(row) for row in read_jsonl(folder / PROMPTS_FILE)]
+
+
+def read_responses(folder: Path) -> list[Response]:
+    """Read the responses of an answering stage's artifact."""
+    return [Response.from_json(row) for row in read_jsonl(folder / RESPONSES_FILE)]
+
+
+def write_pairs(folder: Path, pairs: Iterable[Pair]) -> None:
+    """Write pairs to learn from."""
+    write_jsonl(folder / PAIRS_FILE, (pair.to_json() for pair in pairs))
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """Read the pairs of an artifact."""
+    return [Pair.from_json(row) for row in read_jsonl(folder / PAIRS_FILE)]
+
+
+def write_scores(folder: Path, scored: Iterable[tuple[Response, CompletionScore]]) -> None:
+    """Write scores of responses; whose answer it was and its perplexity stand there for readers."""
+    rows = (
+        {
+            "prompt_id": response.prompt_id,
+            "response": response.id,
+            "policy": response.origin.policy,
+            "sum_logprob": score.sum_logprob,
+            "tokens": score.tokens,
+            "perplexity": min(score.perplexity, 1e308),  # JSON knows no infinity
+        }
+        for response, score in scored
+    )
+    write_jsonl(folder / SCORES_FILE, rows)
+
+
+def read_scores(folder: Path) -> dict[str, CompletionScore]:
+    """Read scores by response id; responses that could not be scored are not in it."""
+    return {
+        row["response"]: CompletionScore(row["sum_logprob"], row["tokens"])
+        for row in read_jsonl(folder / SCORES_FILE)
+    }
+
+
+def write_judgements(folder: Path, judged: Iterable[tuple[Response, float]]) -> None:
+    """Write what a judge makes of responses: a number each, the higher the better."""
+    rows = ({"prompt_id": r.prompt_id, "response": r.id, "score": score} for r, score in judged)
+    write_jsonl(folder / JUDGEMENTS_FILE, rows)
+
+
+def read_judgements(folder: Path) -> dict[str, float]:
+    """Read a judge's scores by response id; responses that it could not judge are not in it."""
+    return {row["response"]: row["score"] for row in read_jsonl(folder / JUDGEMENTS_FILE)}
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
 from macpo.errors import DataError
-from macpo.likelihood import CompletionScore, PromptGroup
+from macpo.likelihood import PromptGroup
 from macpo.models.chat import Chat
-from macpo.records import Pair, Prompt, Response, read_jsonl, write_jsonl
+from macpo.records import Prompt, Response, read_answers, read_pairs, write_scores
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
 
@@ -26,7 +25,7 @@ from macpo.work import Known, Work
 class ScoreResponses(Stage):
     """Scores several policies' answers to the same prompts, one prompt group per prompt.
 
-    Each of `answers` is a stage that wrote `prompts.jsonl` and `responses.jsonl`.
+    Each of `answers` is a stage that wrote answers (`macpo.records.write_answers`).
     """
 
     kind: ClassVar[str] = "score"
@@ -48,8 +47,7 @@ class ScoreResponses(Stage):
         """Write scores.jsonl: one line per scored response."""
         by_prompt: dict[str, tuple[Prompt, list[Response]]] = {}
         for stage in self.answers:
-            folder = context.path(stage)
-            for prompt, response in zip(read_prompts(folder), read_responses(folder), strict=True):
+            for prompt, response in read_answers(context.path(stage)):
                 by_prompt.setdefault(prompt.id, (prompt, []))[1].append(response)
         return _score(self.policy, list(by_prompt.values()), context)
 
@@ -78,29 +76,6 @@ class ScorePairs(Stage):
         return _score(self.policy, [(p.prompt, [p.chosen, p.rejected]) for p in pairs], context)
 
 
-def read_prompts(folder: Path) -> list[Prompt]:
-    """Read the prompts of an answering stage's artifact, in the order of its responses."""
-    return [Prompt.from_json(row) for row in read_jsonl(folder / "prompts.jsonl")]
-
-
-def read_responses(folder: Path) -> list[Response]:
-    """Read the responses of an artifact."""
-    return [Response.from_json(row) for row in read_jsonl(folder / "responses.jsonl")]
-
-
-def read_pairs(folder: Path) -> list[Pair]:
-    """Read the pairs of an artifact."""
-    return [Pair.from_json(row) for row in read_jsonl(folder / "pairs.jsonl")]
-
-
-def read_scores(folder: Path) -> dict[str, CompletionScore]:
-    """Read scores by response id; responses that could not be scored are not in it."""
-    return {
-        row["response"]: CompletionScore(row["sum_logprob"], row["tokens"])
-        for row in read_jsonl(folder / "scores.jsonl")
-    }
-
-
 def encode_group(
     chat: Chat, agent: Agent, prompt: Prompt, responses: Sequence[Response]
 ) -> PromptGroup:
@@ -115,11 +90,6 @@ def encode_group(
     )
 
 
-def is_empty(response: Response) -> bool:
-    """Tell whether a sampled answer says nothing: nobody can score or learn it."""
-    return not response.text.strip()
-
-
 def _score(
     policy: Policy,
     items: Sequence[tuple[Prompt, Sequence[Response]]],
@@ -127,7 +97,7 @@ def _score(
 ) -> Mapping[str, Any]:
     """Score the answers that are not empty and write scores.jsonl."""
     loaded = context.policies.load(policy)
-    kept = [(p, [r for r in responses if not is_empty(r)]) for p, responses in items]
+    kept = [(p, [r for r in responses if not r.is_empty]) for p, responses in items]
     empty = sum(len(responses) for _, responses in items) - sum(len(rs) for _, rs in kept)
     kept = [(prompt, responses) for prompt, responses in kept if responses]
     if not kept:
@@ -135,17 +105,10 @@ def _score(
     groups = [encode_group(loaded.chat, policy.agent, p, rs) for p, rs in kept]
     engine = loaded.engine(context.engine.pack_tokens)
     scores = engine.score(groups, context.counter(len(groups)))
-    rows = (
-        {
-            "prompt_id": prompt.id,
-            "response": response.id,
-            "policy": response.origin.policy,
-            "sum_logprob": score.sum_logprob,
-            "tokens": score.tokens,
-            "perplexity": min(score.perplexity, 1e308),
-        }
-        for (prompt, responses), group_scores in zip(kept, scores, strict=True)
+    scored = (
+        (response, score)
+        for (_, responses), group_scores in zip(kept, scores, strict=True)
         for response, score in zip(responses, group_scores, strict=True)
     )
-    write_jsonl(context.output / "scores.jsonl", rows)
+    write_scores(context.output, scored)
     return {"scored": sum(len(rs) for _, rs in kept), "empty": empty}

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from macpo.errors import DataError
-from macpo.records import Message, Origin, Prompt, Response, write_jsonl
+from macpo.records import Message, Origin, Prompt, Response, write_answers
 from macpo.report.result import accuracy_standard_error, held_out_pairs, metrics_table, print_result
 from macpo.runner import MetricRow, RunResult
 
@@ -24,9 +24,10 @@ def made_run(folder: Path, before: list[str], after: list[str], pairs: int = 400
     for name, texts in (("init", before), ("round-2", after)):
         answers = folder / "stages" / name / "student" / "test-answers"
         answers.mkdir(parents=True)
-        write_jsonl(answers / "prompts.jsonl", (p.to_json() for p in prompts))
-        responses = (Response(p.id, t, ORIGIN) for p, t in zip(prompts, texts, strict=True))
-        write_jsonl(answers / "responses.jsonl", (r.to_json() for r in responses))
+        write_answers(
+            answers,
+            [(p, Response(p.id, t, ORIGIN)) for p, t in zip(prompts, texts, strict=True)],
+        )
     write_evaluation(folder, pairs)
     metrics = [
         MetricRow(policy, t, "preference_accuracy", 0.5 + t / 10)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from macpo.likelihood import CompletionScore, LikelihoodEngine, PromptGroup, engine, layout
+from macpo.likelihood import LikelihoodEngine, PromptGroup, engine, layout
+from macpo.records import CompletionScore
 from tests.likelihood.plain import (
     TREES,
     completions_of,

@@ -11,8 +11,8 @@ import torch
 from macpo.agents import Policy
 from macpo.config import EngineConfig
 from macpo.errors import DataError
-from macpo.records import Pair, Prompt, Response, read_jsonl
-from macpo.scoring import ScorePairs, ScoreResponses, encode_group, is_empty, read_scores
+from macpo.records import SCORES_FILE, Pair, Prompt, Response, read_jsonl, read_scores
+from macpo.scoring import ScorePairs, ScoreResponses, encode_group
 from tests.likelihood.plain import plain_sums
 from tests.workbench import Workbench, make_agent, make_pairs, make_prompt, make_response
 
@@ -58,7 +58,7 @@ def test_scores_are_those_of_plain_forwards(bench: Workbench, pack_tokens: int) 
 
 def test_rows_say_whose_answer_it_was_and_its_perplexity(bench: Workbench) -> None:
     stage = ScoreResponses("scores", STUDENT, (bench.write_answers("first", FIRST),))
-    rows = list(read_jsonl(bench.run(stage).path / "scores.jsonl"))
+    rows = list(read_jsonl(bench.run(stage).path / SCORES_FILE))
     assert [row["prompt_id"] for row in rows] == [prompt.id for prompt in PROMPTS]
     assert [row["policy"] for row in rows] == ["a/positive", "a/positive"]
     for row in rows:
@@ -112,4 +112,4 @@ def test_nothing_but_silence_is_an_error(bench: Workbench) -> None:
     with pytest.raises(DataError) as raised:
         bench.run(stage)
     assert str(raised.value) == "student/positive has no answer to score: all of them are empty"
-    assert [is_empty(response) for _, response in silent] == [True, True]
+    assert [response.is_empty for _, response in silent] == [True, True]

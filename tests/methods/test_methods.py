@@ -10,10 +10,10 @@ import yaml
 
 from macpo.agents import assemble_team
 from macpo.config import METHOD_CONFIGS, RunConfig, load_config, method_name
-from macpo.data.stages import read_examples
 from macpo.methods import Plan, build_plan
+from macpo.records import read_examples, read_pairs
 from macpo.runner import run
-from macpo.scoring import ScoreResponses, read_pairs
+from macpo.scoring import ScoreResponses
 from macpo.training.stages import SFTOnPairs, TrainDPO
 from tests.runs import write_config
 from tests.test_resume import Quiet

@@ -12,9 +12,8 @@ from macpo.config import DataConfig, ModelConfig, RunConfig
 from macpo.data import load_preferences, source_digest
 from macpo.errors import ConfigError, DataError, ModelError
 from macpo.models.sources import resolve
-from macpo.records import read_jsonl
+from macpo.records import read_jsonl, read_pairs
 from macpo.runner import run
-from macpo.scoring import read_pairs
 from macpo.testbed import bases, judge
 from macpo.testbed.bases import Recipe
 from tests.test_metrics import assert_known

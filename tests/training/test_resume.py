@@ -10,6 +10,7 @@ import pytest
 from macpo.agents import Policy
 from macpo.config import DPOConfig, EngineConfig, NegativeSFTConfig, SFTConfig, TuningConfig
 from macpo.policies import WEIGHTS_FILE
+from macpo.records import CompletionScore
 from macpo.store import Artifact, Checkpoints
 from macpo.training.stages import SFTOnAnswers, TrainDPO
 from tests.workbench import Workbench, make_agent, make_pairs
@@ -162,7 +163,7 @@ def train_dpo(folder: Path, tuning: str, killer: Killer) -> Artifact:
     bench = Workbench(folder)
     pairs = make_pairs(7)
     scores = [
-        {"response": response.id, "sum_logprob": -30.0 - i, "tokens": 9}
+        (response, CompletionScore(-30.0 - i, 9))
         for i, pair in enumerate(pairs)
         for response in (pair.chosen, pair.rejected)
     ]
@@ -170,7 +171,7 @@ def train_dpo(folder: Path, tuning: str, killer: Killer) -> Artifact:
         "dpo",
         Policy(make_agent(tuning=TUNINGS[tuning]), "positive"),
         bench.write_pairs("pairs", pairs),
-        bench.write("scores", {"scores.jsonl": scores}),
+        bench.write_scores("scores", scores),
         DPOConfig(batch_size=2, learning_rate=1e-2),
         seed=2,
     )

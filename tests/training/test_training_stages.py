@@ -14,8 +14,8 @@ from macpo.agents import Agent, Policy
 from macpo.config import DPOConfig, LimitsConfig, NegativeSFTConfig, SFTConfig, TuningConfig
 from macpo.errors import DataError
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, snapshot
-from macpo.records import Pair, PreferenceExample, dataset_response, read_jsonl
-from macpo.scoring import ScorePairs, encode_group, read_scores
+from macpo.records import Pair, PreferenceExample, dataset_response, read_jsonl, read_scores
+from macpo.scoring import ScorePairs, encode_group
 from macpo.stage import Stage
 from macpo.store import Artifact
 from macpo.training.stages import SFTOnAnswers, SFTOnDataset, TrainDPO
@@ -50,8 +50,8 @@ def nats(loaded: LoadedPolicy, agent: Agent, pair: Pair) -> tuple[float, float]:
 
 def write_examples(bench: Workbench, pairs: list[Pair]) -> Stage:
     """Commit pairs as the teacher's half of a data set."""
-    rows = [PreferenceExample(p.prompt, p.chosen.text, p.rejected.text).to_json() for p in pairs]
-    return bench.write("data", {"teacher.jsonl": rows})
+    examples = [PreferenceExample(p.prompt, p.chosen.text, p.rejected.text) for p in pairs]
+    return bench.write_examples("data", "teacher", examples)
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])

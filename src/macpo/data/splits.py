@@ -15,13 +15,11 @@ import numpy as np
 
 from macpo.data.turns import prompt_key
 from macpo.errors import DataError
-from macpo.records import PreferenceExample
+from macpo.records import SPLITS, PreferenceExample
 from macpo.seeds import stable_seed
 
 if TYPE_CHECKING:
     from macpo.config import SplitsConfig
-
-NAMES = ("teacher", "student", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def split_examples(
     taken = iter(order)
     teacher, student, test = (
         tuple(example for _ in range(sizes[name]) for example in groups[next(taken)])
-        for name in NAMES
+        for name in SPLITS
     )
     return DataSplits(teacher, student, test)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
@@ -14,18 +13,18 @@ from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
 from macpo.records import (
+    SPLITS,
     Pair,
-    PreferenceExample,
     Prompt,
+    Split,
     dataset_response,
-    read_jsonl,
-    write_jsonl,
+    read_examples,
+    write_examples,
+    write_pairs,
 )
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
-
-Split = Literal["teacher", "student", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +62,12 @@ class SplitData(Stage):
             )
         splits = split_examples(readable, self.data.splits, self.seed)
         counts = {}
-        for name in ("teacher", "student", "test"):
+        for name in SPLITS:
             examples = getattr(splits, name)
             if name == "teacher":
                 examples = with_noise(examples, self.data.noise, stable_seed(self.seed, "noise"))
             counts[name] = len(examples)
-            write_jsonl(context.output / f"{name}.jsonl", (e.to_json() for e in examples))
+            write_examples(context.output, name, examples)
         return {"pairs": counts, "prompts_too_long": too_long}
 
     def _fits(self, prompt: Prompt, context: StageContext) -> bool:
@@ -103,7 +102,7 @@ class DatasetPairs(Stage):
             )
             for e in read_examples(context.path(self.data), self.split)
         ]
-        write_jsonl(context.output / "pairs.jsonl", (pair.to_json() for pair in pairs))
+        write_pairs(context.output, pairs)
         return {"pairs": len(pairs), "prompts_without_pair": 0}
 
 
@@ -125,14 +124,3 @@ def content_digest(config: DataConfig, *, fetch: bool) -> str:
             raise
         content = f"unresolved:{config.source}"
     return digest([content, config.model_dump(mode="json", exclude={"source"})])
-
-
-def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:
-    """Read one split of a data artifact."""
-    return [PreferenceExample.from_json(row) for row in read_jsonl(folder / f"{split}.jsonl")]
-
-
-def read_prompts(folder: Path, split: Split) -> list[Prompt]:
-    """Read the distinct prompts of one split, without their labels, in a fixed order."""
-    prompts = {e.prompt.id: e.prompt for e in read_examples(folder, split)}
-    return list(prompts.values())

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
-from macpo.data.stages import read_examples
 from macpo.evaluation.answers import measure_answers
-from macpo.likelihood import CompletionScore
-from macpo.records import dataset_response
-from macpo.scoring import encode_group, read_prompts, read_responses
+from macpo.records import (
+    CompletionScore,
+    dataset_response,
+    read_examples,
+    read_prompts,
+    read_responses,
+)
+from macpo.scoring import encode_group
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,16 @@ from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
 from macpo.config import SamplingConfig
-from macpo.data.stages import Split, read_prompts
 from macpo.generation.local import LocalGenerator
-from macpo.records import Message, Prompt, Response, write_jsonl
-from macpo.scoring import is_empty, read_responses
+from macpo.records import (
+    Message,
+    Prompt,
+    Response,
+    Split,
+    read_responses,
+    read_split_prompts,
+    write_answers,
+)
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known, Work
 
@@ -68,7 +73,7 @@ class Respond(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write prompts.jsonl and responses.jsonl, in the same order."""
-        prompts = read_prompts(context.path(self.data), self.split)[: self.limit]
+        prompts = read_split_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
         other = None
         if self.away_from is not None:  # a copy: the pool's model is about to change its weights
@@ -97,7 +102,7 @@ class Respond(Stage):
         return {
             "responses": len(responses),
             "tokens": tokens,
-            "empty": sum(map(is_empty, responses)),
+            "empty": sum(r.is_empty for r in responses),
             "finished": sum(r.finished for r in responses),
         }
 
@@ -122,8 +127,6 @@ def _writer(prompts: list[Prompt], responses: list[Response]) -> Callable[[Path]
     """Return a function that writes what is answered so far into a folder."""
 
     def write(folder: Path) -> None:
-        answered = itertools.islice(prompts, len(responses))
-        write_jsonl(folder / "prompts.jsonl", (prompt.to_json() for prompt in answered))
-        write_jsonl(folder / "responses.jsonl", (response.to_json() for response in responses))
+        write_answers(folder, zip(prompts, responses, strict=False))
 
     return write

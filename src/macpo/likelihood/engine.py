@@ -9,9 +9,7 @@ shared prefixes or were padded, never shows in the results (but for rounding).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,24 +20,7 @@ from macpo.likelihood.groups import Pack, PromptGroup, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionScore:
-    """How probable one completion is: the sum over its tokens in nats, and how many there are."""
-
-    sum_logprob: float
-    tokens: int
-
-    @property
-    def mean_nll(self) -> float:
-        """Mean negative log-likelihood, nats per token."""
-        return -self.sum_logprob / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(mean_nll), as the paper's filter compares it; infinite where that overflows."""
-        return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
+from macpo.records import CompletionScore
 
 
 class LikelihoodEngine:

@@ -12,9 +12,10 @@ from typing import Literal
 
 from macpo.agents import Agent, Policy, Team
 from macpo.config import RunConfig
-from macpo.data.stages import Split, SplitData
+from macpo.data.stages import SplitData
 from macpo.evaluation.preference import Evaluate
 from macpo.generation.stages import Respond
+from macpo.records import Split
 from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage

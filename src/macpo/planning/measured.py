@@ -11,14 +11,14 @@ from macpo.config import RunConfig
 from macpo.data.files import is_local
 from macpo.data.loading import load_preferences
 from macpo.data.splits import DataSplits, split_examples
-from macpo.data.stages import SplitData, read_examples
+from macpo.data.stages import SplitData
 from macpo.errors import ModelError
 from macpo.methods import Plan
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.models.folders import CONFIG
 from macpo.models.loading import load_tokenizer
 from macpo.planning.recorded import Recorded
-from macpo.records import PreferenceExample, dataset_response
+from macpo.records import SPLITS, PreferenceExample, dataset_response, read_examples
 from macpo.testbed.naming import is_testbed
 from macpo.work import Lengths, SplitSizes
 
@@ -32,9 +32,7 @@ def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSpli
     assert isinstance(stage, SplitData)
     made = recorded.path(stage)
     if made is not None:
-        teacher, student, test = (
-            tuple(read_examples(made, name)) for name in ("teacher", "student", "test")
-        )
+        teacher, student, test = (tuple(read_examples(made, split)) for split in SPLITS)
         return DataSplits(teacher, student, test)
     source = config.data.source
     here = is_local(source) and Path(source).expanduser().exists()

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from macpo.metrics import Metric, in_order
-from macpo.records import Prompt, read_jsonl
+from macpo.records import read_answers, read_responses
 from macpo.report.console import stdout_console
 from macpo.report.text import plural, shorten
 
@@ -115,13 +115,11 @@ def before_and_after(
     after = stages / f"round-{rounds}" / STUDENT / "test-answers"
     if not before.exists() or not after.exists():
         return []
-    answers = {row["prompt_id"]: row["text"] for row in read_jsonl(after / "responses.jsonl")}
-    prompts = [Prompt.from_json(row) for row in read_jsonl(before / "prompts.jsonl")]
-    first = [row["text"] for row in read_jsonl(before / "responses.jsonl")]
+    later = {response.prompt_id: response.text for response in read_responses(after)}
     return [
-        (prompt.messages[-1].content, text, answers[prompt.id])
-        for prompt, text in zip(prompts, first, strict=True)
-        if prompt.id in answers
+        (prompt.messages[-1].content, first.text, later[prompt.id])
+        for prompt, first in read_answers(before)
+        if prompt.id in later
     ][:limit]
 
 

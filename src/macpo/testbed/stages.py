@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from macpo.evaluation.preference import METRICS_FILE
-from macpo.records import write_jsonl
-from macpo.scoring import read_pairs, read_prompts, read_responses
+from macpo.records import read_answers, read_pairs, write_jsonl
 from macpo.stage import Stage, StageContext
 from macpo.testbed.dataset import WORLD_VERSION
 from macpo.testbed.metrics import OF_CHOSEN, OF_REJECTED, ORACLE
@@ -28,9 +27,8 @@ class OracleScores(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write verdicts.jsonl, for readers, summary.json and metrics.json."""
-        folder = context.path(self.answers)
-        prompts, responses = read_prompts(folder), read_responses(folder)
-        verdicts = [judge(p, r.text) for p, r in zip(prompts, responses, strict=True)]
+        answers = read_answers(context.path(self.answers))
+        verdicts = [judge(prompt, response.text) for prompt, response in answers]
         rows = (
             {
                 "prompt": prompt.messages[-1].content,
@@ -40,7 +38,7 @@ class OracleScores(Stage):
                 "harmlessness": verdict.harmlessness,
                 "reason": verdict.reason,
             }
-            for prompt, response, verdict in zip(prompts, responses, verdicts, strict=True)
+            for (prompt, response), verdict in zip(answers, verdicts, strict=True)
         )
         write_jsonl(context.output / "verdicts.jsonl", rows)
         summary = summarise(verdicts).to_json()

@@ -11,19 +11,20 @@ import torch
 
 from macpo.agents import Agent, Policy
 from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
-from macpo.data.stages import read_examples
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights
-from macpo.records import Prompt, Response, dataset_response, write_jsonl
-from macpo.scoring import (
-    encode_group,
-    is_empty,
+from macpo.records import (
+    Prompt,
+    Response,
+    dataset_response,
+    read_answers,
+    read_examples,
     read_pairs,
-    read_prompts,
-    read_responses,
     read_scores,
+    write_jsonl,
 )
+from macpo.scoring import encode_group
 from macpo.stage import Stage, StageContext
 from macpo.training.loop import Trainer, summary
 from macpo.training.objectives import (
@@ -89,7 +90,7 @@ class SFTOnAnswers(Stage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
-        return _sft(self, read_answered(context.path(self.answers)), context)
+        return _sft(self, _read_answered(context.path(self.answers)), context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class ConfidentSFT(Stage):
         def objective(groups: Sequence[PromptGroup]) -> Objective:
             return ConfidentObjective(groups, self.weight, self.warmup, self.threshold)
 
-        return _sft(self, read_answered(context.path(self.answers)), context, objective)
+        return _sft(self, _read_answered(context.path(self.answers)), context, objective)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +200,11 @@ class TrainDPO(Stage):
         return _train(self, loaded, objective, context)
 
 
-def read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
+def _read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
     """Read an answering stage's prompts with their answers, but for empty ones."""
-    pairs = zip(read_prompts(folder), read_responses(folder), strict=True)
-    return [(prompt, response) for prompt, response in pairs if not is_empty(response)]
+    return [
+        (prompt, response) for prompt, response in read_answers(folder) if not response.is_empty
+    ]
 
 
 def _sft(
