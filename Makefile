@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm check format bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -42,6 +42,11 @@ check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(READY) ## build the pages and the API reference in build/docs; broken links and warnings fail
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs/reference . build/docs
+	@echo "start at build/docs/README.html"
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
