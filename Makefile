@@ -38,10 +38,11 @@ test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: s
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	MACPO_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest -q -m vllm
 
-check: $(READY) ## format, lint and types
+check: $(READY) ## format, lint, types, and what the documentation shows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_docs.py
 
 docs: $(READY) ## build the pages and the API reference in build/docs; broken links and warnings fail
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
