@@ -1,0 +1,273 @@
+"""The wiring of the methods that MACPO is compared with: Naive SFT in full, the rest beside it.
+
+How to read the rows: `tests.methods.wiring`. Two teachers, `a` and `b`; two rounds where there are
+any. In all of them only the student learns after the initialisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.methods.wiring import Table, difference, lay_out, made, of, read, table
+
+NAIVE_SFT = """
+    data | split
+    # Teachers on ground truth; the student on the first teacher's answers.
+    init/a/positive | sft a+ from base | on data teacher chosen | as sft
+    init/b/positive | sft b+ from base | on data teacher chosen | as sft
+    init/a/positive-answers | answer a+ of init/a/positive | to data student
+    init/student/positive | sft student+ from base | on init/a/positive-answers | as sft
+"""
+
+GRADED = "{conversation} {answer}?"
+CHOICE = "{conversation} A {first} B {second}?"
+
+METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "confident loss": (
+        {"name": "confident-loss", "weight": 0.4, "warmup": 0.3, "threshold": 0.6},
+        0,
+        """
+        ~ init/student/positive
+            | confident sft student+ from base
+            | on init/a/positive-answers
+            | weight 0.4 after 0.3 where sure of 0.6
+            | as sft
+        """,
+    ),
+    "ceiling, SFT": (
+        {"name": "ceiling", "dpo": False},
+        0,
+        """
+        - init/a/positive-answers
+        ~ init/student/positive | sft student+ from base | on data student chosen | as sft
+        """,
+    ),
+    # The student's half's own labels.
+    "ceiling": (
+        {"name": "ceiling"},
+        1,
+        """
+        - init/a/positive-answers
+        ~ init/student/positive | sft student+ from base | on data student chosen | as sft
+        + round-t/student/pairs | chosen and rejected of data student
+        + round-t/student/reference | score student+ of student(0) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(0)
+            | on round-t/student/pairs
+            | reference student+ of student(0) in round-t/student/reference
+            | as dpo
+        """,
+    ),
+    # arXiv 2401.01335, Algorithm 1: the supervised answer against the own one of before the round.
+    "SPIN": (
+        {"name": "spin"},
+        2,
+        """
+        + round-t/student/positive-answers | answer student+ of student(t-1) | to data student
+        + round-t/student/pairs
+            | chosen init/a/positive-answers
+            | rejected round-t/student/positive-answers
+        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of student(t-1) in round-t/student/reference
+            | as dpo gamma 0
+        """,
+    ),
+    # arXiv 2401.10020, section 2: it judges its own candidates.
+    "self-rewarding": (
+        {"name": "self-rewarding", "candidates": 3, "question": GRADED, "grades": ["bad", "good"]},
+        2,
+        f"""
+        + round-t/student/positive-answers | answer student+ of student(t-1) | to data student
+        + round-t/student/positive-answers-1 | answer student+ of student(t-1) | to data student
+        + round-t/student/positive-answers-2 | answer student+ of student(t-1) | to data student
+        + round-t/student/grades
+            | grade student+ of student(t-1)
+            | on round-t/student/positive-answers, round-t/student/positive-answers-1,
+                round-t/student/positive-answers-2
+            | '{GRADED}' bad<good
+        + round-t/student/pairs
+            | chosen best, rejected worst of
+                round-t/student/positive-answers, round-t/student/positive-answers-1,
+                round-t/student/positive-answers-2
+            | judged in round-t/student/grades
+        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of student(t-1) in round-t/student/reference
+            | as dpo gamma 0
+        """,
+    ),
+    # arXiv 2309.00267: every teacher, as it is after SFT, says which of two answers is better ...
+    "RLAIF": (
+        {"name": "rlaif", "question": CHOICE},
+        2,
+        f"""
+        + round-t/student/positive-answers | answer student+ of student(t-1) | to data student
+        + round-t/student/positive-answers-1 | answer student+ of student(t-1) | to data student
+        + round-t/a/labels
+            | compare a+ of a(0)
+            | on round-t/student/positive-answers and round-t/student/positive-answers-1
+            | '{CHOICE}' A or B
+        + round-t/b/labels
+            | compare b+ of b(0)
+            | on round-t/student/positive-answers and round-t/student/positive-answers-1
+            | '{CHOICE}' A or B
+        + round-t/student/pairs
+            | chosen best, rejected worst of
+                round-t/student/positive-answers, round-t/student/positive-answers-1
+            | judged in round-t/a/labels, round-t/b/labels
+        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of student(t-1) in round-t/student/reference
+            | as dpo gamma 0
+        """,
+    ),
+    # ... or grades them one by one.
+    "RLAIF, graded": (
+        {"name": "rlaif", "judging": "grade", "question": GRADED},
+        2,
+        f"""
+        + round-t/student/positive-answers | answer student+ of student(t-1) | to data student
+        + round-t/student/positive-answers-1 | answer student+ of student(t-1) | to data student
+        + round-t/a/labels
+            | grade a+ of a(0)
+            | on round-t/student/positive-answers, round-t/student/positive-answers-1
+            | '{GRADED}' 1<2<3<4<5
+        + round-t/b/labels
+            | grade b+ of b(0)
+            | on round-t/student/positive-answers, round-t/student/positive-answers-1
+            | '{GRADED}' 1<2<3<4<5
+        + round-t/student/pairs
+            | chosen best, rejected worst of
+                round-t/student/positive-answers, round-t/student/positive-answers-1
+            | judged in round-t/a/labels, round-t/b/labels
+        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of student(t-1) in round-t/student/reference
+            | as dpo gamma 0
+        """,
+    ),
+    # arXiv 2307.12950: two prompts, one seed, so that the prompt alone makes the difference.
+    "RLCD": (
+        {"name": "rlcd", "positive_prompt": "Be good.", "negative_prompt": "Be bad."},
+        1,
+        """
+        + round-t/student/positive-'Be good.'-answers
+            | answer student+ of student(0)
+            | to data student
+            | under 'Be good.'
+        + round-t/student/positive-'Be bad.'-answers
+            | answer student+ of student(0)
+            | to data student
+            | under 'Be bad.'
+            | seed of round-t/student/positive-'Be good.'-answers
+        + round-t/student/pairs
+            | chosen round-t/student/positive-'Be good.'-answers
+            | rejected round-t/student/positive-'Be bad.'-answers
+        + round-t/student/reference | score student+ of student(0) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(0)
+            | on round-t/student/pairs
+            | reference student+ of student(0) in round-t/student/reference
+            | as dpo gamma 0
+        """,
+    ),
+}
+"""A `method` section, its number of rounds, and its difference to Naive SFT."""
+
+ITERATED = ("SPIN", "self-rewarding", "RLAIF")
+
+REFERENCES = {
+    "initial": """
+        ~ round-2/student/reference | score student+ of init/student/positive
+            | on round-2/student/pairs
+        ~ round-2/student/train
+            | dpo student+ from round-1/student/train
+            | on round-2/student/pairs
+            | reference student+ of init/student/positive in round-2/student/reference
+            | as dpo gamma 0
+    """,
+    "base": """
+        ~ round-t/student/reference | score student+ of base | on round-t/student/pairs
+        ~ round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of base in round-t/student/reference
+            | as dpo gamma 0
+    """,
+}
+"""By `dpo.reference`; `previous` is the default."""
+
+MEASURED_ONCE = """
+    init/NAME/test-answers | answer NAME+ of NAME(0) | to data test first 4
+    init/NAME/evaluate | measure NAME+ of NAME(0) | on data test and init/NAME/test-answers
+"""
+MEASURED_EACH_ROUND = """
+    round-t/student/test-answers
+        | answer student+ of student(t)
+        | to data test first 4
+        | seed of init/student/test-answers
+    round-t/student/evaluate
+        | measure student+ of student(t)
+        | on data test and round-t/student/test-answers
+"""
+
+
+@pytest.fixture(scope="module")
+def naive() -> Table:
+    return made(table(lay_out({"name": "naive-sft"})))
+
+
+def test_naive_sft_is_weak_labels_alone(naive: Table) -> None:
+    assert naive == read(NAIVE_SFT)
+
+
+def test_naive_sft_is_where_macpo_begins(naive: Table) -> None:
+    assert naive.items() < made(table(lay_out())).items()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_is_wired_as_its_paper_says(naive: Table, name: str) -> None:
+    method, rounds, expected = METHODS[name]
+    assert difference(naive, made(table(lay_out(method)))) == read(expected, rounds)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("name", ITERATED)
+def test_reference_is_the_one_that_the_config_names(name: str, reference: str) -> None:
+    method, _, _ = METHODS[name]
+    before = made(table(lay_out(method)))
+    after = made(table(lay_out(method, dpo={"learning_rate": 3e-5, "reference": reference})))
+    assert difference(before, after) == read(REFERENCES[reference])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_student_is_measured_after_every_round_and_the_teachers_once(name: str) -> None:
+    method, rounds, _ = METHODS[name]
+    rows = table(lay_out(method))
+    expected = read(MEASURED_EACH_ROUND, rounds) if rounds else {}
+    for agent in ("student", "a", "b"):
+        expected |= read(MEASURED_ONCE.replace("NAME", agent))
+    assert {name: row for name, row in rows.items() if name not in made(rows)} == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_plan_hands_out_the_last_student_and_the_teachers(name: str) -> None:
+    method, rounds, _ = METHODS[name]
+    final = {name: (t, of(policy)) for name, (t, policy) in lay_out(method).final.items()}
+    trained = f"round-{rounds}/student/train" if rounds else "init/student/positive"
+    assert final == {
+        "student": (rounds, f"student+ of {trained}"),
+        "a": (0, "a+ of init/a/positive"),
+        "b": (0, "b+ of init/b/positive"),
+    }
