@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from macpo.compare import Cell, Design, lay_out, plan_comparison
 from macpo.compare.config import CompareConfig
@@ -368,3 +369,105 @@ def test_cells_say_whose_model_every_stage_runs(tmp_path: Path) -> None:
         "weak-b",
     }
     assert all(name.split("/")[1] == agent for name, agent in agents.items())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"method": "macpo", "top_k": 2},
+            "top_k: options of the method stand in its own section; "
+            "write {method: {name: macpo, top_k: 2}}",
+        ),
+        (
+            {"method": "macpo", "contrast": False, "set": {"rounds": 1}, "settings": ["default"]},
+            "contrast: options of the method stand in its own section; "
+            "write {method: {name: macpo, contrast: false}, set: {rounds: 1}, settings: [default]}",
+        ),
+        (
+            {"method": "macpo", "set": {"top_k": 2, "samples": 3}},
+            "top_k, samples: options of the method stand in its own section; "
+            "write {method: {name: macpo, top_k: 2, samples: 3}}",
+        ),
+        (
+            {"name": "macpo", "set": {"rounds": 1}},
+            "name: the method stands under `method`; write {method: macpo, set: {rounds: 1}}",
+        ),
+        (
+            {"name": "macpo", "top_k": 2, "set": {"rounds": 1}},
+            "name, top_k: options of the method stand in its own section; "
+            "write {method: {name: macpo, top_k: 2}, set: {rounds: 1}}",
+        ),
+        (
+            {"method": "spin", "dpo.beta": 0.2},
+            "dpo.beta: changes of the run stand under `set`; "
+            "write {method: spin, set: {dpo.beta: 0.2}}",
+        ),
+        (
+            {"name": "macpo", "samples": 2, "beta": 0.2, "use_teachers": 1},
+            "beta, use_teachers: changes of the run stand under `set`; "
+            "write {method: {name: macpo, samples: 2}, set: {dpo.beta: 0.2, use_teachers: 1}}",
+        ),
+        (
+            {"dpo": {"beta": 0.2, "gamma": 1}},
+            "dpo: changes of the run stand under `set`; "
+            "write {method: macpo, set: {dpo.beta: 0.2, dpo.gamma: 1}}",
+        ),
+        (
+            {"method": "macpo", "top_k": 2, "rounds": 1},
+            "top_k: options of the method stand in its own section; "
+            "rounds: changes of the run stand under `set`; "
+            "write {method: {name: macpo, top_k: 2}, set: {rounds: 1}}",
+        ),
+        (
+            {"method": "macpo", "learning_rate": 0.1},
+            "learning_rate: name its section, under `set`: "
+            "sft.learning_rate or negative_sft.learning_rate or dpo.learning_rate",
+        ),
+    ],
+)
+def test_keys_in_the_wrong_place_of_an_entry_are_told_the_form_that_works(
+    tmp_path: Path, entry: dict[str, Any], message: str
+) -> None:
+    lines = faults(tmp_path, methods={"trial": entry})
+
+    assert lines[1:] == [f"methods.trial: {message}"]
+    _, shown, form = message.partition("; write ")
+    if shown:
+        designed(tmp_path / "right", methods={"trial": yaml.safe_load(form)})
+
+
+def test_key_that_nothing_knows_is_told_where_which_keys_stand(tmp_path: Path) -> None:
+    lines = faults(tmp_path, methods={"trial": {"method": "macpo", "guard": 0.05}})
+
+    assert lines[1:] == [
+        "methods.trial.guard: unknown key; valid here: method, set, settings; options of the "
+        "method stand in its own section, as in {method: {name: macpo, top_k: 2}}, changes of the "
+        "run under `set`"
+    ]
+
+
+def test_every_fault_of_an_entry_is_told(tmp_path: Path) -> None:
+    entry = {"method": "macpo", "top_k": 2, "setting": ["default"]}
+
+    assert faults(tmp_path, methods={"trial": entry})[1:] == [
+        "methods.trial: top_k: options of the method stand in its own section; "
+        "write {method: {name: macpo, top_k: 2}}",
+        "methods.trial: setting: unknown key; did you mean 'settings'?",
+    ]
+
+
+def test_form_that_would_be_long_is_told_without_its_values(tmp_path: Path) -> None:
+    entry = {"method": "macpo", "dpo.beta": 0.2, "set": {"data.source": "x" * 300}}
+
+    assert faults(tmp_path, methods={"trial": entry})[1].endswith(
+        "; write {method: {name: ..., ...}, set: {...}}"
+    )
+
+
+def test_option_of_another_method_is_no_key_of_the_run(tmp_path: Path) -> None:
+    lines = faults(tmp_path, methods={"trial": {"name": "spin", "top_k": 2}})
+
+    assert lines[1:] == [
+        "every cell: method.top_k: unknown key; it belongs to method macpo, this is spin"
+    ]

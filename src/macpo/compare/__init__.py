@@ -9,6 +9,7 @@
 | module | holds |
 |---|---|
 | config | what a compare file may say, and reading it |
+| entries | its `methods`: the forms of an entry, and what a slip in one meant |
 | design | the cells: methods x settings x seeds, each a checked config |
 | stages | the stages of all cells, how many are shared; a plan without running |
 | running | `compare`: cell after cell over one store |

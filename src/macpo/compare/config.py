@@ -32,6 +32,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from macpo.compare.entries import (
+    Changes,
+    MethodEntry,
+    long_form,
+    where_keys_stand,
+    without_reserved,
+)
 from macpo.config import Section
 from macpo.config.faults import describe_fault
 from macpo.config.loading import read_mapping
@@ -40,42 +47,7 @@ from macpo.config.values import CountOrZero, Text, shown, shown_key
 from macpo.errors import ConfigError
 from macpo.metrics import Better
 
-Changes = dict[str, Any]
-
 DEFAULT_SETTING = "default"
-RESERVED_KEYS = {
-    "name": "it is the comparison's",
-    "seed": "`seeds` gives it",
-    "method": "`methods` gives it",
-}
-
-
-class MethodEntry(Section):
-    """A method that takes part.
-
-    `method` is what stands under `method:` in a run's config, `set` are changes of this method's
-    cells, `settings` the settings in which it takes part; None is all of them.
-    """
-
-    method: Changes
-    set: Changes = Field(default_factory=dict)
-    settings: tuple[Text, ...] | None = None
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _a_name_is_a_section(cls, value: Any) -> Any:
-        if not isinstance(value, str | dict):
-            raise ValueError(f"must be a method's name, or a section with one (got {shown(value)})")
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("set")
-    @classmethod
-    def _set_leaves_the_rest_alone(cls, value: Changes) -> Changes:
-        options = [key for key in value if key.startswith("method.")]
-        if options:
-            option = options[0].removeprefix("method.")
-            raise ValueError(f"{options[0]}: write {option} into this method's own section")
-        return _without_reserved(value)
 
 
 class CompareConfig(Section):
@@ -102,7 +74,7 @@ class CompareConfig(Section):
     @field_validator("set")
     @classmethod
     def _set_leaves_the_rest_alone(cls, value: Changes) -> Changes:
-        return _without_reserved(value)
+        return without_reserved(value)
 
     @field_validator("seeds")
     @classmethod
@@ -117,7 +89,7 @@ class CompareConfig(Section):
         """Take what stands under `method:` for an entry without changes of its own."""
         if not isinstance(value, dict):
             return value
-        return {label: _entry(found) for label, found in value.items()}
+        return {label: long_form(found) for label, found in value.items()}
 
     @field_validator("settings")
     @classmethod
@@ -125,7 +97,7 @@ class CompareConfig(Section):
         for label, changes in value.items():
             _check_label(label, "a setting")
             try:
-                _without_reserved(changes)
+                without_reserved(changes)
             except ValueError as error:
                 raise ValueError(f"{label}: {error}") from None
         return value
@@ -184,21 +156,6 @@ def find_base(config: CompareConfig, folder: Path) -> Path:
     return folder / os.path.expanduser(config.base)
 
 
-def _entry(value: Any) -> Any:
-    """Tell the long form of a method, which names its section `method`, from the section alone."""
-    if isinstance(value, dict) and value.keys() & MethodEntry.model_fields.keys():
-        return value
-    return {"method": value}
-
-
-def _without_reserved(changes: Changes) -> Changes:
-    """Refuse changes of what the comparison itself decides."""
-    for key, reason in RESERVED_KEYS.items():
-        if key in changes:
-            raise ValueError(f"{key} cannot be changed here, {reason}; remove it")
-    return changes
-
-
 def _check_label(label: str, what: str) -> None:
     """Refuse a label that cannot be the name of a folder."""
     if not AGENT_NAME.fullmatch(label):
@@ -220,9 +177,10 @@ def _describe(item: Mapping[str, Any]) -> list[str]:
     """
     kind, loc, seen = item["type"], item["loc"], item.get("input")
     name = ".".join(shown_key(part) for part in loc if part != "[key]")
+    if kind == "extra_forbidden" and loc[0] == "methods" and len(loc) > 1:
+        return [f"{name}: unknown key; {where_keys_stand(loc[-1])}"]
     if kind == "extra_forbidden":
-        section = MethodEntry if loc[0] == "methods" and len(loc) > 1 else CompareConfig
-        valid = list(section.model_fields)
+        valid = list(CompareConfig.model_fields)
         near = difflib.get_close_matches(str(loc[-1])[:100], valid, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
         return [f"{name}: unknown key; {remedy}"]

@@ -11,14 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from macpo.compare.config import (
-    Changes,
-    CompareConfig,
-    MethodEntry,
-    fault_list,
-    find_base,
-    read_compare,
-)
+from macpo.compare.config import CompareConfig, fault_list, find_base, read_compare
+from macpo.compare.entries import Changes, MethodEntry
 from macpo.config import METHOD_CONFIGS, CeilingConfig, MethodConfig, RunConfig, load_config
 from macpo.config import method_name as name_of
 from macpo.config.faults import describe_fault
