@@ -72,3 +72,48 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         execute(tmp_path, do)
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Stage):
+    """A stage whose output is a file, read from outside or from the stage before it."""
+
+    kind: ClassVar[str] = "copy"
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "outside"})
+
+    outside: Path
+    before: Stage | None = None
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Copy it."""
+        source = self.outside if self.before is None else context.path(self.before) / "text"
+        (context.output / "text").write_text(source.read_text())
+        return {}
+
+
+def test_an_artifact_whose_inputs_have_changed_is_made_again(tmp_path: Path) -> None:
+    """The first stage's artifact goes and comes out otherwise under the same key; what was made
+    from the old one is not taken for the result of the new."""
+    first = Copy("first", tmp_path / "outside")
+    stages = [first, second := Copy("second", tmp_path / "outside", first)]
+    store = Store(tmp_path / "store")
+
+    def execute_all() -> tuple[Quiet, str]:
+        observer = Quiet()
+        executor = LocalExecutor(tmp_path, store, EngineConfig(), torch.device("cpu"), observer)
+        made = executor.execute(stages)
+        return observer, (made[second.key].path / "text").read_text()
+
+    first.outside.write_text("one")
+    execute_all()
+    observer, text = execute_all()
+    assert (observer.ran, text) == ([], "one")
+    first.outside.write_text("another")
+    store.discard(first.kind, first.key)
+    observer, text = execute_all()
+    assert (observer.ran, text) == (["first", "second"], "another")
+    assert observer.notes == [
+        "second is run again: it was made from inputs that have changed since"
+    ]
+    observer, text = execute_all()
+    assert (observer.ran, text) == ([], "another")

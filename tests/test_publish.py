@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from macpo.agents import Policy
+from macpo.agents import Policy, assemble_team
 from macpo.config import load_config
+from macpo.data.stages import content_digest
 from macpo.errors import ModelError, StoreError
+from macpo.methods import build_plan
 from macpo.models.sources import ResolvedModel
 from macpo.policies import PolicyPool
 from macpo.publish import merge_adapter, publish
@@ -19,14 +21,20 @@ from tests.runs import write_config
 from tests.test_resume import Quiet, digests
 from tests.workbench import CPU, Written, make_agent
 
+OVERRIDES = [
+    "rounds=1",
+    "tuning={rank: 4, alpha: 24}",  # a scale of 6, so that a lost alpha shows
+    "dpo.learning_rate=0.05",
+    "teachers.1.tuning={kind: full}",
+]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with one LoRA teacher and one that trains whole."""
     folder = tmp_path_factory.mktemp("published")
     path = write_config(folder)
-    config = load_config(path, ["rounds=1", "teachers.1.tuning={kind: full}"])
-    run(config, folder / "run", Quiet())
+    run(load_config(path, OVERRIDES), folder / "run", Quiet())
     return folder / "run"
 
 
@@ -56,6 +64,27 @@ def test_student_loads_with_peft_and_holds_the_trained_weights(finished: Path) -
     assert loaded.keys() == trained.keys()
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
     assert any(bool(p.abs().max() > 0) for n, p in loaded.items() if ".lora_B." in n)
+
+
+@pytest.mark.parametrize("name", ["student", "weak-a", "weak-b"])
+def test_published_policy_says_what_the_runs_own_policy_says(finished: Path, name: str) -> None:
+    """The same logits as the pool's policy after the last round; other ones than the base's."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(finished.parent / "tiny.yaml", OVERRIDES)
+    team = assemble_team(config, "float32", fetch=True)
+    plan = build_plan(config, team, content_digest(config.data, fetch=True))
+    paths = {stage.key: (finished / "stages" / stage.name).resolve() for stage in plan}
+    pool = PolicyPool(CPU, paths.__getitem__)
+    (last, policy), folder = plan.final[name], finished / "final" / name
+    assert last == 1
+    own = logits_of(pool.load(policy).model)
+    base = logits_of(pool.load(Policy(policy.agent, "positive")).model)
+    lora = (folder / "adapter_config.json").is_file()
+    published = load_peft(folder) if lora else AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert lora is (name != "weak-b")
+    assert torch.allclose(logits_of(published), own, rtol=0, atol=1e-5)
+    assert (own - base).abs().max() > 0.1
 
 
 def test_whole_teacher_is_a_full_model_with_the_trained_weights(finished: Path) -> None:
@@ -116,10 +145,7 @@ def test_model_card_names_base_run_and_metrics(finished: Path) -> None:
 
 def test_published_folders_stay_when_nothing_changed(finished: Path) -> None:
     before = {p: p.stat().st_ino for p in sorted((finished / "final").rglob("*"))}
-    config = load_config(
-        finished.parent / "tiny.yaml", ["rounds=1", "teachers.1.tuning={kind: full}"]
-    )
-    run(config, finished, Quiet())
+    run(load_config(finished.parent / "tiny.yaml", OVERRIDES), finished, Quiet())
     assert {p: p.stat().st_ino for p in sorted((finished / "final").rglob("*"))} == before
 
 

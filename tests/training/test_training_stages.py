@@ -18,7 +18,7 @@ from macpo.records import Pair, PreferenceExample, dataset_response, read_jsonl,
 from macpo.scoring import ScorePairs, encode_group
 from macpo.stage import Stage
 from macpo.store import Artifact
-from macpo.training.stages import SFTOnAnswers, SFTOnDataset, TrainDPO
+from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
 from tests.workbench import (
     Workbench,
     make_agent,
@@ -68,6 +68,18 @@ def test_sft_learns_the_side_that_it_is_told(bench: Workbench, agent: Agent, sid
     learned = 0 if side == "chosen" else 1
     assert after[learned] < 0.5 * before[learned]
     assert after[learned] < after[1 - learned]
+
+
+def test_sft_on_pairs_learns_the_chosen_side(bench: Workbench, agent: Agent) -> None:
+    [pair] = make_pairs(1)
+    start = Policy(agent, "positive")
+    before = nats(bench.pool.load(start), agent, pair)
+    config = DPOConfig(epochs=30, learning_rate=2e-2)
+    stage = SFTOnPairs("train", start, bench.write_pairs("pairs", [pair]), config, seed=0)
+    bench.run(stage)
+    chosen, rejected = nats(bench.pool.load(Policy(agent, "positive", stage)), agent, pair)
+    assert chosen < 0.5 * before[0]
+    assert chosen < rejected
 
 
 def test_negative_policy_continues_the_positive_one(bench: Workbench, agent: Agent) -> None:

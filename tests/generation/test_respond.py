@@ -1,0 +1,93 @@
+"""The answering stage: which policy answers, pushed away from which, on which prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from macpo.agents import Policy
+from macpo.config import SamplingConfig, TuningConfig
+from macpo.generation.stages import Respond
+from macpo.policies import snapshot
+from macpo.records import PreferenceExample, Prompt, Response, read_prompts, read_responses
+from macpo.stage import Stage
+from tests.workbench import Workbench, make_agent, make_prompt, randomise
+
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=6)
+PROMPTS = [make_prompt(f"Name a prime greater than {i}.") for i in range(5)]
+AGENT = make_agent(tuning=TuningConfig(rank=4, alpha=16))
+
+
+class Scene:
+    """A student with two policies that differ, and prompts for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bench = Workbench(folder)
+        weights = snapshot(self.bench.train_from(AGENT).trainable)
+        written: dict[str, Stage] = {}
+        for seed, role in enumerate(("positive", "negative")):
+            randomise(weights, seed, scale=0.5)
+            written[role] = self.bench.write_weights(role, weights)
+        self.positive = Policy(AGENT, "positive", written["positive"])
+        self.negative = Policy(AGENT, "negative", written["negative"])
+        examples = [PreferenceExample(prompt, "Good.", "Bad.") for prompt in PROMPTS]
+        self.data = self.bench.write_examples("data", "student", examples)
+
+    def answers(self, policy: Policy, away_from: Policy | None = None) -> list[Response]:
+        strength = 0.0 if away_from is None else 2.0
+        stage = Respond("r", policy, self.data, "student", None, GREEDY, 0, "", away_from, strength)
+        return list(read_responses(self.bench.run(stage).path))
+
+    def logits(self, policy: Policy, ids: list[int]) -> torch.Tensor:
+        loaded = self.bench.pool.load(policy)
+        with torch.no_grad():
+            return torch.as_tensor(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1])
+
+    def pushed(self, prompt: Prompt) -> tuple[int, ...]:
+        """Answer greedily by the negative's logits plus twice their lead over the positive's."""
+        chat = self.bench.pool.chat(AGENT)
+        start = list(chat.encode_prompt(prompt, 512).ids)
+        ids: list[int] = []
+        while len(ids) < GREEDY.max_new_tokens and chat.end_of_turn not in ids:
+            bad, good = (self.logits(p, start + ids) for p in (self.negative, self.positive))
+            ids.append(int((bad + 2.0 * (bad - good)).argmax()))
+        return tuple(ids)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_negative_policy_is_pushed_away_from_the_positive_one(scene: Scene) -> None:
+    """As a plain loop over both policies has it: logits become a + 2 (a - b)."""
+    answers = scene.answers(scene.negative, scene.positive)
+    assert [r.token_ids for r in answers] == [scene.pushed(prompt) for prompt in PROMPTS]
+    assert answers != scene.answers(scene.negative)
+
+
+def test_answers_are_the_policys_own_and_say_so(scene: Scene) -> None:
+    good, bad = scene.answers(scene.positive), scene.answers(scene.negative)
+    assert [r.token_ids for r in good] != [r.token_ids for r in bad]
+    assert {(r.origin.policy, r.origin.weights) for r in bad} == {
+        ("student/negative", scene.negative.weights_key)
+    }
+
+
+def test_limit_takes_the_first_prompts(scene: Scene) -> None:
+    stage = Respond("r", scene.positive, scene.data, "student", 2, GREEDY, 0)
+    made = scene.bench.run(stage)
+    assert read_prompts(made.path) == PROMPTS[:2]
+    assert read_responses(made.path) == scene.answers(scene.positive)[:2]
+
+
+def test_seed_decides_what_is_sampled(scene: Scene) -> None:
+    sampling = SamplingConfig(temperature=1.5, top_p=1.0, max_new_tokens=6)
+
+    def sample(seed: int) -> list[str]:
+        stage = Respond("r", scene.positive, scene.data, "student", None, sampling, seed)
+        return [r.text for r in read_responses(scene.bench.run(stage).path)]
+
+    assert sample(0) != sample(1)
