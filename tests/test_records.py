@@ -100,8 +100,10 @@ def test_any_text_and_ids_come_back_from_json(
     contents: list[str], text: str, ids: list[int]
 ) -> None:
     prompt = Prompt(tuple(Message("user", content) for content in contents))
-    response = dataclasses.replace(RESPONSE, text=text, token_ids=tuple(ids))
+    response = dataclasses.replace(RESPONSE, prompt_id=prompt.id, text=text, token_ids=tuple(ids))
+    pair = Pair(prompt, response, dataset_response(prompt, text))
     assert Prompt.from_json(through_json(prompt)) == prompt
+    assert Pair.from_json(through_json(pair)) == pair
     assert Response.from_json(through_json(response)) == response
 
 
@@ -220,6 +222,46 @@ def test_prompts_without_as_many_answers_are_refused(tmp_path: Path) -> None:
 def test_an_answer_of_blanks_is_empty() -> None:
     assert ANSWER.is_empty
     assert not RESPONSE.is_empty
+
+
+def test_a_pair_is_written_as_trl_reads_it_with_our_columns_beside() -> None:
+    row = Pair(PROMPT, RESPONSE, dataset_response(PROMPT, "8")).to_json()
+    assert {name: row.pop(name) for name in ("prompt", "chosen", "rejected")} == (
+        PreferenceExample(PROMPT, "7", "8").to_json()
+    )
+    assert row == {
+        "prompt_id": PROMPT.id,
+        "chosen_response": {
+            "finished": True,
+            "token_ids": "[39, 2]",
+            "tokenizer": "b81d",
+            "origin": {
+                "policy": "student/positive",
+                "weights": "6f0c",
+                "backend": "transformers 5.17",
+                "sampling": '{"temperature": 0.95}',
+                "seed": 7,
+            },
+        },
+        "rejected_response": {
+            "finished": True,
+            "token_ids": "[]",
+            "tokenizer": "",
+            "origin": {
+                "policy": "dataset",
+                "weights": "",
+                "backend": "",
+                "sampling": "{}",
+                "seed": 0,
+            },
+        },
+    }
+
+
+def test_a_pair_of_answers_to_another_prompt_is_not_written() -> None:
+    stray = dataclasses.replace(RESPONSE, prompt_id="0" * 16)
+    with pytest.raises(ValueError, match=f"a pair on prompt {PROMPT.id} holds an answer to ano"):
+        Pair(PROMPT, RESPONSE, stray).to_json()
 
 
 def test_pairs_come_back_from_their_file(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ class RankedPairs(Stage):
     """Pairs of the best against the worst of several answers, by the mean over all judges."""
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     answers: tuple[Stage, ...]
     judgements: tuple[Stage, ...]

@@ -72,6 +72,7 @@ class FilteredPairs(Stage):
     """
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     positives: tuple[Stage, ...]
     negatives: Stage
@@ -121,6 +122,7 @@ class DirectPairs(Stage):
     """
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     positives: Stage
     negatives: Stage

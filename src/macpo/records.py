@@ -2,10 +2,15 @@
 
 A worked example, one line of a `pairs.jsonl`:
 
-    {"prompt": {"id": "6f0c…", "messages": [{"role": "user", "content": "Name a prime."}]},
-     "chosen": {"prompt_id": "6f0c…", "text": "7", "finished": true, "token_ids": [39, 2],
-                "tokenizer": "b81d…", "origin": {"policy": "student/positive", …}},
-     "rejected": {"prompt_id": "6f0c…", "text": "8 is prime.", …}}
+    {"prompt": [{"role": "user", "content": "Name a prime."}],
+     "chosen": [{"role": "assistant", "content": "7"}],
+     "rejected": [{"role": "assistant", "content": "8 is prime."}],
+     "prompt_id": "6f0c…",
+     "chosen_response": {"finished": true, "token_ids": "[39, 2]", "tokenizer": "b81d…",
+                         "origin": {"policy": "student/positive", …}},
+     "rejected_response": {…}}
+
+The first three columns are a preference data set as TRL knows it; the others are ours.
 
 Text is the interface between agents, whose tokenizers may differ. Token ids are kept beside the
 text together with the fingerprint of the tokenizer that they belong to, so that whoever shares the
@@ -182,21 +187,59 @@ class Pair:
     rejected: Response
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
+        """Return the row of a TRL preference data set, with what else is known beside it.
+
+        Every column has one type in all rows, as `datasets` wants it: lists that may be empty and
+        objects whose keys vary (`token_ids`, `sampling`) are JSON inside of text.
+
+        Raises:
+            ValueError: a response answers another prompt.
+        """
+        prompt_id = self.prompt.id
+        if {self.chosen.prompt_id, self.rejected.prompt_id} != {prompt_id}:
+            raise ValueError(f"a pair on prompt {prompt_id} holds an answer to another prompt")
         return {
-            "prompt": self.prompt.to_json(),
-            "chosen": self.chosen.to_json(),
-            "rejected": self.rejected.to_json(),
+            **PreferenceExample(self.prompt, self.chosen.text, self.rejected.text).to_json(),
+            "prompt_id": prompt_id,
+            "chosen_response": _beside_text(self.chosen),
+            "rejected_response": _beside_text(self.rejected),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Pair:
         """Read what `to_json` wrote."""
+        example = PreferenceExample.from_json(value)
+        prompt_id = example.prompt.id
         return cls(
-            Prompt.from_json(value["prompt"]),
-            Response.from_json(value["chosen"]),
-            Response.from_json(value["rejected"]),
+            example.prompt,
+            _with_text(prompt_id, example.chosen, value["chosen_response"]),
+            _with_text(prompt_id, example.rejected, value["rejected_response"]),
         )
+
+
+def _beside_text(response: Response) -> dict[str, Any]:
+    """Return what a response holds beside its text, in columns of one type each."""
+    origin = response.origin.to_json()
+    return {
+        "finished": response.finished,
+        "token_ids": json.dumps(response.token_ids),
+        "tokenizer": response.tokenizer,
+        "origin": {**origin, "sampling": json.dumps(origin["sampling"])},
+    }
+
+
+def _with_text(prompt_id: str, text: str, value: Mapping[str, Any]) -> Response:
+    """Put a response together again."""
+    origin = {**value["origin"], "sampling": json.loads(value["origin"]["sampling"])}
+    return Response.from_json(
+        {
+            **value,
+            "prompt_id": prompt_id,
+            "text": text,
+            "token_ids": json.loads(value["token_ids"]),
+            "origin": origin,
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class DatasetPairs(Stage):
     """Pairs of a split's own labels, as ground truth has them."""
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     data: Stage
     split: Split
