@@ -133,3 +133,10 @@ def test_best_is_paired_with_worst_by_the_mean_over_judges(bench: Workbench) -> 
     pairs = read_pairs(made.path)
     assert [(pair.chosen.text, pair.rejected.text) for pair in pairs] == [("Three", "Four")]
     assert made.meta == {"pairs": 1, "prompts_without_pair": 1}
+
+
+def test_judges_that_find_everything_equally_good_are_an_error(bench: Workbench) -> None:
+    stages = answers(bench, "a", ["Two", "Fig"]), answers(bench, "b", ["Three", "Pear"])
+    judge = judged(bench, "j", [(PROMPTS[0], "Two", 3), (PROMPTS[0], "Three", 3)])
+    with pytest.raises(DataError, match=r"none of 2 prompts gave a pair: on each, the judges"):
+        bench.run(RankedPairs("pairs", stages, (judge,)))

@@ -35,6 +35,11 @@ from macpo.work import Answers, Known, Work
 CHARACTERS_PER_TOKEN = 4
 """Of English, roughly: what a judge's question adds to what it reads."""
 
+UNDECIDED = (
+    "the judges left fewer than two answers, or found them equally good. Read the judgements; "
+    "higher limits.prompt_tokens or another question for the judge may be needed"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -176,7 +181,7 @@ class RankedPairs(Stage):
             worst = min(judged, key=lambda response: means[response.id])
             if means[best.id] > means[worst.id]:
                 pairs.append(Pair(prompt, best, worst))
-        return leave_pairs(pairs, len(prompts), context)
+        return leave_pairs(pairs, len(prompts), context, UNDECIDED)
 
 
 def told(prompt: Prompt) -> dict[str, str]:

@@ -163,13 +163,22 @@ def _filter_row(
     }
 
 
-def leave_pairs(pairs: Sequence[Pair], prompts: int, context: StageContext) -> dict[str, Any]:
-    """Write pairs, and count the prompts that gave none because an answer was empty."""
+SILENCE = (
+    "the positives or the negative were empty. Read the responses; more SFT epochs or another "
+    "chat_template may be needed"
+)
+
+
+def leave_pairs(
+    pairs: Sequence[Pair], prompts: int, context: StageContext, why_none: str = SILENCE
+) -> dict[str, Any]:
+    """Write the pairs of so many prompts, and count the prompts that gave none.
+
+    Raises:
+        DataError: there is no pair; `why_none` says what that means and what to do.
+    """
     if not pairs:
-        raise DataError(
-            f"none of {prompts} prompts gave a pair: on each, the positives or the negative were "
-            "empty. Read the responses; more SFT epochs or another chat_template may be needed"
-        )
+        raise DataError(f"none of {prompts} prompts gave a pair: on each, {why_none}")
     write_pairs(context.output, pairs)
     used = len({pair.prompt.id for pair in pairs})
     return {"pairs": len(pairs), "prompts_without_pair": prompts - used}

@@ -103,10 +103,11 @@ class PreferenceExample:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a response came from, enough to produce it again.
+    """Where a response came from: whose weights, drawn how.
 
-    `policy` is `agent/positive`, `agent/negative` or `dataset`; `weights` the store key of the
-    weights that sampled it (empty for the bare base model and for data sets).
+    What else the stage did that asked (a system prompt, contrast with another policy) is in that
+    stage's key. `policy` is `agent/positive`, `agent/negative` or `dataset`; `weights` the store
+    key of the weights that sampled it (empty for the bare base model and for data sets).
     """
 
     policy: str

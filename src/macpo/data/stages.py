@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
-from macpo.data.loading import load_preferences, source_digest
+from macpo.data.loading import LoadReport, load_preferences, source_digest
 from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
@@ -26,6 +28,8 @@ from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
+REPORT_FILE = "report.json"
+
 
 @dataclass(frozen=True, eq=False)
 class SplitData(Stage):
@@ -38,6 +42,7 @@ class SplitData(Stage):
     """
 
     kind: ClassVar[str] = "data"
+    version: ClassVar[int] = 2
     not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "data", "agents"})
 
     data: DataConfig
@@ -52,7 +57,7 @@ class SplitData(Stage):
         object.__setattr__(self, "readers", tuple(readers))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Write teacher.jsonl, student.jsonl, test.jsonl and report.json."""
+        """Write teacher.jsonl, student.jsonl, test.jsonl, and report.json: what was left out."""
         loaded = load_preferences(self.data)
         readable = [e for e in loaded.examples if self._fits(e.prompt, context)]
         too_long = len(loaded.examples) - len(readable)
@@ -68,6 +73,7 @@ class SplitData(Stage):
                 examples = with_noise(examples, self.data.noise, stable_seed(self.seed, "noise"))
             counts[name] = len(examples)
             write_examples(context.output, name, examples)
+        _write_report(loaded.report, too_long, context.output / REPORT_FILE)
         return {"pairs": counts, "prompts_too_long": too_long}
 
     def _fits(self, prompt: Prompt, context: StageContext) -> bool:
@@ -105,6 +111,16 @@ class DatasetPairs(Stage):
         ]
         write_pairs(context.output, pairs)
         return {"pairs": len(pairs), "prompts_without_pair": 0}
+
+
+def _write_report(loading: LoadReport, too_long: int, path: Path) -> None:
+    """Write which rows were not taken and why, for readers.
+
+    The source's name is not in it: where the data lies must not change the artifact.
+    """
+    report = {**loading.to_json(), "prompts_too_long": too_long}
+    del report["source"]
+    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def content_digest(config: DataConfig, *, fetch: bool) -> str:
