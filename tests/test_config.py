@@ -21,6 +21,7 @@ from macpo.config import (
     method_name,
     parse_layers,
 )
+from macpo.config.loading import START
 from macpo.errors import ConfigError
 from macpo.seeds import digest
 
@@ -629,12 +630,12 @@ def test_a_missing_file_comes_with_the_nearest_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"^runs/tiny.yaml: no such config file; see examples/$"):
+    with pytest.raises(ConfigError, match=rf"^runs/tiny.yaml: no such config file; {START}$"):
         load_config("runs/tiny.yaml")
-    (tmp_path / "examples" / "cpu").mkdir(parents=True)
-    write_minimal(tmp_path / "examples" / "cpu").rename("examples/cpu/tinny.yml")
-    with pytest.raises(ConfigError, match=r"file; did you mean examples/cpu/tinny.yml\?$"):
-        load_config("tiny.yaml")
+    with pytest.raises(ConfigError, match=r"file; did you mean example:quickstart\?$"):
+        load_config("quikstart.yaml")
+    with pytest.raises(ConfigError, match=r"file; did you mean example:compare/noise\?$"):
+        load_config("examples/compare/noise")
     write(tmp_path, "", "tiny-cpu.yaml")
     with pytest.raises(ConfigError, match=r"file; did you mean tiny-cpu.yaml\?$"):
         load_config("tinycpu.yaml")
@@ -647,7 +648,7 @@ def test_a_missing_file_does_not_search_a_whole_disk(
     deep = tmp_path / "a" / "b"
     deep.mkdir(parents=True)
     write(deep, "", "tiny.yaml")
-    with pytest.raises(ConfigError, match="see examples/"):
+    with pytest.raises(ConfigError, match=START):
         load_config(tmp_path / "tinny.yaml")
 
 
@@ -679,13 +680,16 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         ("? [1]\n: 2", "not valid YAML: while constructing a mapping"),
         ("a: 1\nb: 2\na: 3", "not valid YAML: line 3: the key 'a' is given twice; remove one"),
         ("s:\n  - {a: 1, a: 2}", "not valid YAML: line 2: the key 'a' is given twice; remove one"),
-        ("", "a config file is a mapping of keys to values (got null), see examples/"),
+        ("", "a config file is a mapping of keys to values (got null); `macpo init` writes"),
         (
             "# only a comment",
-            "a config file is a mapping of keys to values (got null), see examples/",
+            "a config file is a mapping of keys to values (got null); `macpo init` writes",
         ),
-        ("[1, 2]", "a config file is a mapping of keys to values (got a list), see examples/"),
-        ("tiny", "a config file is a mapping of keys to values (got 'tiny'), see examples/"),
+        (
+            "[1, 2]",
+            "a config file is a mapping of keys to values (got a list); `macpo init` writes",
+        ),
+        ("tiny", "a config file is a mapping of keys to values (got 'tiny'); `macpo init` writes"),
     ],
 )
 def test_what_is_no_config_is_said_in_one_line(text: str, fault: str, tmp_path: Path) -> None:

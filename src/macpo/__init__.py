@@ -2,7 +2,7 @@
 
     import macpo
 
-    config = macpo.load_config("examples/quickstart.yaml", ["rounds=1"])
+    config = macpo.load_config("example:quickstart", ["rounds=1"])
     print(macpo.plan(config).to_run)
     result = macpo.run(config, "runs/quickstart")
 

@@ -14,11 +14,21 @@ import pytest
 
 from macpo import __version__
 from macpo.cli import status as status_command
+from macpo.shipped import is_example, locate
 from tests.cli.conftest import FinishedRun
 from tests.runs import SOURCES, journal_of, run_cli, write_pairs
 from tests.tiny import tiny_folder
 
-COMMANDS = (["run"], ["plan"], ["status"], ["compare"], ["export"], ["data", "check"])
+COMMANDS = (
+    ["init"],
+    ["examples"],
+    ["run"],
+    ["plan"],
+    ["status"],
+    ["compare"],
+    ["export"],
+    ["data", "check"],
+)
 HEAVY = ("torch", "transformers", "peft", "datasets", "pydantic", "numpy")
 
 
@@ -42,7 +52,7 @@ def test_help_ends_in_examples_one_a_line(command: list[str]) -> None:
     examples = [line for line in lines if line]
     assert shown.code == 0
     assert examples
-    assert all(line.startswith(f"macpo {' '.join(command)} ") for line in examples)
+    assert all(f"{line} ".startswith(f"macpo {' '.join(command)} ") for line in examples)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -53,8 +63,9 @@ def test_examples_use_options_and_files_that_exist(command: list[str]) -> None:
     for word in shlex.split(re.sub(r"\(.*?\)", "", examples)):
         if word.startswith("--"):
             assert word in options
-        if word.startswith("examples/"):
-            assert (SOURCES.parent / word).is_file(), word
+        if is_example(word):
+            assert locate(word).is_file(), word
+        assert not word.startswith("examples/"), "who has the wheel has no such folder"
 
 
 def test_help_imports_no_model_library() -> None:
@@ -90,7 +101,7 @@ def test_version() -> None:
 def test_no_arguments_show_the_help() -> None:
     shown = run_cli([])
 
-    assert "Start with: macpo run examples/quickstart.yaml" in shown.out + shown.err
+    assert "Start with: macpo run example:quickstart" in shown.out + shown.err
 
 
 def test_unknown_option_is_a_usage_error() -> None:

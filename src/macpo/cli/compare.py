@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  macpo compare examples/compare/ablations.yaml --dry-run
-  macpo compare examples/compare/ablations.yaml
-  macpo compare examples/compare/ablations.yaml --round 1 --policy teachers
-  macpo compare examples/compare/noise.yaml --store runs/store
+  macpo compare example:compare/ablations --dry-run
+  macpo compare example:compare/ablations
+  macpo compare example:compare/ablations --round 1 --policy teachers
+  macpo compare example:compare/noise --store runs/store
 """
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The compare file (YAML).")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="The compare file (YAML), or example:compare/NAME."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="The comparison's folder; else runs/NAME."),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  macpo data check examples/data/quickstart.jsonl
+  macpo data check example:data/quickstart.jsonl
   macpo data check hh-harmless.jsonl.gz --tokenizer Qwen/Qwen3-0.6B
   macpo data check PKU-Alignment/PKU-SafeRLHF --criterion harmless --json
 """

@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from macpo import __version__
-from macpo.cli import compare, data, export, plan, run, status
+from macpo.cli import compare, data, examples, export, init, plan, run, status
 from macpo.errors import MacpoError
 
 app = typer.Typer(
@@ -21,8 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback
     rich_markup_mode="rich",
     help="Align a strong language model from weaker ones: MACPO, run end to end.",
-    epilog="Start with: macpo run examples/quickstart.yaml",
+    epilog="Start with: macpo run example:quickstart",
 )
+app.command("init", epilog=init.EXAMPLES)(init.command)
+app.command("examples", epilog=examples.EXAMPLES)(examples.command)
 app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("status", epilog=status.EXAMPLES)(status.command)

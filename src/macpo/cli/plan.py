@@ -11,9 +11,9 @@ from macpo.cli.run import ConfigArgument, DataOption, OutOption, SetOption, run_
 
 EXAMPLES = """\
 Examples:
-  macpo plan examples/quickstart.yaml
-  macpo plan examples/quickstart.yaml --set rounds=5
-  macpo plan examples/paper-hh-helpful.yaml --json
+  macpo plan example:quickstart
+  macpo plan example:quickstart --set rounds=5
+  macpo plan example:paper-hh-helpful --json
 """
 
 

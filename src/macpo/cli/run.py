@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  macpo run examples/quickstart.yaml
-  macpo run examples/smollm2-hh-harmless.yaml --data hh-harmless.jsonl.gz
-  macpo run examples/quickstart.yaml --set rounds=3      (one more round only)
+  macpo run example:quickstart
+  macpo run example:smollm2-hh-harmless --data hh-harmless.jsonl.gz
+  macpo run example:quickstart --set rounds=3      (one more round only)
 """
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG", help="The run's YAML file, or example:NAME."),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="RUN", help="Run directory; if not given, runs/NAME."),

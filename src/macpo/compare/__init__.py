@@ -2,7 +2,7 @@
 
     from macpo.compare import compare, load_design
 
-    design = load_design("examples/compare/ablations.yaml", ["rounds=1"])
+    design = load_design("example:compare/ablations", ["rounds=1"])
     comparison = compare(design, "runs/ablations")      # goes on after a kill
     comparison.results.at("default", "macpo", "student", "preference_accuracy")
 

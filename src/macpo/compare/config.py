@@ -1,7 +1,8 @@
 """What a compare file may say, and reading it.
 
     name: ablations
-    base: ../quickstart.yaml      # a run's config, relative to this file; every cell starts from it
+    base: ../quickstart.yaml      # a run's config, relative to this file, or example:NAME; every
+                                  # cell starts from it
     set: {rounds: 2}              # changes for every cell; a method drops what it has no use for
     seeds: [1, 2, 3]
     against: macpo                # whom the others are paired with; by default the first method
@@ -46,6 +47,7 @@ from macpo.config.sections import AGENT_NAME
 from macpo.config.values import CountOrZero, Text, shown, shown_key
 from macpo.errors import ConfigError
 from macpo.metrics import Better
+from macpo.shipped import is_example, locate
 
 DEFAULT_SETTING = "default"
 
@@ -136,7 +138,7 @@ def read_compare(path: str | Path) -> CompareConfig:
     if "methods" not in raw and "student" in raw:
         raise ConfigError(
             f"{path}: is a run's config; start it with `macpo run`, or name it as `base:` of a "
-            "compare file, see docs/compare.md"
+            "compare file, such as example:compare/main"
         )
     try:
         return CompareConfig.model_validate(raw)
@@ -152,7 +154,9 @@ def fault_list(where: str, faults: list[str]) -> ConfigError:
 
 
 def find_base(config: CompareConfig, folder: Path) -> Path:
-    """Return the path of the base config, which a compare file names relative to its folder."""
+    """Return the path of the base config: a shipped example, or relative to the file's folder."""
+    if is_example(config.base):
+        return locate(config.base)
     return folder / os.path.expanduser(config.base)
 
 

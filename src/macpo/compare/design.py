@@ -20,6 +20,7 @@ from macpo.config.loading import anchor_paths
 from macpo.config.reading import apply_override
 from macpo.metrics import Better
 from macpo.seeds import canonical_json
+from macpo.shipped import locate
 
 TEACHERS = "teachers"
 """The policy under which results give the mean over all teachers."""
@@ -73,13 +74,13 @@ def load_design(path: str | Path, overrides: Sequence[str] = ()) -> Design:
     """Read a compare file and lay out its cells.
 
     Args:
-        path: the compare file.
+        path: the compare file, or `example:compare/NAME` for a shipped one.
         overrides: "section.key=value" items for every cell, as `--set` takes them.
 
     Raises:
         ConfigError: a file cannot be read or something is wrong; lists every fault.
     """
-    path = Path(path)
+    path = locate(path)
     config = read_compare(path)
     base = load_config(find_base(config, path.parent))
     return lay_out(config, base, overrides, folder=path.parent, where=str(path))

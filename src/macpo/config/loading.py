@@ -15,14 +15,18 @@ from macpo.config.reading import apply_override, parse_yaml
 from macpo.config.sections import CHAT_TEMPLATES, RunConfig
 from macpo.config.values import shown
 from macpo.errors import ConfigError
+from macpo.shipped import locate, nearest_example
+
+START = "`macpo init` writes one, `macpo examples` lists those that ship"
+"""What to say to who has no config, or something else in its place."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML file, apply overrides, and check all of it.
 
     Args:
-        path: the file; a relative path in `data.source`, a model's `source` or a
-            `chat_template` that exists beside this file means the file there.
+        path: the file, or `example:NAME` for a shipped one. A relative path in `data.source`, a
+            model's `source` or a `chat_template` that exists beside it means the file there.
         overrides: "section.key=value" items as `--set` takes them; the value is YAML. An item of
             a list is named by its number from 0: "teachers.0.model.layers=0-14". Relative paths
             in them start at the working folder.
@@ -30,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read or something in it is wrong; lists every fault.
     """
-    path = Path(path)
+    path = locate(path)
     raw = read_mapping(path, "config")
     anchor_paths(raw, path.parent)
     faults = []
@@ -68,8 +72,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"{path}: a {what} file is a mapping of keys to values (got {shown(raw)}), see "
-            "examples/"
+            f"{path}: a {what} file is a mapping of keys to values (got {shown(raw)}); {START}"
         )
     return raw
 
@@ -112,11 +115,11 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
 
 
 def _nearby_config(path: Path) -> str:
-    """Suggest a config with a name like the one that is missing, beside it or in examples/."""
+    """Suggest a config with a name like the one that is missing, beside it or of those shipped."""
     try:
-        found = [*path.parent.glob("*.y*ml"), *Path("examples").rglob("*.y*ml")]
+        by_name = {item.stem: item for item in sorted(path.parent.glob("*.y*ml"), reverse=True)}
     except OSError:
-        return ""
-    by_name = {item.stem: item for item in sorted(found, reverse=True)}
+        by_name = {}
     near = difflib.get_close_matches(path.stem, by_name, n=1, cutoff=0.5)
-    return f"; did you mean {by_name[near[0]]}?" if near else "; see examples/"
+    meant = by_name[near[0]] if near else nearest_example(path.stem)
+    return f"; did you mean {meant}?" if meant else f"; {START}"

@@ -21,6 +21,7 @@ from typing import IO, Any, Literal, cast
 from macpo.data.turns import BadRow, json_type
 from macpo.errors import DataError
 from macpo.seeds import file_digest
+from macpo.shipped import is_example, locate
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 OTHER_SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip", ".zst")  # refused
@@ -61,6 +62,7 @@ def is_local(source: str) -> bool:
         source.endswith(SUFFIXES + OTHER_SUFFIXES)
         or source.startswith(("/", "./", "../", "~"))
         or source.count("/") > 1
+        or is_example(source)
         or "\\" in source
         or Path(source).exists()
     )
@@ -99,7 +101,7 @@ def local_digest(source: str) -> str:
 
 def _find(source: str) -> Path:
     """Return the path that `source` names, or say what may have been meant."""
-    path = Path(source).expanduser()
+    path = locate(source).expanduser()
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIXES))
         hint = f"name a file in it, such as {path / inside[0]}" if inside else "name a file"
