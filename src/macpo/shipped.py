@@ -60,7 +60,7 @@ def examples() -> tuple[Example, ...]:
 def nearest_example(stem: str) -> str | None:
     """Return the example whose file is named nearly so, without its suffix; None if none is."""
     names = {Path(example.name.removeprefix(SCHEME)).name: example.name for example in examples()}
-    near = difflib.get_close_matches(stem, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(stem, names, n=1, cutoff=0.75)
     return names[near[0]] if near else None
 
 

@@ -9,9 +9,9 @@ import typer
 
 EXAMPLES = """\
 Examples:
-  macpo init                                               (the quickstart, to be changed)
-  macpo init my-run.yaml --data my-pairs.jsonl             (its models on your data)
-  macpo init my-run.yaml --data my-pairs.jsonl --student Qwen/Qwen3-8B --teacher Qwen/Qwen3-0.6B
+  macpo init                                     (the quickstart, to be changed)
+  macpo init my-run.yaml --data my-pairs.jsonl   (its models on your data)
+  macpo init my-run.yaml --student org/strong --teacher org/weak
 """
 
 
