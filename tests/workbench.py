@@ -26,6 +26,7 @@ from macpo.config import (
     SFTConfig,
     TuningConfig,
 )
+from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.models.sources import ResolvedModel
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, PolicyPool
 from macpo.progress import ProgressCallback
@@ -100,7 +101,13 @@ def ignore_progress(done: int, total: int, **fields: float) -> None:
 class Workbench:
     """A store, a pool of policies, and the artifacts made so far."""
 
-    def __init__(self, folder: Path, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory_bytes: int | None = None,
+        generators: GeneratorFactory = make_generator,
+    ) -> None:
+        self.generators = generators
         self.store = Store(folder / "store")
         self.artifacts: dict[str, Artifact] = {}
         self.pool = PolicyPool(CPU, lambda key: self.artifacts[key].path, memory_bytes)
@@ -177,6 +184,7 @@ class Workbench:
             checkpoints=work.checkpoints,
             artifacts=self.artifacts,
             policies=self.pool,
+            generators=self.generators,
             engine=engine or EngineConfig(),
             progress=progress,
         )

@@ -84,7 +84,12 @@ def merge_adapter(adapter: Path, output: Path) -> None:
 
 
 def model_card(
-    policy: Policy, run: str, method: str, rounds: int, metrics: dict[str, float]
+    policy: Policy,
+    run: str,
+    method: str,
+    rounds: int,
+    metrics: dict[str, float],
+    caution: str = "",
 ) -> str:
     """Return a short model card (Markdown with the hub's front matter).
 
@@ -94,6 +99,7 @@ def model_card(
         method: by which it was trained.
         rounds: how many of them it went through.
         metrics: after the last one.
+        caution: what has to be known of the answers that it learned from.
     """
     agent = policy.agent
     kind = f"LoRA rank {agent.tuning.rank}" if agent.tuning.kind == "lora" else "full fine-tuning"
@@ -101,6 +107,7 @@ def model_card(
     rows = "\n".join(
         f"| {m.title} (`{m.name}`) | {m.format(metrics[m.name])} |" for m in in_order(metrics)
     )
+    warning = f"\n**{caution}.**\n" if caution else ""
     return f"""---
 base_model: {json.dumps(base_reference(agent))}
 library_name: {library}
@@ -109,7 +116,7 @@ tags: [macpo, {method}, weak-to-strong]
 ---
 
 # {agent.name} of the run {run}
-
+{warning}
 {agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
 {agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
 Weights: `{policy.weights_key[:16]}`.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.errors import ConfigError, StoreError
 from macpo.evaluation.preference import METRICS_FILE
@@ -86,6 +87,9 @@ def run(config: RunConfig, folder: str | Path, observer: Observer | None = None)
 
     folder = Path(folder)
     device = choose_device(config)
+    caution = find_backend(config.generation.backend).caution
+    if caution:
+        observer.note(caution)
     with RunLock(folder / LOCK_FILE):
         resolved = _resolve_once(config, folder, device, observer)
         if device.type == "cpu":
@@ -221,7 +225,8 @@ def _publish_all(
         }
         target = executor.folder / FINAL_FOLDER / agent.name
         weights = executor.artifacts[policy.weights_key].path
-        card = model_card(policy, config.name, method_name(config.method), last, own)
+        caution = find_backend(config.generation.backend).caution
+        card = model_card(policy, config.name, method_name(config.method), last, own, caution)
         publish(policy, weights, target, executor.policies, card)
         final[agent.name] = target
     return final

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from macpo.agents import Agent, Policy
 from macpo.config import EngineConfig
+from macpo.generation.protocol import GeneratorFactory
 from macpo.progress import ProgressCallback
 from macpo.seeds import digest
 from macpo.store import Artifact, Checkpoints
@@ -98,6 +99,7 @@ class StageContext:
         checkpoints: what an earlier, killed attempt at this stage left, or none.
         artifacts: the artifacts of its inputs, by stage key.
         policies: loads policies.
+        generators: makes policies able to answer.
         engine: how work is laid out on this machine.
         progress: tells how far the stage is.
     """
@@ -106,6 +108,7 @@ class StageContext:
     checkpoints: Checkpoints
     artifacts: Mapping[str, Artifact]
     policies: PolicyPool
+    generators: GeneratorFactory
     engine: EngineConfig
     progress: ProgressCallback = field(repr=False)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from macpo.backends import LOCAL, find_backend
 from macpo.config.base import Section
 from macpo.config.methods import (
     METHOD_CONFIGS,
@@ -33,6 +34,7 @@ from macpo.config.values import (
     parse_layers,
     shown,
 )
+from macpo.errors import ConfigError
 
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RESERVED_NAMES = frozenset({"student", "dataset"})
@@ -222,6 +224,24 @@ class EvaluationConfig(Section):
     teachers: Flag = True
 
 
+class GenerationConfig(Section):
+    """Who answers prompts: `local` is the policy's own model.
+
+    `scripted` makes a dry trial: every answer is random words that no model wrote, and all the rest
+    (training, filter, evaluation, what is left behind) is real. Others can be registered.
+    """
+
+    backend: Text = LOCAL.name
+
+    @field_validator("backend")
+    @classmethod
+    def _is_registered(cls, value: str) -> str:
+        try:
+            return find_backend(value).name
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+
 class EngineConfig(Section):
     """How work is laid out on the machine; results do not depend on it (but for rounding).
 
@@ -288,6 +308,7 @@ class RunConfig(Section):
     negative_sft: NegativeSFTConfig = NegativeSFTConfig()
     dpo: DPOConfig = DPOConfig()
     sampling: SamplingConfig = SamplingConfig()
+    generation: GenerationConfig = GenerationConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()

@@ -17,6 +17,7 @@ import torch
 
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
+from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.policies import PolicyPool
 from macpo.stage import Stage, StageContext
 from macpo.store import Artifact, Journal, Progress, Store, read_journal, translate_write_errors
@@ -56,6 +57,7 @@ class LocalExecutor:
         engine: layout of work on this machine.
         device: where models go.
         observer: is told what happens.
+        generators: makes policies able to answer; by default by the backend of each stage.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class LocalExecutor:
         engine: EngineConfig,
         device: torch.device,
         observer: Observer,
+        generators: GeneratorFactory = make_generator,
     ) -> None:
         self.folder = folder
+        self.generators = generators
         self.store = store
         self.engine = engine
         self.observer = observer
@@ -173,6 +177,7 @@ class LocalExecutor:
                 workspace.checkpoints,
                 self.artifacts,
                 self.policies,
+                self.generators,
                 self.engine,
                 report,
             )

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from macpo import __version__
+from macpo.backends import LOCAL
 from macpo.config import EngineConfig, SamplingConfig
 from macpo.errors import ModelError
-from macpo.generation.protocol import Completion, prompt_seed
+from macpo.generation.protocol import Completion, Speaker, prompt_seed
 from macpo.records import Origin, Prompt, Response
 
 if TYPE_CHECKING:
     from macpo.generation.servable import Refused, Served
     from macpo.models.chat import Chat
+    from macpo.policies import PolicyPool
 
 log = logging.getLogger(__name__)
+
+
+def local_generator(
+    speaker: Speaker,
+    policies: PolicyPool,
+    engine: EngineConfig,
+    progress: Callable[[int], None],
+) -> LocalGenerator:
+    """Load a policy to answer: a `macpo.generation.protocol.GeneratorFactory`.
+
+    With a policy to be pushed away from there is a second copy of the model in memory.
+    """
+    other = None
+    if speaker.away_from is not None:  # a copy: the pool's model is about to change its weights
+        other = copy.deepcopy(policies.load(speaker.away_from).model)
+    loaded = policies.load(speaker.policy)
+    return LocalGenerator(
+        loaded.model,
+        loaded.chat,
+        policy=speaker.policy.name,
+        weights=speaker.policy.weights_key,
+        backend=speaker.backend,
+        prompt_tokens=speaker.policy.agent.limits.prompt_tokens,
+        engine=engine,
+        progress=progress,
+        away_from=other,
+        strength=speaker.strength,
+    )
 
 
 class LocalGenerator:
@@ -28,6 +58,7 @@ class LocalGenerator:
         chat: of the model's tokenizer.
         policy: `agent/positive` or `agent/negative`, for the responses' origin.
         weights: store key of the weights, likewise; empty for a bare base model.
+        backend: name and version of this backend, likewise.
         prompt_tokens: prompts over this length lose their oldest turns.
         engine: memory and packing limits.
         progress: called with the number of prompts answered since the last call.
@@ -42,6 +73,7 @@ class LocalGenerator:
         *,
         policy: str,
         weights: str = "",
+        backend: str = LOCAL.label,
         prompt_tokens: int,
         engine: EngineConfig,
         progress: Callable[[int], None] | None = None,
@@ -52,6 +84,7 @@ class LocalGenerator:
         self.chat = chat
         self.policy = policy
         self.weights = weights
+        self.backend = backend
         self.prompt_tokens = prompt_tokens
         self.engine = engine
         self.progress = progress
@@ -121,11 +154,11 @@ class LocalGenerator:
                 )
         found = self._found[max_length]
         if isinstance(found, Refused):
-            return decode_by_generate, f"macpo {__version__} generate"
+            return decode_by_generate, f"{self.backend} generate"
         ours = functools.partial(
             decode, served=found, away_from=self.away_from, strength=self.strength
         )
-        return ours, f"macpo {__version__} decode"
+        return ours, f"{self.backend} decode"
 
     def _stop_ids(self) -> frozenset[int]:
         eos = self.chat.tokenizer.eos_token_id

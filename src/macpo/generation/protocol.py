@@ -1,18 +1,25 @@
 """The generation boundary: prompts in, responses out, whoever answers.
 
-Backends of equal rank: `macpo.generation.local.LocalGenerator` (a model in this process) and
+An answering stage asks its context's `GeneratorFactory` for a `Generator`. The ordinary factory,
+`make_generator`, takes the backend that the run's config names (`macpo.backends`): of equal rank
+are `macpo.generation.local.LocalGenerator` (a model in this process) and
 `macpo.generation.scripted.ScriptedGenerator` (no model at all, for tests and dry trials).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from macpo.config import SamplingConfig
+from macpo.agents import Policy
+from macpo.backends import find_backend
+from macpo.config import EngineConfig, SamplingConfig
 from macpo.records import Prompt, Response
 from macpo.seeds import stable_seed
+
+if TYPE_CHECKING:
+    from macpo.policies import PolicyPool  # it needs torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,59 @@ class Generator(Protocol):
             One response per prompt, in the order of `prompts`.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who is to answer.
+
+    Attributes:
+        policy: whose answers they are.
+        backend: name and version of what makes them, see `macpo.backends.Backend.label`.
+        away_from: a policy of the same agent to be pushed away from, see
+            `macpo.generation.decode.decode`; only for backends with `pushes`.
+        strength: of the push.
+    """
+
+    policy: Policy
+    backend: str
+    away_from: Policy | None = None
+    strength: float = 0.0
+
+
+class GeneratorFactory(Protocol):
+    """Makes a policy able to answer; called once by every answering stage."""
+
+    def __call__(
+        self,
+        speaker: Speaker,
+        policies: PolicyPool,
+        engine: EngineConfig,
+        progress: Callable[[int], None],
+    ) -> Generator:
+        """Return the speaker's generator.
+
+        Args:
+            speaker: who is to answer.
+            policies: loads its weights, or its tokenizer alone. What is loaded is good until the
+                stage asks for another policy.
+            engine: memory and packing limits of this machine; answers do not depend on them (but
+                for rounding).
+            progress: to be called with the number of prompts answered since the last call.
+        """
+        ...
+
+
+def make_generator(
+    speaker: Speaker,
+    policies: PolicyPool,
+    engine: EngineConfig,
+    progress: Callable[[int], None],
+) -> Generator:
+    """Return the generator that the speaker's backend makes: a `GeneratorFactory`."""
+    name, _, _ = speaker.backend.rpartition(" ")
+    factory = cast(GeneratorFactory, find_backend(name).load())
+    return factory(speaker, policies, engine, progress)
 
 
 def prompt_seed(seed_parts: Sequence[str | int], prompt: Prompt) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
+from macpo.backends import LOCAL
 from macpo.config import SamplingConfig
-from macpo.generation.local import LocalGenerator
+from macpo.generation.protocol import Speaker
 from macpo.records import (
     Message,
     Prompt,
@@ -33,8 +33,8 @@ class Respond(Stage):
 
     With `system` it answers under that system prompt, which stands before what the conversation
     brings along; the artifact holds the prompts without it. With `away_from`, a policy of the same
-    agent, its token scores are pushed away from that one's by `strength`; that takes a second copy
-    of the model in memory.
+    agent, its token scores are pushed away from that one's by `strength`. `backend` is name and
+    version of what makes the answers (`macpo.backends`).
     """
 
     kind: ClassVar[str] = "respond"
@@ -48,6 +48,7 @@ class Respond(Stage):
     system: str = ""
     away_from: Policy | None = None
     strength: float = 0.0
+    backend: str = LOCAL.label
 
     @property
     def agent(self) -> Agent:
@@ -75,20 +76,11 @@ class Respond(Stage):
         """Write prompts.jsonl and responses.jsonl, in the same order."""
         prompts = read_split_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
-        other = None
-        if self.away_from is not None:  # a copy: the pool's model is about to change its weights
-            other = copy.deepcopy(context.policies.load(self.away_from).model)
-        loaded = context.policies.load(self.policy)
-        generator = LocalGenerator(
-            loaded.model,
-            loaded.chat,
-            policy=self.policy.name,
-            weights=self.policy.weights_key,
-            prompt_tokens=self.policy.agent.limits.prompt_tokens,
-            engine=context.engine,
-            progress=context.counter(len(prompts), len(responses)),
-            away_from=other,
-            strength=self.strength,
+        generator = context.generators(
+            Speaker(self.policy, self.backend, self.away_from, self.strength),
+            context.policies,
+            context.engine,
+            context.counter(len(prompts), len(responses)),
         )
         while len(responses) < len(prompts):
             shard = prompts[len(responses) : len(responses) + SHARD]

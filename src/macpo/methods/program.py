@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from macpo.agents import Agent, Policy, Team
+from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.stages import SplitData
+from macpo.errors import ConfigError
 from macpo.evaluation.preference import Evaluate
 from macpo.generation.stages import Respond
 from macpo.records import Split
@@ -108,7 +110,17 @@ class Program:
             system: a system prompt to answer under.
             away_from: a policy of the same agent to be pushed away from while answering.
             strength: of the push.
+
+        Raises:
+            ConfigError: `away_from` is asked of a backend that cannot push.
         """
+        backend = find_backend(self.config.generation.backend)
+        if away_from is not None and not backend.pushes:
+            raise ConfigError(
+                f"generation.backend: {backend.name} cannot push answers away from another policy, "
+                "as method.negatives: decoding asks; take generation.backend: local, or make "
+                "negatives in another way"
+            )
         parts = ("respond", policy.name, split, t, *((sample,) if sample else ()))
         what: str = "test" if split == "test" else policy.role
         if system:
@@ -128,6 +140,7 @@ class Program:
                 system,
                 away_from,
                 strength,
+                backend.label,
             )
         )
 
