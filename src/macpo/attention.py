@@ -118,6 +118,11 @@ def no_mask(*_: Any, **__: Any) -> None:
     return
 
 
+def base_model(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 @contextmanager
 def macpo_attention(model: Any) -> Iterator[None]:
     """Let `model` (a transformers model or a PEFT model over one) attend through layouts."""
@@ -125,7 +130,7 @@ def macpo_attention(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(ATTENTION, attention_forward)
     AttentionMaskInterface.register(ATTENTION, no_mask)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     before = base.config._attn_implementation
     base.set_attn_implementation(ATTENTION)
     try:

@@ -91,21 +91,6 @@ def test_what_all_prompts_start_with_is_computed_once(
     assert shared == alone
 
 
-@pytest.mark.parametrize(
-    ("prompts", "shared"),
-    [
-        ([[1, 2, 3]], 0),
-        ([[1, 2, 3], [1, 2, 4]], 2),
-        ([[1, 2, 3], [1, 2, 3]], 2),
-        ([[1, 2], [1, 2, 3], [1, 2, 4]], 1),
-        ([[5], [5, 6]], 0),
-        ([[1, 9, 9], [1, 2, 3], [2, 2, 3]], 0),
-    ],
-)
-def test_each_prompt_keeps_a_token_of_its_own(prompts: list[list[int]], shared: int) -> None:
-    assert decode_module._shared_tokens(prompts) == shared
-
-
 def test_prompts_longer_than_a_pack_take_a_row_of_their_own() -> None:
     model = tiny_model()
     prompts = random_prompts((50, 49, 7, 6, 5))

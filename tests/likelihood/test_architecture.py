@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 
 from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine, PromptGroup, pack_groups
-from macpo.likelihood.architecture import Architecture, inspect_architecture
-from macpo.likelihood.layout import tree_hidden, tree_layout
+from macpo.likelihood import layout as layout_module
+from macpo.likelihood.architecture import PROMPT_LENGTH, Architecture, inspect_architecture
+from macpo.likelihood.layout import TreeLayout, tree_hidden, tree_layout
 from tests.likelihood.plain import TREES, make_model, with_adapter
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -123,6 +126,41 @@ def test_decoder_out_of_reach_is_refused() -> None:
 def test_inspecting_accepts_the_rounding_of_a_dtype(name: str, dtype: torch.dtype) -> None:
     model = make_model(name).to(dtype)
     assert bool(inspect_architecture(model).fallback_reason) == (name == "mamba")
+
+
+def sees_other_branches(layout: TreeLayout) -> TreeLayout:
+    """Let every token see all that stands before it in the row."""
+    [bias] = layout.biases
+    causal = torch.full_like(bias, float("-inf")).triu(1)
+    return dataclasses.replace(layout, biases=(causal,))
+
+
+def runs_on_in_positions(layout: TreeLayout) -> TreeLayout:
+    """Count positions along the row instead of along each branch."""
+    return dataclasses.replace(layout, positions=torch.arange(len(layout.positions)))
+
+
+def misses_the_end_of_the_prompt(layout: TreeLayout) -> TreeLayout:
+    """Hide the prompt's last token from all completions."""
+    [bias] = (bias.clone() for bias in layout.biases)
+    bias[PROMPT_LENGTH:, PROMPT_LENGTH - 1] = float("-inf")
+    return dataclasses.replace(layout, biases=(bias,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize(
+    "fault", [sees_other_branches, runs_on_in_positions, misses_the_end_of_the_prompt]
+)
+def test_a_tree_that_is_wrong_is_found_by_trial_in_every_dtype(
+    fault: Callable[[TreeLayout], TreeLayout],
+    name: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout_module, "tree_layout", lambda *rest: fault(tree_layout(*rest)))
+    reason = inspect_architecture(make_model(name).to(dtype)).fallback_reason
+    assert reason == "a row with branches gave other hidden states than the branches alone"
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss", "bloom"])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo.likelihood import Pack, PromptGroup, pack_groups
-from tests.likelihood.plain import group_lists
+from macpo.likelihood.groups import shared_prefix
+from tests.likelihood.plain import group_lists, tokens
 
 
 def group(prompt: int, *completions: int) -> PromptGroup:
@@ -62,16 +63,35 @@ def test_nothing_makes_no_pack() -> None:
         ([(1, 2, 3), (1, 2, 4), (1, 2, 3, 9)], 2),
         ([(1, 2, 3)] * 2, 2),  # the last token of each predicts, so each has its own
         ([(1, 2, 3, 4), (1, 2)], 1),
+        ([(1, 2), (1, 2, 3), (1, 2, 4)], 1),
         ([(1,), (1,)], 0),
+        ([(5,), (5, 6)], 0),
         ([(5, 2), (6, 2)], 0),
+        ([(1, 9, 9), (1, 2, 3), (2, 2, 3)], 0),
         ([(1, 9, 3, 4), (1, 2, 3, 4), (1, 5, 3, 4)], 1),
+        ([(1, 2, 3)], 0),  # nobody to share with
     ],
 )
 def test_shared_prefix_is_what_all_prompts_start_with(
     prompts: list[tuple[int, ...]], shared: int
 ) -> None:
+    assert shared_prefix(prompts) == shared_prefix([list(prompt) for prompt in prompts]) == shared
     groups = tuple(PromptGroup(prompt, ((8,),)) for prompt in prompts)
     assert Pack(groups, tuple(range(len(groups)))).shared_prefix == shared
+
+
+@given(st.lists(tokens(8), min_size=1, max_size=5), tokens(8))
+def test_shared_prefix_is_the_longest_that_leaves_each_prompt_a_token(
+    ends: list[tuple[int, ...]], start: tuple[int, ...]
+) -> None:
+    prompts = [start + end for end in ends]
+    found = shared_prefix(prompts)
+    rules = [
+        n
+        for n in range(min(map(len, prompts)))
+        if len({prompt[:n] for prompt in prompts}) == 1 and len(prompts) > 1
+    ]
+    assert found == max(rules, default=0)
 
 
 @given(group_lists(), st.integers(1, 60))

@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from macpo.attention import base_model
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
 from macpo.generation.blocked import blocked_weights
 from macpo.generation.cache import KeyValueCache, LayerShape, cache_numbers
 from macpo.generation.layouts import SequenceLayout
-from macpo.generation.passes import base_model, prefill, read_prefix, serving, step
+from macpo.generation.passes import prefill, read_prefix, serving, step
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
 from macpo.generation.servable import Refused, Served, examine
+from macpo.likelihood.groups import shared_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +98,7 @@ def decode(
         for one in models:
             stack.enter_context(serving(one))
             stack.enter_context(blocked_weights(one, memory_gib / len(models)))
-        shared = _shared_tokens(prompts)
+        shared = shared_prefix(prompts)
         readers = [
             _Reader(
                 one,
@@ -170,15 +172,6 @@ def plan_rows(
         f"engine.decode_memory_gib is {memory_gib:g}, but the keys and values of one answer of "
         f"{needs[0]} tokens take {one:.2g} GiB; raise it to at least that"
     )
-
-
-def _shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts start with; each keeps at least one of its own."""
-    if len(prompts) < 2:
-        return 0
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all others lie between
-    most = min(map(len, prompts)) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 @dataclass(slots=True)

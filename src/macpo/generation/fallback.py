@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from macpo.attention import base_model
 from macpo.config import SamplingConfig
 from macpo.generation.decode import check_prompts
-from macpo.generation.passes import base_model, evaluating
+from macpo.generation.passes import evaluating
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
-from macpo.generation.servable import TOLERANCE, relative_error, trial_ids
+from macpo.probe import agree, probe_ids
 
 TRIAL_STEPS = 3
 
@@ -135,11 +136,11 @@ def _who_may_share(base: Any) -> Literal["similar", "equal", "none"]:
     Compares the logits of a few fixed steps of one prompt alone, beside a longer one and beside one
     of its own length.
     """
-    prompt, longer = trial_ids(base, 4), trial_ids(base, 7)
+    prompt, longer = probe_ids(base, 4), probe_ids(base, 7)
     alone = _scripted_logits(base, [prompt])
     for sharing, other in (("similar", longer), ("equal", longer[:4])):
         beside = _scripted_logits(base, [other, prompt])
-        if relative_error(beside, alone) <= TOLERANCE[base.dtype]:
+        if agree(beside, alone, base.dtype):
             return cast(Literal["similar", "equal"], sharing)
     return "none"
 
@@ -150,7 +151,7 @@ def _scripted_logits(base: Any, prompts: Sequence[Sequence[int]]) -> torch.Tenso
     output = base.generate(
         ids,
         attention_mask=mask,
-        logits_processor=LogitsProcessorList([_Script(trial_ids(base, TRIAL_STEPS))]),
+        logits_processor=LogitsProcessorList([_Script(probe_ids(base, TRIAL_STEPS))]),
         max_new_tokens=TRIAL_STEPS,
         do_sample=False,
         pad_token_id=0,

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from macpo.attention import macpo_attention
+from macpo.attention import base_model, macpo_attention
 from macpo.generation.cache import KeyValueCache
 from macpo.generation.layouts import PrefillLayout, PromptSpan, SequenceLayout, StepLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def base_model(model: Any) -> Any:
-    """Return the transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -42,7 +37,12 @@ def serving(model: torch.nn.Module) -> Iterator[None]:
 
 
 def read_prefix(model: Any, tokens: Sequence[int]) -> SequenceLayout:
-    """Compute the keys and values of tokens that several prompts start with."""
+    """Compute the keys and values of tokens that several prompts start with.
+
+    In a pass of its own, since prompts are prefilled a few at a time, as rows become free: they are
+    kept for all of them. (Likelihood forwards a prefix beside the pack that shares it, with its
+    gradients: `macpo.likelihood.layout`.)
+    """
     layout = SequenceLayout()
     device = base_model(model).device
     model(

@@ -1,10 +1,8 @@
-"""Which shortcuts a model's architecture allows, found by looking and by trying.
+"""Which shortcuts a model's architecture allows the likelihood engine.
 
 A tree of branches in one row is right only if every layer that mixes tokens is attention that goes
 through transformers' attention interface, asks for nothing that our layout does not honour, and
-sees the whole sequence. Looking (at the config) explains; trying (a forward of a few tokens with a
-small tree, against the model's own forward of each branch) decides, so that an architecture nobody
-thought of falls back instead of giving numbers that are silently different.
+sees the whole sequence. `macpo.probe` says how that is found out.
 """
 
 from __future__ import annotations
@@ -13,14 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack, PromptGroup
-from macpo.likelihood.head import token_logprobs
+from macpo.likelihood.head import head_logits
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
+from macpo.probe import (
+    TRIAL_ERRORS,
+    Declared,
+    agree,
+    declared,
+    first_line,
+    own_logits,
+    probe_ids,
+)
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+# Tokens of the probe's prompt and completions. What is wrong with a row shows in its later branches
+# and grows with what stands before them: after two branches, positions that run on change the
+# logits of a GPT-NeoX, which rotates a quarter of its numbers, by less than bfloat16 is allowed.
+PROMPT_LENGTH = 3
+COMPLETION_LENGTHS = (4,) * 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,67 +60,18 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
         ModelError: the engine cannot score with this model at all, since its logits are not its
             LM head times its hidden states.
     """
-    config = causal_lm.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    probe = PromptGroup(
-        _probe_ids(config, 3, 7), (_probe_ids(config, 4, 11), _probe_ids(config, 3, 5))
-    )
-    pack = Pack((probe,), (0,))
+    found = declared(causal_lm)
+    weight = _plain_head(causal_lm, found.name)
+    pack = Pack((_probe_group(causal_lm),), (0,))
     with torch.inference_mode():
-        expected = _check_head(causal_lm, pack, softcap)
-        reason = _looks_wrong(config) or _tries_wrong(causal_lm, pack, expected)
-    return Architecture(reason, _shortest_window(config), softcap)
+        expected = _expected(causal_lm, pack.groups[0])
+        trial = _Trial(causal_lm, pack, weight, found.logit_softcap, expected)
+        trial.check_head(found.name)
+        reason = _looks_wrong(found) or trial.fault_of_tree()
+    return Architecture(reason, found.window, found.logit_softcap)
 
 
-def _probe_ids(config: Any, length: int, stride: int) -> tuple[int, ...]:
-    """Return some token ids that the vocabulary has."""
-    return tuple((3 + stride * i) % config.vocab_size for i in range(length))
-
-
-def _looks_wrong(config: Any) -> str:
-    """Name what in the config rules trees out, or return an empty string."""
-    kinds = set(getattr(config, "layer_types", None) or (FULL,)) - {FULL, SLIDING}
-    if kinds:
-        return f"layers of kind {', '.join(sorted(kinds))} carry state along the row"
-    return ""
-
-
-def _shortest_window(config: Any) -> int | None:
-    """Return the shortest sliding window in use, in tokens."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and SLIDING not in kinds):
-        return None
-    return int(window)
-
-
-def _check_head(causal_lm: Any, pack: Pack, softcap: float | None) -> torch.Tensor:
-    """Compare our log-probabilities, from plain rows, with those of the model's own logits.
-
-    Returns:
-        The hidden states of the pack from plain rows, `[targets, width]`.
-    """
-    name = type(causal_lm).__name__
-    weight = _plain_head(causal_lm, name)
-    hidden = padded_hidden(causal_lm, pack, causal_lm.device)
-    group = pack.groups[0]
-    targets = torch.tensor([t for c in group.completions for t in c], device=causal_lm.device)
-    own = []
-    for completion in group.completions:
-        ids = torch.tensor([[*group.prompt, *completion[:-1]]], device=causal_lm.device)
-        logits = causal_lm(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 :]
-        own.append(logits.float().log_softmax(-1))
-    expected = torch.cat(own).gather(1, targets[:, None])[:, 0]
-    ours = token_logprobs(hidden, weight, targets, softcap)
-    if not _agree(ours, expected, causal_lm.dtype):
-        raise ModelError(
-            f"{name}: its logits are not its LM head times its hidden states "
-            "(a logit scale?); this architecture is not supported"
-        )
-    return hidden
-
-
-def _plain_head(causal_lm: Any, name: str) -> torch.Tensor:
+def _plain_head(causal_lm: Any, name: str) -> Tensor:
     """Return the weight of the LM head, `[vocabulary, width]`, if that is all there is to it."""
     head = causal_lm.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
@@ -128,19 +91,63 @@ def _plain_head(causal_lm: Any, name: str) -> torch.Tensor:
     return head.weight
 
 
-def _tries_wrong(causal_lm: Any, pack: Pack, expected: torch.Tensor) -> str:
-    """Forward a small tree; name what went wrong, or return an empty string."""
-    try:
-        hidden = tree_hidden(causal_lm, pack, causal_lm.device)
-    except (ModelError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        return f"attention cannot go through a layout ({str(error).splitlines()[0]})"
-    if not _agree(hidden, expected, causal_lm.dtype):
-        return "a row with branches gave other hidden states than the branches alone"
+def _looks_wrong(found: Declared) -> str:
+    """Name what the config says against trees, or return an empty string."""
+    if found.other_layer_types:
+        return f"layers of kind {', '.join(found.other_layer_types)} carry state along the row"
     return ""
 
 
-def _agree(ours: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether two results differ by no more than rounding in `dtype`."""
-    scale = expected.float().abs().max().clamp_min(1e-6)
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    return bool((ours.float() - expected.float()).abs().max() <= tolerance * scale)
+def _probe_group(causal_lm: Any) -> PromptGroup:
+    """Return the few tokens that are tried: no two branches hold the same."""
+    ids = iter(probe_ids(causal_lm, PROMPT_LENGTH + sum(COMPLETION_LENGTHS)))
+    prompt, *completions = (
+        tuple(next(ids) for _ in range(length)) for length in (PROMPT_LENGTH, *COMPLETION_LENGTHS)
+    )
+    return PromptGroup(prompt, tuple(completions))
+
+
+def _expected(causal_lm: Any, group: PromptGroup) -> Tensor:
+    """Return the model's own logits where completion tokens are predicted, `[targets, vocab]`."""
+    own = own_logits(causal_lm, [[*group.prompt, *c[:-1]] for c in group.completions])
+    return torch.cat([logits[len(group.prompt) - 1 :] for logits in own])
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A small pack, and the logits `[targets, vocabulary]` that the model's own forward gives."""
+
+    causal_lm: Any
+    pack: Pack
+    head: Tensor
+    softcap: float | None
+    expected: Tensor
+
+    def check_head(self, name: str) -> None:
+        """Make sure that plain rows and our head give the model's logits.
+
+        Raises:
+            ModelError: they do not.
+        """
+        if not self._agrees(padded_hidden(self.causal_lm, self.pack, self.causal_lm.device)):
+            raise ModelError(
+                f"{name}: its logits are not its LM head times its hidden states "
+                "(a logit scale?); this architecture is not supported"
+            )
+
+    def fault_of_tree(self) -> str:
+        """Forward the pack as a tree; name what went wrong, or return an empty string."""
+        try:
+            hidden = tree_hidden(self.causal_lm, self.pack, self.causal_lm.device)
+        except TRIAL_ERRORS as error:
+            return f"attention cannot go through a layout ({first_line(error)})"
+        if not self._agrees(hidden):
+            return "a row with branches gave other hidden states than the branches alone"
+        return ""
+
+    def _agrees(self, hidden: Tensor) -> bool:
+        """Tell whether hidden states `[targets, width]` give the expected logits in each branch."""
+        ours = head_logits(hidden.to(self.head.dtype), self.head, self.softcap)
+        lengths = [len(completion) for completion in self.pack.groups[0].completions]
+        branches = zip(ours.split(lengths), self.expected.split(lengths), strict=True)
+        return all(agree(own, theirs, self.causal_lm.dtype) for own, theirs in branches)

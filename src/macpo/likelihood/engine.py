@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macpo.attention import base_model
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.likelihood.groups import Pack, PromptGroup, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
@@ -38,7 +39,7 @@ class LikelihoodEngine:
         """
         self.model = model
         self.pack_tokens = pack_tokens
-        self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal_lm = base_model(model)
         self.architecture = architecture or inspect_architecture(self.causal_lm)
 
     def packs(self, groups: Sequence[PromptGroup]) -> list[Pack]:

@@ -53,14 +53,22 @@ class Pack:
 
     @property
     def shared_prefix(self) -> int:
-        """How many tokens all prompts start with, each prompt's last token left out.
+        """How many tokens of its prompts are forwarded once for all groups."""
+        return shared_prefix([group.prompt for group in self.groups])
 
-        The last one is left out because it predicts: every group has one of its own.
-        """
-        first, last = min(g.prompt for g in self.groups), max(g.prompt for g in self.groups)
-        limit = min(len(g.prompt) for g in self.groups) - 1
-        same = (a == b for a, b in zip(first[:limit], last[:limit], strict=True))
-        return next((n for n, equal in enumerate(same) if not equal), limit)
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens at the start of `prompts` (at least one) are computed once for all.
+
+    The one rule of likelihood and generation alike; how the tokens are kept is theirs. Each prompt
+    keeps its last token for itself, since that one predicts what comes next. A prompt that is alone
+    shares nothing.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all others lie between
+    limit = min(map(len, prompts)) - 1
+    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
 def pack_groups(groups: Sequence[PromptGroup], budget: int) -> list[Pack]:

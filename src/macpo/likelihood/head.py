@@ -43,7 +43,8 @@ def most_probable_tokens(hidden: Tensor, weight: Tensor) -> Tensor:
         return torch.cat([(part @ weight.T).argmax(-1) for part in torch.split(states, CHUNK)])
 
 
-def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+def head_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    """Return logits `[positions, vocabulary]` float32, of hidden states in the head's dtype."""
     logits = (hidden @ weight.T).float()
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
@@ -73,7 +74,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ahead = ctx.needs_input_grad[0] and not head_trains
         logprobs, gradients = [], []
         for h, t in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
-            logits = _logits(h, weight, softcap)
+            logits = head_logits(h, weight, softcap)
             all_logprobs = logits.log_softmax(-1)
             logprobs.append(all_logprobs.gather(1, t[:, None])[:, 0])
             if ahead:
@@ -102,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
             strict=True,
         )
         for h, t, up in chunks:
-            logits = _logits(h, weight, ctx.softcap)
+            logits = head_logits(h, weight, ctx.softcap)
             gradient = _logits_gradient(logits, logits.log_softmax(-1), t, ctx.softcap)
             gradient = gradient.mul_(up[:, None]).to(h.dtype)
             hidden_gradients.append(gradient @ weight)

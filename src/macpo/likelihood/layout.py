@@ -2,10 +2,14 @@
 
 Attention runs inside each prompt group: its cost is the sum of the squared group lengths, not the
 square of the pack's length as a dense mask over the pack would have it. What the prompts of a pack
-have in common at their start (a template's system prompt, usually) is forwarded once, as part of
-the first group; the others look back at it:
+have in common at their start (a template's system prompt, usually; `groups.shared_prefix` says how
+much) is forwarded once, as part of the first group; the others look back at it:
 
     shared start | rest of prompt 0 | completions 0 | rest of prompt 1 | completions 1 | ...
+
+In the same row, not in a pass of its own as in generation (`generation.passes.read_prefix`), which
+computes it once for all rows to come: here gradients flow back into it, and a pack is forgotten
+with its pass.
 """
 
 from __future__ import annotations
