@@ -1,9 +1,20 @@
-"""What holds for every test: no network, and one thread, which is fastest for tiny models."""
+"""What holds for every test: no network, and one thread, which is fastest for tiny models.
+
+And one tiny finished run, made once and copied by tests that change it.
+"""
+
+from __future__ import annotations
 
 import os
+import shutil
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.runs import FinishedRun
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set first
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -15,3 +26,24 @@ def one_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run of two rounds, for reading only."""
+    from tests.runs import FinishedRun, run_cli, write_config
+
+    home = tmp_path_factory.mktemp("finished")
+    config = write_config(home)
+    folder = home / "runs" / "tiny"
+    return FinishedRun(config, folder, run_cli(["run", config, "--out", folder]))
+
+
+@pytest.fixture
+def copied(finished: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """A copy of the finished run, to be changed."""
+    from tests.runs import FinishedRun
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    return FinishedRun(finished.config, folder, finished.result)

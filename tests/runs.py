@@ -36,6 +36,15 @@ class CliResult:
     err: str
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """A config, the directory of its run, and what running it said."""
+
+    config: Path
+    folder: Path
+    result: CliResult
+
+
 def write_config(folder: Path, **overrides: Any) -> Path:
     """Write tiny models, a data file of 24 pairs and a config; return the config's path.
 
@@ -109,8 +118,13 @@ def start_cli(args: Sequence[str | Path], **environment: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", **environment},
+        env=python_environment(OMP_NUM_THREADS="1", **environment),
     )
+
+
+def python_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a process that is to import this source tree."""
+    return {**os.environ, "PYTHONPATH": str(SOURCES), **changes}
 
 
 def journal_of(run: Path) -> list[dict[str, Any]]:

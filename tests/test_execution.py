@@ -12,9 +12,10 @@ import torch
 
 from macpo.config import EngineConfig
 from macpo.errors import ModelError
-from macpo.execution.local import JOURNAL_FILE, LocalExecutor
+from macpo.execution.local import LocalExecutor
+from macpo.run_directory import RunDir
 from macpo.stage import Stage, StageContext
-from macpo.store import Store, read_journal
+from macpo.store import Store
 from tests.test_resume import Quiet
 
 
@@ -63,7 +64,7 @@ def test_want_of_memory_is_one_line_with_the_remedy(
     assert "engine.pack_tokens" in message
     assert "\n" not in message
     assert (f"(tried to allocate {size})" in message) if size else "tried" not in message
-    assert [e["event"] for e in read_journal(tmp_path / JOURNAL_FILE)][-1] == "stopped"
+    assert [e["event"] for e in RunDir(tmp_path).journal()][-1] == "stopped"
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:

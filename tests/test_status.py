@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -14,18 +13,10 @@ import pytest
 from rich.console import Console
 
 from macpo.errors import DamagedError, StoreError
-from macpo.execution import local
 from macpo.report.status import render_status
-from macpo.run_status import (
-    JOURNAL_FILE,
-    LOCK_FILE,
-    METRICS,
-    PROGRESS_FILE,
-    RUN_FILE,
-    STORE_FOLDER,
-    status,
-)
-from macpo.store import Journal, Progress, RunLock
+from macpo.run_directory import PlannedPolicy, PlannedStage, RunDir, RunPlan
+from macpo.run_status import status
+from macpo.store import Journal, Progress, RunLock, artifact_folder, commit_directory
 
 KEYS = {name: name.encode().hex().ljust(64, "0")[:64] for name in ("data", "sft", "dpo", "eval")}
 START = datetime(2025, 1, 31, 12, tzinfo=timezone.utc).timestamp()
@@ -36,8 +27,9 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.run = RunDir(folder)
         self.now = START
-        self.journal = Journal(folder / JOURNAL_FILE, lambda: self.now)
+        self.journal = Journal(self.run.journal_file, lambda: self.now)
 
     def event(self, event: str, name: str = "", key: str = "", **fields: Any) -> None:
         self.now += 1
@@ -83,7 +75,7 @@ def test_run_that_nobody_holds_is_stopped(writer: Writer) -> None:
 
 def test_run_with_metrics_and_nothing_open_is_finished(writer: Writer) -> None:
     writer.stage("data", 1.0)
-    (writer.folder / METRICS).write_text("", encoding="utf-8")
+    writer.run.metrics_file.write_text("", encoding="utf-8")
 
     assert status(writer.folder).state == "finished"
 
@@ -91,7 +83,7 @@ def test_run_with_metrics_and_nothing_open_is_finished(writer: Writer) -> None:
 def test_plan_in_the_journal_gives_the_total(writer: Writer) -> None:
     writer.event("planned", stages=[[name, key] for name, key in KEYS.items()])
     writer.stage("data", 1.0)
-    (writer.folder / METRICS).write_text("", encoding="utf-8")  # of an earlier, shorter plan
+    writer.run.metrics_file.write_text("", encoding="utf-8")  # of an earlier, shorter plan
 
     report = status(writer.folder)
 
@@ -132,8 +124,8 @@ def test_running_stage_with_progress(writer: Writer) -> None:
 
     clock = iter([0.0, 10.0]).__next__
     with (
-        RunLock(writer.folder / LOCK_FILE),
-        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"], clock=clock) as progress,
+        RunLock(writer.run.lock),
+        Progress(writer.run.progress_file, "sft", KEYS["sft"], clock=clock) as progress,
     ):
         progress.update(5, 20, loss=0.25, tokens_per_second=1234.5)
         report = status(writer.folder)
@@ -160,8 +152,8 @@ def test_time_left_of_a_resumed_stage_is_not_guessed(writer: Writer) -> None:
     writer.event("started", "sft")
 
     with (
-        RunLock(writer.folder / LOCK_FILE),
-        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"]) as progress,
+        RunLock(writer.run.lock),
+        Progress(writer.run.progress_file, "sft", KEYS["sft"]) as progress,
     ):
         progress.update(15, 20)
         running = status(writer.folder).running
@@ -175,12 +167,12 @@ def test_silence_of_a_running_stage_is_told(writer: Writer) -> None:
     writer.event("started", "sft")
 
     with (
-        RunLock(writer.folder / LOCK_FILE),
-        Progress(writer.folder / PROGRESS_FILE, "sft", KEYS["sft"]) as progress,
+        RunLock(writer.run.lock),
+        Progress(writer.run.progress_file, "sft", KEYS["sft"]) as progress,
     ):
         progress.update(1, 20)
-        past = (writer.folder / PROGRESS_FILE).stat().st_mtime - 600
-        os.utime(writer.folder / PROGRESS_FILE, (past, past))
+        past = writer.run.progress_file.stat().st_mtime - 600
+        os.utime(writer.run.progress_file, (past, past))
         text = shown(status(writer.folder))
 
     assert "(no word for 10 min 0" in text
@@ -188,12 +180,12 @@ def test_silence_of_a_running_stage_is_told(writer: Writer) -> None:
 
 def test_progress_of_another_stage_is_not_shown(writer: Writer) -> None:
     writer.event("started", "dpo")
-    (writer.folder / PROGRESS_FILE).write_text(
+    writer.run.progress_file.write_text(
         json.dumps({"stage": "sft", "key": KEYS["sft"], "done": 1, "total": 2, "seconds": 1}),
         encoding="utf-8",
     )
 
-    with RunLock(writer.folder / LOCK_FILE):
+    with RunLock(writer.run.lock):
         running = status(writer.folder).running
 
     assert running is not None
@@ -204,8 +196,8 @@ def test_progress_of_another_stage_is_not_shown(writer: Writer) -> None:
 def test_killed_run_says_where(writer: Writer) -> None:
     writer.stage("data", 1.0)
     writer.event("started", "sft")
-    (writer.folder / METRICS).write_text("", encoding="utf-8")
-    (writer.folder / PROGRESS_FILE).write_text("{}", encoding="utf-8")
+    writer.run.metrics_file.write_text("", encoding="utf-8")
+    writer.run.progress_file.write_text("{}", encoding="utf-8")
 
     report = status(writer.folder)
 
@@ -221,7 +213,7 @@ def test_failure_is_told_until_the_stage_is_finished(writer: Writer) -> None:
     writer.event("stopped", "sft", seconds=2.0, reason="TrainingError: loss is [red]nan\x1b[0m")
     failed = status(writer.folder)
     writer.event("started", "sft")
-    with RunLock(writer.folder / LOCK_FILE):
+    with RunLock(writer.run.lock):
         again = status(writer.folder)
     writer.event("finished", "sft", seconds=1.0)
     mended = status(writer.folder)
@@ -246,7 +238,7 @@ def test_attempt_that_was_killed_is_told_while_the_next_one_runs(writer: Writer)
     writer.event("started", "sft")
     writer.event("started", "sft")
 
-    with RunLock(writer.folder / LOCK_FILE):
+    with RunLock(writer.run.lock):
         report = status(writer.folder)
 
     assert report.running is not None
@@ -254,17 +246,47 @@ def test_attempt_that_was_killed_is_told_while_the_next_one_runs(writer: Writer)
     assert report.last_stop.time == "2025-01-31T12:00:01.000Z"
 
 
+def write_plan(run: RunDir, *policies: tuple[str, int, str, str | None]) -> None:
+    """Write a plan: who, after which round, the keys of what measures and of what trained them."""
+    keys = [key for _, _, *both in policies for key in both if key is not None]
+    plan = RunPlan(
+        tuple(PlannedStage(key[:1], "made", key, {}) for key in keys),
+        tuple(
+            PlannedPolicy(name, t, trained, (measuring,))
+            for name, t, measuring, trained in policies
+        ),
+    )
+    run.plan_file.write_text(json.dumps(plan.to_json()), encoding="utf-8")
+
+
+def write_artifact(run: RunDir, key: str, metrics: dict[str, Any], **meta: float) -> Path:
+    """Commit an artifact with metrics, and return its metrics.json."""
+    folder = artifact_folder(run.store, "made", key)
+    partial = run.path / "partial"
+    partial.mkdir()
+    (partial / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    commit_directory(partial, folder, {"kind": "made", "key": key, "inputs": {}, "meta": meta})
+    return folder / "metrics.json"
+
+
 def test_metrics_so_far_come_from_finished_evaluations(writer: Writer) -> None:
+    write_plan(
+        writer.run,
+        ("student", 0, "a" * 64, None),
+        ("weak-a", 3, "b" * 64, "d" * 64),
+        ("weak-b", 3, "c" * 64, None),
+        ("student", 3, "e" * 64, None),
+    )
     for name, key, accuracy in (
-        ("init/student/evaluate", "a" * 64, 0.5),
+        ("an evaluation", "a" * 64, 0.5),
         ("round-3/weak-a/evaluate", "b" * 64, 0.75),
     ):
         writer.stage(name, 1.0, key)
-        folder = writer.folder / STORE_FOLDER / f"evaluate-{key[:16]}"
-        folder.mkdir(parents=True)
-        metrics = {"preference_accuracy": accuracy, "pairs": 48}
-        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        write_artifact(writer.run, key, {"preference_accuracy": accuracy, "pairs": 48})
+    writer.stage("round-3/weak-a/train", 1.0, "d" * 64)
+    write_artifact(writer.run, "d" * 64, {}, loss=0.25, steps=3)
     writer.stage("round-3/weak-b/evaluate", 1.0, "c" * 64)  # set aside an instant ago
+    write_artifact(writer.run, "e" * 64, {"preference_accuracy": 1.0, "pairs": 48})  # not reached
 
     report = status(writer.folder)
 
@@ -272,22 +294,43 @@ def test_metrics_so_far_come_from_finished_evaluations(writer: Writer) -> None:
     assert list(report.metrics) == [
         {"policy": "student", "round": 0, "metric": "preference_accuracy", "value": 0.5},
         {"policy": "weak-a", "round": 3, "metric": "preference_accuracy", "value": 0.75},
+        {"policy": "weak-a", "round": 3, "metric": "train_loss", "value": 0.25},
     ]
     assert "75.0 %" in shown(report)
 
 
+def test_metrics_of_a_run_without_a_plan_file_are_those_it_wrote(writer: Writer) -> None:
+    writer.stage("round-1/student/evaluate", 1.0, "a" * 64)
+    row = {"policy": "student", "round": 1, "metric": "preference_accuracy", "value": 0.75}
+    writer.run.metrics_file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    report = status(writer.folder)
+
+    assert names(report) == ["round-1/student/evaluate"]
+    assert list(report.metrics) == [row]
+    assert "75.0 %" in shown(report)
+    assert "held-out" not in shown(report)  # nobody wrote down how many
+
+
 def test_damaged_metrics_are_named(writer: Writer) -> None:
+    write_plan(writer.run, ("student", 0, "a" * 64, None))
     writer.stage("init/student/evaluate", 1.0, "a" * 64)
-    path = writer.folder / STORE_FOLDER / f"evaluate-{'a' * 16}" / "metrics.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("{", encoding="utf-8")
+    write_artifact(writer.run, "a" * 64, {}).write_text("{", encoding="utf-8")
 
     with pytest.raises(DamagedError, match=r"metrics\.json: cannot be read"):
         status(writer.folder)
 
 
+def test_damaged_plan_is_named(writer: Writer) -> None:
+    writer.stage("data", 1.0)
+    writer.run.plan_file.write_text('{"stages": [{}]}', encoding="utf-8")
+
+    with pytest.raises(DamagedError, match=r"plan\.json: cannot be read .*; run the config again$"):
+        status(writer.folder)
+
+
 def test_run_that_has_just_begun(tmp_path: Path) -> None:
-    (tmp_path / RUN_FILE).write_text("{}", encoding="utf-8")
+    RunDir(tmp_path).run_file.write_text("{}", encoding="utf-8")
 
     report = status(tmp_path)
 
@@ -321,18 +364,10 @@ def test_missing_run_lists_those_nearby(tmp_path: Path, monkeypatch: pytest.Monk
         status("nowhere")
     for name in ("alpha", "beta"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / RUN_FILE).touch()
+        RunDir(tmp_path / "runs" / name).run_file.touch()
     with pytest.raises(StoreError, match=r"; runs nearby: runs/alpha, runs/beta$"):
         status("nowhere")
     with pytest.raises(StoreError, match=r"^runs: no run here; runs nearby: runs/alpha, runs/beta"):
         status("runs")
     with pytest.raises(StoreError, match=r"; did you mean runs/alpha\?$"):
         status("runs/alhpa")
-
-
-def test_names_of_files_are_those_that_a_run_writes() -> None:
-    run = importlib.import_module("macpo.runner")
-
-    assert (LOCK_FILE, RUN_FILE) == (run.LOCK_FILE, run.RUN_FILE)
-    assert (STORE_FOLDER, METRICS) == (run.STORE_FOLDER, run.METRICS)
-    assert (JOURNAL_FILE, PROGRESS_FILE) == (local.JOURNAL_FILE, local.PROGRESS_FILE)

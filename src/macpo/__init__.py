@@ -16,12 +16,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from macpo.api import run
     from macpo.config import load_config
     from macpo.data import check_data
     from macpo.planning import plan
     from macpo.publish import merge_adapter
     from macpo.run_status import status
-    from macpo.runner import run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +39,7 @@ _HOMES = {
     "load_config": "macpo.config",
     "merge_adapter": "macpo.publish",
     "plan": "macpo.planning",
-    "run": "macpo.runner",
+    "run": "macpo.api",
     "status": "macpo.run_status",
 }
 

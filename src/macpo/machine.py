@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from macpo.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,6 +24,23 @@ ALTERNATIONS = 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_THRESHOLD = 2**31 - 1
 MMAP_THRESHOLDS = (2**30, 2**25)  # glibc before 2.35 takes no more than the second
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device of a run.
+
+    Args:
+        asked: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: a GPU is asked for and none is here.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ConfigError("device: cuda, but torch finds no GPU; use device: cpu or auto")
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
 def matmul_gflops(dtype: str, device: torch.device) -> float:

@@ -8,8 +8,6 @@ any time from another process.
 from __future__ import annotations
 
 import difflib
-import json
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +16,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from macpo.errors import DamagedError, RunLockedError, StoreError
-from macpo.store import Holder, lock_holder, read_journal, read_progress
-
-# Names in a run directory; macpo.runner and macpo.execution.local, which write them, import torch.
-LOCK_FILE, RUN_FILE, STORE_FOLDER, METRICS = "lock", "run.json", "store", "metrics.jsonl"
-JOURNAL_FILE, PROGRESS_FILE = "journal.jsonl", "progress.json"
-EVALUATION = re.compile(r"(?:init|round-([0-9]+))/([^/]+)/evaluate")
+from macpo.errors import RunLockedError, StoreError
+from macpo.evaluation.gather import Measured, gather_metrics
+from macpo.run_directory import RunDir, find_runs
+from macpo.store import Holder, lock_holder
 
 SHOWN_RUNS = 5
 _PROGRESS_KEYS = frozenset({"stage", "key", "done", "total", "seconds"})
@@ -80,7 +75,7 @@ class StatusReport:
     `holder` is None when nobody runs it, or when who does has not said so. `total` counts the
     stages of the plan, None while the journal does not tell. `worked_seconds` is what all attempts
     took together. `metrics` has the rows of metrics.jsonl, so far, measured on `pairs` held-out
-    pairs.
+    pairs (0 where an older macpo did not write that down).
     """
 
     folder: Path
@@ -108,12 +103,12 @@ def status(folder: str | Path) -> StatusReport:
     Raises:
         StoreError: there is no run, or its files cannot be read.
     """
-    folder = Path(folder)
-    if not is_run(folder):
-        raise StoreError(f"{folder}: no run here{_nearby(folder)}")
-    holding = [_who_holds(folder / LOCK_FILE)]
-    history = _read_history(read_journal(folder / JOURNAL_FILE))
-    holding.append(_who_holds(folder / LOCK_FILE))  # a run may begin or end while we read
+    run = RunDir(folder)
+    if not run.exists:
+        raise StoreError(f"{run.path}: no run here{_nearby(run.path)}")
+    holding = [_who_holds(run.lock)]
+    history = _read_history(run.journal())
+    holding.append(_who_holds(run.lock))  # a run may begin or end while we read
     held = any(is_held for is_held, _ in holding)
     holder = holding[1][1] or holding[0][1]
     if history.open is not None and not held:
@@ -122,37 +117,21 @@ def status(folder: str | Path) -> StatusReport:
     total = None if history.planned is None else len(history.planned)
     state: State = "running" if held else "stopped"
     complete = history.stop is None and total in (None, len(finished))
-    if not held and complete and (folder / METRICS).is_file():
+    if not held and complete and run.metrics_file.is_file():
         state = "finished"
-    pairs, metrics = _read_metrics(folder / STORE_FOLDER, finished)
+    measured = _measured(run, finished)
     return StatusReport(
-        folder=folder,
+        folder=run.path,
         state=state,
         holder=holder,
         total=total,
         finished=finished,
-        running=_running_stage(folder, history) if held else None,
+        running=_running_stage(run, history) if held else None,
         last_stop=history.stop,
         worked_seconds=history.worked_seconds,
-        pairs=pairs,
-        metrics=metrics,
+        pairs=measured.pairs,
+        metrics=tuple(row.to_json() for row in measured.rows),
     )
-
-
-def is_run(folder: Path) -> bool:
-    """Tell whether a folder is a run directory."""
-    return any((folder / name).is_file() for name in (JOURNAL_FILE, RUN_FILE))
-
-
-def find_runs(*parents: Path) -> list[Path]:
-    """List the run directories directly below some folders."""
-    found: dict[Path, None] = {}
-    for parent in parents:
-        try:
-            found |= dict.fromkeys(sorted(child for child in parent.iterdir() if is_run(child)))
-        except OSError:  # no such folder, or not ours to read: nothing to suggest from it
-            continue
-    return list(found)
 
 
 @dataclass(slots=True)
@@ -229,7 +208,7 @@ def _who_holds(lock: Path) -> tuple[bool, Holder | None]:
     return holder is not None, holder
 
 
-def _running_stage(folder: Path, history: _History) -> RunningStage | None:
+def _running_stage(run: RunDir, history: _History) -> RunningStage | None:
     """Describe the stage at work; None between two stages."""
     start = history.open
     if start is None:
@@ -237,12 +216,11 @@ def _running_stage(folder: Path, history: _History) -> RunningStage | None:
     began = datetime.fromisoformat(start["time"].replace("Z", "+00:00"))
     seconds = max((datetime.now(timezone.utc) - began).total_seconds(), 0.0)
     stage = RunningStage(start["stage"], start["key"], seconds)
-    path = folder / PROGRESS_FILE
-    progress = read_progress(path)
+    progress = run.progress()
     if progress is None or progress.get("key") != stage.key:
         return stage
     try:
-        quiet = max(time.time() - path.stat().st_mtime, 0.0)
+        quiet = max(time.time() - run.progress_file.stat().st_mtime, 0.0)
     except OSError:  # it ended just now
         return stage
     done, total, at_work = progress["done"], progress["total"], progress["seconds"]
@@ -255,29 +233,12 @@ def _running_stage(folder: Path, history: _History) -> RunningStage | None:
     )
 
 
-def _read_metrics(
-    store: Path, finished: Sequence[FinishedStage]
-) -> tuple[int, tuple[Mapping[str, Any], ...]]:
-    """Return the number of held-out pairs, and what was measured on them."""
-    rows = []
-    pairs = 0
-    for stage in finished:
-        name = EVALUATION.fullmatch(stage.name)
-        if name is None:
-            continue
-        path = store / f"evaluate-{stage.key[:16]}" / "metrics.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # set aside since
-            continue
-        except (OSError, ValueError) as error:
-            raise DamagedError(f"{path}: cannot be read ({error}); run the config again") from None
-        pairs = values.pop("pairs")
-        rows += [
-            {"policy": name[2], "round": int(name[1] or 0), "metric": metric, "value": value}
-            for metric, value in values.items()
-        ]
-    return pairs, tuple(rows)
+def _measured(run: RunDir, finished: Sequence[FinishedStage]) -> Measured:
+    """Return what was measured so far."""
+    plan = run.plan()
+    if plan is None:
+        return Measured(tuple(run.metrics()), pairs=0)
+    return gather_metrics(run, plan, {stage.key for stage in finished})
 
 
 def _nearby(folder: Path) -> str:

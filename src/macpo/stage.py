@@ -71,6 +71,11 @@ class Stage(ABC):
         """The stages whose artifacts this one reads, by where they stand in its fields."""
         return self._description[1]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of this stage decides its outcome, as JSON: its fields, stages by their keys."""
+        return self._description[0]
+
     @cached_property
     def _description(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         inputs: dict[str, Stage] = {}

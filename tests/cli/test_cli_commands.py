@@ -15,8 +15,7 @@ import pytest
 from macpo import __version__
 from macpo.cli import status as status_command
 from macpo.shipped import is_example, locate
-from tests.cli.conftest import FinishedRun
-from tests.runs import SOURCES, journal_of, run_cli, write_pairs
+from tests.runs import SOURCES, FinishedRun, journal_of, run_cli, write_pairs
 from tests.tiny import tiny_folder
 
 COMMANDS = (
@@ -200,8 +199,8 @@ def test_status_of_a_finished_run(finished: FinishedRun) -> None:
     assert report["running"] is report["last_stop"] is report["holder"] is None
     assert report["pairs"] == 8
     written = (finished.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    for row in report["metrics"]:
-        assert json.dumps(row) in written
+    assert [json.dumps(row) for row in report["metrics"]] == written
+    assert {"train_loss", "train_margin"} <= {row["metric"] for row in report["metrics"]}
 
 
 def test_status_of_no_run_names_the_runs_nearby(finished: FinishedRun) -> None:

@@ -17,8 +17,7 @@ from macpo.report.console import ConsoleObserver
 from macpo.run_status import StatusReport, status
 from macpo.stage import Stage
 from macpo.store import RunLock
-from tests.cli.conftest import FinishedRun
-from tests.runs import finished_stages, journal_of, run_cli, write_config
+from tests.runs import FinishedRun, finished_stages, journal_of, run_cli, write_config
 
 
 def test_run_prints_metrics_adapters_and_answers(finished: FinishedRun) -> None:

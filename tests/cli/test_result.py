@@ -10,37 +10,40 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from macpo.errors import DataError
 from macpo.records import Message, Origin, Prompt, Response, write_answers
-from macpo.report.result import accuracy_standard_error, held_out_pairs, metrics_table, print_result
-from macpo.runner import MetricRow, RunResult
+from macpo.report.result import accuracy_standard_error, metrics_table, print_result
+from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
+from macpo.runner import RunResult
 
 ORIGIN = Origin("student/positive")
 
 
 def made_run(folder: Path, before: list[str], after: list[str], pairs: int = 400) -> RunResult:
     """Write the answers and the evaluation of a run of two rounds."""
+    run = RunDir(folder)
     prompts = [Prompt((Message("user", f"question {i}"),)) for i in range(len(before))]
-    for name, texts in (("init", before), ("round-2", after)):
-        answers = folder / "stages" / name / "student" / "test-answers"
+    stages = []
+    for key, texts in (("a" * 64, before), ("b" * 64, after)):
+        speaker = {"agent": {"name": "student"}, "role": "positive", "weights": key}
+        stage = PlannedStage("answers", "respond", key, {"policy": speaker, "split": "test"})
+        stages.append(stage)
+        answers = run.artifact(stage)
         answers.mkdir(parents=True)
         write_answers(
             answers,
             [(p, Response(p.id, t, ORIGIN)) for p, t in zip(prompts, texts, strict=True)],
         )
-    write_evaluation(folder, pairs)
+    policies = [
+        PlannedPolicy("student", t, stage.key, ()) for t, stage in zip((0, 2), stages, strict=True)
+    ]
+    plan = RunPlan(tuple(stages), tuple(policies))
+    run.plan_file.write_text(json.dumps(plan.to_json()), encoding="utf-8")
     metrics = [
         MetricRow(policy, t, "preference_accuracy", 0.5 + t / 10)
         for policy in ("student", "weak")
         for t in range(3)
     ]
-    return RunResult(folder, metrics, {"student": folder / "final" / "student"})
-
-
-def write_evaluation(folder: Path, pairs: int) -> None:
-    evaluation = folder / "stages" / "init" / "student" / "evaluate"
-    evaluation.mkdir(parents=True)
-    (evaluation / "metrics.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
+    return RunResult(folder, metrics, pairs, {"student": run.final / "student"})
 
 
 def printed(result: RunResult, width: int = 100) -> str:
@@ -85,10 +88,9 @@ def test_empty_answer_is_said_to_be_empty(tmp_path: Path) -> None:
 
 
 def test_run_without_answers_shows_none(tmp_path: Path) -> None:
-    write_evaluation(tmp_path, 10)
     metrics = [MetricRow("student", 0, "gold_perplexity", 12.0)]
 
-    out = printed(RunResult(tmp_path, metrics, {}))
+    out = printed(RunResult(tmp_path, metrics, 10, {}))
 
     assert "gold perplexity" in out
     assert "preference accuracy" not in out
@@ -129,8 +131,3 @@ def test_rounds_that_do_not_fit_are_left_out_and_counted() -> None:
 
 def test_all_rounds_that_fit_are_shown() -> None:
     assert "not shown" not in shown_table(rounds=5, width=80)
-
-
-def test_missing_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"init/student/evaluate/metrics\.json: cannot be read"):
-        held_out_pairs(tmp_path)

@@ -14,7 +14,7 @@ from macpo.compare import Comparison, Design, Failure, Results, Row, Saving
 from macpo.compare.comparison import measure_saving, write_results
 from macpo.compare.results import rows_of
 from macpo.compare.stages import CellPlan, CellStage
-from macpo.runner import MetricRow
+from macpo.run_directory import MetricRow
 from tests.compare.files import designed
 
 METHODS = {"macpo": "macpo", "naive": "naive-sft", "ceiling": "ceiling"}

@@ -26,13 +26,13 @@ def journal(tmp_path: Path) -> Journal:
 
 def test_an_event_is_one_line_with_time_stage_key_seconds_and_fields(journal: Journal) -> None:
     journal.append("run_start")
-    journal.append("stage_end", stage="student/sft", key="6f0c", seconds=12.5, loss=1.25)
+    journal.append("finished", stage="student/sft", key="6f0c", seconds=12.5, loss=1.25)
     assert journal.path.read_text() == (
         '{"time": "2025-01-31T12:00:00.250Z", "event": "run_start"}\n'
-        '{"time": "2025-01-31T12:00:00.250Z", "event": "stage_end", "stage": "student/sft", '
+        '{"time": "2025-01-31T12:00:00.250Z", "event": "finished", "stage": "student/sft", '
         '"key": "6f0c", "seconds": 12.5, "loss": 1.25}\n'
     )
-    assert [event["event"] for event in read_journal(journal.path)] == ["run_start", "stage_end"]
+    assert [event["event"] for event in read_journal(journal.path)] == ["run_start", "finished"]
 
 
 def test_no_journal_means_no_events(journal: Journal) -> None:

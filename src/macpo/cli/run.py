@@ -103,7 +103,7 @@ def refuse_many_processes(environment: Mapping[str, str]) -> None:
 
 
 def describe(config: RunConfig, folder: Path) -> str:
-    """Say in a few lines what is about to run; RUN/config.yaml has all of it."""
+    """Say in a few lines what is about to run; RUN/config.resolved.yaml has all."""
     from macpo.config import method_name
 
     teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.active_teachers)

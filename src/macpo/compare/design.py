@@ -15,6 +15,7 @@ from macpo.compare.config import CompareConfig, fault_list, find_base, read_comp
 from macpo.compare.entries import Changes, MethodEntry
 from macpo.config import METHOD_CONFIGS, CeilingConfig, MethodConfig, RunConfig, load_config
 from macpo.config import method_name as name_of
+from macpo.config.dumping import drop_unused
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_paths
 from macpo.config.reading import apply_override
@@ -183,7 +184,7 @@ class _Layout:
         entry = self.config.methods[method]
         kind = _class_of(entry)
         raw = copy.deepcopy(shared)
-        _drop_unused(raw, kind.unused)
+        drop_unused(raw, kind.unused)
         raw["method"] = entry.method
         raw["seed"] = self.config.seeds[0]
         layers = {f"settings.{setting}": self.config.settings[setting]}
@@ -287,17 +288,3 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
 def _names_one_of(key: str, names: frozenset[str]) -> bool:
     """Tell whether a dotted key is one of `names`, or lies inside of one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _drop_unused(raw: dict[str, Any], unused: frozenset[str]) -> None:
-    """Remove the keys that a method has no use for, of the run and of its agents."""
-    teachers = raw.get("teachers")
-    sections = [raw, raw.get("student"), *(teachers if isinstance(teachers, list) else [])]
-    for section in sections:
-        for name in unused:
-            *path, last = name.split(".")
-            inner: Any = section
-            for part in path:
-                inner = inner.get(part) if isinstance(inner, dict) else None
-            if isinstance(inner, dict):
-                inner.pop(last, None)

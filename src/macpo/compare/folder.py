@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from macpo.compare.design import Design
+from macpo.dtype import known_dtype, read_resolved, resolve_once
 from macpo.errors import StoreError
-from macpo.run_status import is_run
+from macpo.machine import choose_device
+from macpo.run_directory import MetricRow, RunDir
 from macpo.store import TIMES, read_journal, translate_write_errors, write_text_atomic
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
     from macpo.execution.local import Observer
-    from macpo.runner import MetricRow
 
 CELLS, STORE, FIGURES, LOCK = "cells", "store", "figures", "lock"
 LAYOUT_FILE, DTYPE_FILE, FINISHED_FILE = "compare.yaml", "compare.json", "finished.json"
@@ -40,7 +40,7 @@ def refuse_run(folder: Path) -> None:
     Raises:
         StoreError: it is one.
     """
-    if is_run(folder):
+    if RunDir(folder).exists:
         raise StoreError(
             f"{folder} is the directory of a single run; give the comparison its own with --out"
         )
@@ -52,20 +52,11 @@ def read_dtype(folder: Path) -> str | None:
     Raises:
         StoreError: the file is there but is not what macpo writes.
     """
-    path = folder / DTYPE_FILE
-    try:
-        dtype = json.loads(path.read_text(encoding="utf-8"))["dtype"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it to decide anew") from error
-    if dtype not in ("float32", "bfloat16"):
-        raise StoreError(f"{path} names no dtype; delete it to decide anew")
-    return str(dtype)
+    return known_dtype("auto", read_resolved(folder / DTYPE_FILE))
 
 
 def decide_dtype(design: Design, folder: Path, observer: Observer) -> str | None:
-    """Decide by timing what `dtype: auto` means, once for all cells, and keep it.
+    """Decide what `dtype: auto` means, once for all cells, and keep it.
 
     Were it left to each cell, two of them could decide differently by chance: they would share
     nothing, and differ in more than their methods.
@@ -73,19 +64,12 @@ def decide_dtype(design: Design, folder: Path, observer: Observer) -> str | None
     Returns:
         The dtype; None when no cell says auto.
     """
-    known = read_dtype(folder)
     undecided = [cell.config for cell in design.cells if cell.config.dtype == "auto"]
-    if known is not None or not undecided:
-        return known
-    from macpo.machine import fastest_dtype
-    from macpo.runner import choose_device
-
-    dtype, measured = fastest_dtype(choose_device(undecided[0]))
-    speeds = ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in measured.items())
-    observer.note(f"dtype: {dtype} for all cells ({speeds} measured here)")
-    value = {"dtype": dtype, "machine": platform.node()}
-    write_text_atomic(folder / DTYPE_FILE, json.dumps(value) + "\n", durable=True)
-    return dtype
+    if not undecided:
+        return None
+    device = choose_device(undecided[0].device)
+    path = folder / DTYPE_FILE
+    return resolve_once(path, "auto", device, observer.note, whose=" for all cells").dtype
 
 
 def write_layout(design: Design, folder: Path) -> None:
@@ -106,7 +90,7 @@ def prepare_cell(folder: Path, store: Path) -> None:
         StoreError: it cannot be made, or has a store of its own.
     """
     make_directory(folder)
-    link = folder / STORE
+    link = RunDir(folder).store
     target = os.path.relpath(store, folder)
     if link.is_symlink():
         if os.readlink(link) == target:
@@ -120,15 +104,14 @@ def prepare_cell(folder: Path, store: Path) -> None:
 
 def finished_metrics(folder: Path, plan_digest: str) -> list[MetricRow] | None:
     """Return the metrics of a cell that was run to its end by this very plan; else None."""
-    from macpo.runner import METRICS, read_metrics
-
     try:
         known = json.loads((folder / FINISHED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if known != _finished(plan_digest) or not (folder / METRICS).is_file():
+    run = RunDir(folder)
+    if known != _finished(plan_digest) or not run.metrics_file.is_file():
         return None
-    return read_metrics(folder)
+    return run.metrics()
 
 
 def mark_finished(folder: Path, plan_digest: str) -> None:

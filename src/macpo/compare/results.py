@@ -23,7 +23,7 @@ from macpo.compare.stats import (
 from macpo.metrics import PGR, Better, in_order, metric
 
 if TYPE_CHECKING:
-    from macpo.runner import MetricRow
+    from macpo.run_directory import MetricRow
 
 STUDENT = "student"
 

@@ -29,7 +29,7 @@ from macpo.store import RunLock
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
-    from macpo.runner import MetricRow
+    from macpo.run_directory import MetricRow
     from macpo.stage import Stage
     from macpo.store import Artifact
 

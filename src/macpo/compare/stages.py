@@ -11,7 +11,7 @@ from macpo.compare.design import Cell, Design, with_dtype
 from macpo.config import RunConfig
 from macpo.errors import MacpoError
 from macpo.seeds import canonical_json, digest
-from macpo.store import MANIFEST
+from macpo.store import MANIFEST, artifact_folder
 
 if TYPE_CHECKING:
     from macpo.agents import Team
@@ -126,7 +126,7 @@ def distinct_stages(plans: Iterable[CellPlan]) -> dict[str, CellStage]:
 def count_done(plans: Iterable[CellPlan], store: Path) -> int:
     """Return how many distinct stages are in a store; what is in the artifacts is not read."""
     stages = distinct_stages(plans).values()
-    return sum((store / f"{s.kind}-{s.key[:16]}" / MANIFEST).is_file() for s in stages)
+    return sum((artifact_folder(store, s.kind, s.key) / MANIFEST).is_file() for s in stages)
 
 
 class _Planner:

@@ -4,6 +4,7 @@ sections   the tree itself, with its defaults
 methods    the section of each method
 values     the kinds of values in it
 loading    from a file to a checked `RunConfig`
+dumping    and back
 reading    YAML, and `--set` items
 faults     what is said of what is wrong
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -256,7 +256,12 @@ class EngineConfig(Section):
 
 
 class AgentConfig(Section):
-    """The student or a teacher: a base model, and where it departs from the run's defaults."""
+    """The student or a teacher: a base model, and where it departs from the run's defaults.
+
+    A section in `laid_over` counts key by key: what it does not say is as in the run's section.
+    """
+
+    laid_over: ClassVar[frozenset[str]] = frozenset({"sft", "negative_sft", "dpo"})
 
     model: ModelConfig
     tuning: TuningConfig | None = None

@@ -19,12 +19,10 @@ from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.policies import PolicyPool
+from macpo.run_directory import RunDir
 from macpo.stage import Stage, StageContext
-from macpo.store import Artifact, Journal, Progress, Store, read_journal, translate_write_errors
+from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
 
-PROGRESS_FILE = "progress.json"
-JOURNAL_FILE = "journal.jsonl"
-STAGES_FOLDER = "stages"
 WAIT_SECONDS = 0.2
 _ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
@@ -74,7 +72,8 @@ class LocalExecutor:
         self.store = store
         self.engine = engine
         self.observer = observer
-        self.journal = Journal(folder / JOURNAL_FILE)
+        self.run = RunDir(folder)
+        self.journal = Journal(self.run.journal_file)
         self.artifacts: dict[str, Artifact] = {}
         self.policies = PolicyPool(device, lambda key: self.artifacts[key].path)
 
@@ -151,7 +150,7 @@ class LocalExecutor:
     def _told(self) -> set[str]:
         """Return the keys of the stages of which the journal says that they are done."""
         keys: set[str] = set()
-        for event in read_journal(self.journal.path):
+        for event in self.run.journal():
             if event["event"] in ("finished", "found"):
                 keys.add(event["key"])
             elif event["event"] == "set_aside":
@@ -164,7 +163,7 @@ class LocalExecutor:
         self.journal.append("started", stage=stage.name, key=stage.key)
         started = time.monotonic()
         workspace = self.store.workspace(stage.kind, stage.key)
-        with Progress(self.folder / PROGRESS_FILE, stage.name, stage.key) as progress:
+        with Progress(self.run.progress_file, stage.name, stage.key) as progress:
 
             def report(done: int, total: int, **fields: Any) -> None:
                 progress.update(done, total, **fields)
@@ -205,7 +204,7 @@ class LocalExecutor:
 
     def _link(self, stage: Stage, artifact: Artifact) -> None:
         """Show the artifact under its readable name: stages/round-1/student/pairs."""
-        link = self.folder / STAGES_FOLDER / stage.name
+        link = self.run.stages / stage.name
         target = os.path.relpath(artifact.path, link.parent)
         if link.is_symlink() and os.readlink(link) == target:
             return

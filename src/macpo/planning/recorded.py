@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from macpo.errors import DamagedError
-from macpo.execution.local import JOURNAL_FILE
 from macpo.methods import Plan
-from macpo.runner import STORE_FOLDER
+from macpo.run_directory import RunDir
 from macpo.stage import Stage
-from macpo.store import Manifest, read_journal, read_manifest
+from macpo.store import Manifest, artifact_folder, read_manifest
 from macpo.work import Answers
 
 StageState = Literal["done", "damaged", "to run"]
@@ -32,13 +31,14 @@ class Recorded:
     """
 
     def __init__(self, folder: Path | None, layout: Plan) -> None:
-        self._store = None if folder is None else folder / STORE_FOLDER
+        run = None if folder is None else RunDir(folder)
+        self._store = None if run is None else run.store
         self._stages = layout.stages
         self._manifests: dict[str, Manifest] = {}
         self._states: dict[str, StageState] = {}
         for stage in self._stages:
             self._states[stage.key] = self._look(stage)
-        events = [] if folder is None else read_journal(folder / JOURNAL_FILE)
+        events = [] if run is None else run.journal()
         ended = {e["key"]: float(e["seconds"]) for e in events if e["event"] == "finished"}
         self._seconds = {k: s for k, s in ended.items() if self._states.get(k) == "done"}
 
@@ -50,7 +50,7 @@ class Recorded:
         """Return the artifact's folder; None when the stage is not done."""
         if self._store is None or self._states[stage.key] != "done":
             return None
-        return _artifact_folder(self._store, stage)
+        return artifact_folder(self._store, stage.kind, stage.key)
 
     def seconds(self, stage: Stage) -> float | None:
         """Return how long a stage took that is done; None when it is not, or nobody knows."""
@@ -70,7 +70,7 @@ class Recorded:
         """Find out the state of a stage, whose inputs' states are known."""
         if self._store is None:
             return "to run"
-        folder = _artifact_folder(self._store, stage)
+        folder = artifact_folder(self._store, stage.kind, stage.key)
         if not folder.is_dir():
             return "to run"
         try:
@@ -86,8 +86,3 @@ class Recorded:
                 return "to run"
         self._manifests[stage.key] = manifest
         return "done"
-
-
-def _artifact_folder(store: Path, stage: Stage) -> Path:
-    """Return where the store keeps a stage's artifact."""
-    return store / f"{stage.kind}-{stage.key[:16]}"

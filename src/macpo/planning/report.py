@@ -11,12 +11,13 @@ from typing import Any
 from macpo.agents import Agent, Team, assemble_team
 from macpo.config import RunConfig
 from macpo.data.stages import content_digest
+from macpo.dtype import Resolved, known_dtype
 from macpo.methods import Plan, build_plan
 from macpo.models.loading import parameter_count
 from macpo.planning.costs import Memory, flops, memory, model_shape
 from macpo.planning.measured import find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
-from macpo.runner import read_resolved
+from macpo.run_directory import RunDir
 from macpo.work import Known, Lengths, SplitSizes, Work
 
 
@@ -97,7 +98,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
         StoreError: the run directory cannot be read.
     """
     notes: list[str] = []
-    resolved = read_resolved(folder) if folder is not None else None
+    resolved = None if folder is None else RunDir(folder).resolved()
     dtype = _dtype(config, resolved, notes)
     team = assemble_team(config, dtype, fetch=False)
     with hub_offline():
@@ -145,23 +146,20 @@ def hub_offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _dtype(config: RunConfig, resolved: Mapping[str, Any] | None, notes: list[str]) -> str:
+def _dtype(config: RunConfig, resolved: Resolved | None, notes: list[str]) -> str:
     """Return the dtype that the run has or would have."""
-    if resolved is not None and config.dtype in ("auto", resolved["dtype"]):
-        return str(resolved["dtype"])
-    if config.dtype != "auto":
-        return config.dtype
+    dtype = known_dtype(config.dtype, resolved)
+    if dtype is not None:
+        return dtype
     notes.append(
         "dtype: auto is decided by timing when the run starts; memory and keys here are for float32"
     )
     return "float32"
 
 
-def _speed(resolved: Mapping[str, Any] | None, dtype: str) -> float | None:
+def _speed(resolved: Resolved | None, dtype: str) -> float | None:
     """Return the measured GFLOP/s of matrix products in a dtype."""
-    measured = (resolved or {}).get("matmul_gflops", {})
-    speed = measured.get(dtype)
-    return float(speed) if speed else None
+    return None if resolved is None else resolved.matmul_gflops.get(dtype) or None
 
 
 def _note_missing(lengths: Mapping[str, Lengths], team: Team, notes: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from macpo.metrics import Metric, in_order
 from macpo.records import read_answers, read_responses
 from macpo.report.console import stdout_console
 from macpo.report.text import plural, shorten
+from macpo.run_directory import RunDir
 
 if TYPE_CHECKING:
     from macpo.runner import RunResult
@@ -37,13 +37,13 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     console = console or stdout_console()
     console.print()
     rows = [row.to_json() for row in result.metrics]
-    console.print(metrics_table(rows, held_out_pairs(result.folder), console.width))
+    console.print(metrics_table(rows, result.pairs, console.width))
     console.print()
     console.print(Text("aligned policies:"), soft_wrap=True)
     for path in result.final.values():
         console.print(Text(f"  {path}"), soft_wrap=True)
     rounds = max((row.round for row in result.metrics), default=0)
-    answers = before_and_after(result.folder, rounds)
+    answers = before_and_after(result.folder)
     if answers:
         console.print()
         console.print(answers_view(answers, rounds))
@@ -54,7 +54,7 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> 
 
     Args:
         rows: policy, round, metric and value of each measurement, as metrics.jsonl has them.
-        pairs: on which they were measured.
+        pairs: on which they were measured; 0 when that is not known.
         width: columns of the terminal; rounds that do not fit are left out, the last ones kept.
     """
     values = {(row["metric"], row["policy"], row["round"]): row["value"] for row in rows}
@@ -85,41 +85,25 @@ def accuracy_standard_error(pairs: int) -> float:
     return float((0.25 / pairs) ** 0.5)
 
 
-def held_out_pairs(folder: Path) -> int:
-    """Return on how many pairs a run's policies were measured.
-
-    Raises:
-        DataError: the student's first evaluation is not there.
-    """
-    # One JSON object, but over several lines.
-    from macpo.errors import DataError
-    from macpo.evaluation.preference import METRICS_FILE
-
-    path = folder / "stages" / "init" / STUDENT / "evaluate" / METRICS_FILE
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["pairs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the config again") from error
-
-
-def before_and_after(
-    folder: Path, rounds: int, limit: int = SHOWN_ANSWERS
-) -> list[tuple[str, str, str]]:
+def before_and_after(folder: Path, limit: int = SHOWN_ANSWERS) -> list[tuple[str, str, str]]:
     """Return the student's first answers to held-out prompts: (prompt, before, after) texts.
 
     A prompt is the user's last message. The test split is ordered by hash, so the first prompts
     are a fair sample. Empty when the run's config asked for no answers.
     """
-    stages = folder / "stages"
-    before = stages / "init" / STUDENT / "test-answers"
-    after = stages / f"round-{rounds}" / STUDENT / "test-answers"
-    if not before.exists() or not after.exists():
+    run = RunDir(folder)
+    plan = run.plan()
+    if plan is None:
         return []
-    later = {response.prompt_id: response.text for response in read_responses(after)}
+    first, last = plan.policy(STUDENT, 0), plan.policy(STUDENT)
+    before, after = (plan.answers(policy, "test") for policy in (first, last))
+    if not before or not after:
+        return []
+    texts = {r.prompt_id: r.text for r in read_responses(run.artifact(after[0]))}
     return [
-        (prompt.messages[-1].content, first.text, later[prompt.id])
-        for prompt, first in read_answers(before)
-        if prompt.id in later
+        (prompt.messages[-1].content, was.text, texts[prompt.id])
+        for prompt, was in read_answers(run.artifact(before[0]))
+        if prompt.id in texts
     ][:limit]
 
 
@@ -139,15 +123,17 @@ def answers_view(answers: Sequence[tuple[str, str, str]], rounds: int) -> Render
 
 def _caption(pairs: int, rounds: Sequence[int], shown: Sequence[int]) -> Text:
     """Say what the numbers are worth."""
-    error = accuracy_standard_error(pairs) if pairs else 0.0
-    text = (
-        f"on {plural(pairs, 'held-out pair')}; the standard error of an accuracy is up to "
-        f"{100 * error:.1f} points"
-    )
+    parts = []
+    if pairs:  # unknown of a run of an older macpo
+        error = accuracy_standard_error(pairs)
+        parts.append(
+            f"on {plural(pairs, 'held-out pair')}; the standard error of an accuracy is up to "
+            f"{100 * error:.1f} points"
+        )
     hidden = len(rounds) - len(shown)
     if hidden:
-        text += f"; {plural(hidden, 'round')} not shown, see metrics.jsonl"
-    return Text(text, style="dim")
+        parts.append(f"{plural(hidden, 'round')} not shown, see metrics.jsonl")
+    return Text("; ".join(parts), style="dim")
 
 
 def _cell(metric: Metric, value: float | None) -> str:

@@ -16,7 +16,7 @@ of one stage leave the same bytes.
 
 from __future__ import annotations
 
-from macpo.store.artifacts import TIMES, Artifact, Store, Workspace
+from macpo.store.artifacts import TIMES, Artifact, Store, Workspace, artifact_folder
 from macpo.store.atomic import (
     commit_directory,
     new_directory,
@@ -40,6 +40,7 @@ __all__ = [
     "RunLock",
     "Store",
     "Workspace",
+    "artifact_folder",
     "commit_directory",
     "lock_holder",
     "new_directory",

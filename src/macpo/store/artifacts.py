@@ -237,9 +237,7 @@ class Store:
         return stale
 
     def _folder(self, kind: str, key: str) -> Path:
-        if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
-            raise ValueError(f"({kind!r}, {key!r}) is not a kind and a key in hexadecimal")
-        return self.root / f"{kind}-{key[:16]}"
+        return artifact_folder(self.root, kind, key)
 
     def _commit(
         self, workspace: Workspace, inputs: Mapping[str, str], meta: Mapping[str, Any]
@@ -271,6 +269,13 @@ class Store:
         if signature is not None:
             self._verified[folder.name] = (signature, artifact)
         return artifact
+
+
+def artifact_folder(root: Path, kind: str, key: str) -> Path:
+    """Return where a store keeps the artifact of a stage, which need not be there."""
+    if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
+        raise ValueError(f"({kind!r}, {key!r}) is not a kind and a key in hexadecimal")
+    return root / f"{kind}-{key[:16]}"
 
 
 def _lock_folder(path: Path, *, make: bool = True) -> int | None:

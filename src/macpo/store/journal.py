@@ -1,7 +1,7 @@
 """What happened when: the run's journal, and the progress of the stage that runs now.
 
-The journal is the only file of a run that holds times; artifacts hold none, so that two runs can be
-compared byte by byte.
+Artifacts hold no times, so that two runs can be compared byte by byte; when something happened and
+how long it took stands in journals only: the run's, and the store's `times.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Journal:
     """Appends events to a `journal.jsonl`, one fsynced line each.
 
-        {"time": "2025-01-31T12:00:00.000Z", "event": "stage_end", "stage": "student/sft",
-         "key": "6f0c…", "seconds": 12.5, "loss": 1.25}
+        {"time": "2025-01-31T12:00:00.000Z", "event": "finished",
+         "stage": "init/student/positive", "key": "6f0c…", "seconds": 12.5}
 
     Args:
         path: the file; made when the first event comes.
@@ -61,7 +61,7 @@ class Journal:
         infinities) are written as text.
 
         Args:
-            event: what happened, such as `stage_end`.
+            event: what happened, such as `finished`.
             stage: the stage it happened to.
             key: the key of that stage.
             seconds: how long it took.

@@ -1,0 +1,123 @@
+"""What `dtype: auto` means: decided once by timing, and kept in a file from then on.
+
+Keys of stages depend on the dtype, so a resume on another kind of machine keeps it. A run keeps the
+decision in its run.json, a comparison in its compare.json, for all of its cells.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macpo import machine
+from macpo.errors import StoreError
+from macpo.store import write_text_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What was resolved once: the dtype, and where and how.
+
+    `matmul_gflops` are the speeds of matrix products by dtype (GFLOP/s), empty when they were not
+    timed; `threads` those of torch on the CPU.
+    """
+
+    dtype: str
+    device: str = ""
+    machine: str = ""
+    matmul_gflops: Mapping[str, float] = field(default_factory=dict, hash=False)
+    threads: int = 0
+    torch: str = ""
+    transformers: str = ""
+
+
+def read_resolved(path: Path) -> Resolved | None:
+    """Return what was resolved; None before the first run.
+
+    Raises:
+        StoreError: the file is there but is not what macpo writes.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it to resolve anew") from error
+    if not isinstance(value, dict) or value.get("dtype") not in machine.DTYPES:
+        raise StoreError(f"{path} names no dtype; delete it to resolve anew")
+    return Resolved(**{f.name: value[f.name] for f in fields(Resolved) if f.name in value})
+
+
+def known_dtype(asked: str, before: Resolved | None) -> str | None:
+    """Return the dtype that a config's `dtype` means as far as is known; None to be timed.
+
+    Args:
+        asked: `auto` or a dtype.
+        before: what was resolved before.
+    """
+    if asked != "auto":
+        return asked
+    return None if before is None else before.dtype
+
+
+def resolve_once(
+    path: Path,
+    asked: str,
+    device: torch.device,
+    note: Callable[[str], None],
+    *,
+    whose: str = "",
+) -> Resolved:
+    """Return what was resolved before, or decide now and keep it.
+
+    Args:
+        path: where the decision is kept.
+        asked: the config's `dtype`: `auto` to time, or a dtype, which stands if it differs from
+            what was decided before.
+        device: on which to time.
+        note: is told of a decision, and of an earlier one that another machine made.
+        whose: the dtype is, in that note: ` for all cells`.
+
+    Raises:
+        StoreError: the file cannot be read or written.
+    """
+    before = read_resolved(path)
+    if before is not None and asked in ("auto", before.dtype):
+        if before.machine != platform.node():
+            note(
+                f"dtype stays {before.dtype}, as resolved on {before.machine}; to change it, set "
+                "dtype (everything is then run anew)"
+            )
+        return before
+    measured: dict[str, float] = {}
+    dtype = asked
+    if asked == "auto":
+        dtype, measured = machine.fastest_dtype(device)
+        speeds = ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in measured.items())
+        note(f"dtype: {dtype}{whose} ({speeds} measured here)")
+    resolved = _describe(dtype, device, measured)
+    write_text_atomic(path, json.dumps(asdict(resolved), indent=1) + "\n", durable=True)
+    return resolved
+
+
+def _describe(dtype: str, device: torch.device, measured: Mapping[str, float]) -> Resolved:
+    """Put a decision beside where it was made."""
+    import torch
+    import transformers
+
+    return Resolved(
+        dtype=dtype,
+        device=str(device),
+        machine=platform.node(),
+        matmul_gflops={name: round(speed, 1) for name, speed in measured.items()},
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )

@@ -1,0 +1,260 @@
+"""The folder of a run: all names in it, and reading what is there.
+
+RUN/config.yaml            the config as it was last run, what was left to its default left out
+RUN/config.resolved.yaml   the same with the defaults, and with the dtype that `auto` came to
+RUN/run.json               what was resolved once for the run: dtype, device, versions
+RUN/plan.json              the stages, whom they train and whom they measure
+RUN/store/                 artifacts by content key
+RUN/stages/                the same under readable names
+RUN/journal.jsonl          what happened when
+RUN/progress.json          where the running stage is
+RUN/metrics.jsonl          one line per policy, round and metric
+RUN/final/                 the aligned policies
+RUN/lock                   held by the process at work
+
+Nothing here needs a model library, so a run can be asked about at any time from another process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from macpo.config import RunConfig, load_config
+from macpo.dtype import Resolved, read_resolved
+from macpo.errors import DamagedError, StoreError
+from macpo.records import read_jsonl
+from macpo.store import artifact_folder, read_journal, read_progress
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One measurement of one policy after one round (0: after initialisation)."""
+
+    policy: str
+    round: int
+    metric: str
+    value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of metrics.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of the plan; `identity` is what decides its outcome, as `Stage.identity` has it."""
+
+    name: str
+    kind: str
+    key: str
+    identity: Mapping[str, Any]
+
+    def input(self, field: str) -> str | None:
+        """Return the key of the stage in a field; None when there is none in it."""
+        value = self.identity.get(field)
+        if not isinstance(value, Mapping):
+            return None
+        return value.get("stage") or value.get("weights") or None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPolicy:
+    """An agent's positive policy after a round.
+
+    `trained` is the key of the stage that trained it, None for the bare base model; `measured` are
+    those of the stages that measure it, empty where nobody does.
+    """
+
+    policy: str
+    round: int
+    trained: str | None
+    measured: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run consists of, as plan.json has it: its stages in order, and its policies."""
+
+    stages: tuple[PlannedStage, ...]
+    policies: tuple[PlannedPolicy, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunPlan:
+        """Read what `to_json` wrote."""
+        return cls(
+            tuple(PlannedStage(**stage) for stage in value["stages"]),
+            tuple(
+                PlannedPolicy(**{**policy, "measured": tuple(policy["measured"])})
+                for policy in value["policies"]
+            ),
+        )
+
+    def stage(self, key: str) -> PlannedStage:
+        """Return the stage with a key of this plan."""
+        return next(stage for stage in self.stages if stage.key == key)
+
+    def policy(self, agent: str, round: int | None = None) -> PlannedPolicy:
+        """Return an agent's positive policy after a round, by default after its last one.
+
+        Raises:
+            StoreError: there is no such agent, or no such round of it; names the nearest.
+        """
+        agents = list(dict.fromkeys(policy.policy for policy in self.policies))
+        if agent not in agents:
+            raise StoreError(f"no agent {agent!r} in this run{_nearest(agent, agents)}")
+        own = {p.round: p for p in self.policies if p.policy == agent}
+        if round is None:
+            return own[max(own)]
+        if round not in own:
+            nearest = min(own, key=lambda known: abs(known - round))
+            raise StoreError(
+                f"{agent} has no policy of round {round}; its rounds are {min(own)} to {max(own)}, "
+                f"the nearest is {nearest}"
+            )
+        return own[round]
+
+    def answers(self, policy: PlannedPolicy, split: str) -> list[PlannedStage]:
+        """Return the stages in which a policy answers the prompts of a split as itself.
+
+        That is without the system prompts and the other ways in which methods draw bad answers.
+        """
+        found = []
+        for stage in self.stages:
+            asked = stage.identity.get("policy")
+            if stage.kind != "respond" or not isinstance(asked, Mapping):
+                continue
+            speaks = (asked["agent"]["name"], asked["role"], asked["weights"])
+            plain = not stage.identity.get("system") and not stage.identity.get("away_from")
+            if (
+                speaks == (policy.policy, "positive", policy.trained or "")
+                and plain
+                and stage.identity["split"] == split
+            ):
+                found.append(stage)
+        return found
+
+
+class RunDir:
+    """A run directory, which need not be there yet.
+
+    Attributes:
+        path: the folder itself; the others are the files and folders in it, see the module.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.resolved_config_file = self.path / "config.resolved.yaml"
+        self.run_file = self.path / "run.json"
+        self.plan_file = self.path / "plan.json"
+        self.store = self.path / "store"
+        self.stages = self.path / "stages"
+        self.journal_file = self.path / "journal.jsonl"
+        self.progress_file = self.path / "progress.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.final = self.path / "final"
+        self.lock = self.path / "lock"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.journal_file.is_file() or self.run_file.is_file()
+
+    def config(self) -> RunConfig:
+        """Return the config of the run, resolved where that was written down.
+
+        Raises:
+            ConfigError: it is not there, or cannot be read.
+        """
+        resolved = self.resolved_config_file
+        return load_config(resolved if resolved.is_file() else self.config_file)
+
+    def resolved(self) -> Resolved | None:
+        """Return what was resolved once for the run; None before it first ran.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        return read_resolved(self.run_file)
+
+    def plan(self) -> RunPlan | None:
+        """Return what the run consists of; None when it was last run before macpo wrote that.
+
+        Raises:
+            DamagedError: it cannot be read.
+        """
+        try:
+            return RunPlan.from_json(json.loads(self.plan_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(
+                f"{self.plan_file}: cannot be read ({error}); run the config again"
+            ) from error
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Return what happened, oldest first; see `macpo.store.read_journal`."""
+        return read_journal(self.journal_file)
+
+    def progress(self) -> dict[str, Any] | None:
+        """Return where the running stage is; see `macpo.store.read_progress`."""
+        return read_progress(self.progress_file)
+
+    def metrics(self) -> list[MetricRow]:
+        """Return the rows of metrics.jsonl; none when it is not there.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        return [MetricRow(**row) for row in read_jsonl(self.metrics_file)]
+
+    def artifact(self, stage: PlannedStage) -> Path:
+        """Return where the artifact of a stage is, or would be."""
+        return artifact_folder(self.store, stage.kind, stage.key)
+
+    def stage(self, name: str) -> Path:
+        """Return the artifact's folder of a finished stage, such as `round-1/student/pairs`.
+
+        Raises:
+            StoreError: no finished stage has this name; names the nearest.
+        """
+        folder = self.stages / name
+        if folder.is_dir():
+            return folder
+        plan = self.plan()
+        known = [] if plan is None else [planned.name for planned in plan.stages]
+        done = [other for other in known if (self.stages / other).is_dir()]
+        state = "is not done yet" if name in known else "is no stage of this run"
+        raise StoreError(f"{self.path}: {name} {state}{_nearest(name, done)}")
+
+
+def find_runs(*parents: Path) -> list[Path]:
+    """List the run directories directly below some folders."""
+    found: dict[Path, None] = {}
+    for parent in parents:
+        try:
+            children = sorted(child for child in parent.iterdir() if RunDir(child).exists)
+        except OSError:  # no such folder, or not ours to read: nothing to suggest from it
+            continue
+        found |= dict.fromkeys(children)
+    return list(found)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Name what may have been meant, else all there is."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(names)}" if names else ""
