@@ -17,7 +17,8 @@ from macpo.metrics import (
     register_metric,
     registered,
 )
-from macpo.runner import MetricRow, run
+from macpo.run_directory import MetricRow
+from macpo.runner import run
 from tests.runs import write_config
 from tests.test_resume import Quiet
 
