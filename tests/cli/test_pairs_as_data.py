@@ -22,9 +22,8 @@ from macpo.records import (
     read_pairs,
     write_pairs,
 )
-from tests.cli.conftest import FinishedRun
 from tests.likelihood.plain import with_adapter
-from tests.runs import run_cli
+from tests.runs import FinishedRun, run_cli
 from tests.tiny import tiny_model, tiny_tokenizer
 
 LEARNERS = ("student", "weak-a", "weak-b")
