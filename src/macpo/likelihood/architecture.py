@@ -149,5 +149,5 @@ class _Trial:
         """Tell whether hidden states `[targets, width]` give the expected logits in each branch."""
         ours = head_logits(hidden.to(self.head.dtype), self.head, self.softcap)
         lengths = [len(completion) for completion in self.pack.groups[0].completions]
-        branches = zip(ours.split(lengths), self.expected.split(lengths), strict=True)
+        branches = zip(torch.split(ours, lengths), torch.split(self.expected, lengths), strict=True)
         return all(agree(own, theirs, self.causal_lm.dtype) for own, theirs in branches)
