@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from macpo.compare import Comparison, Results, Row, Saving, draw_figures
-from macpo.compare.figures import COLOURS, _over_rounds, _style
+from macpo.compare.drawing import COLOURS, style
+from macpo.compare.figures import _over_rounds
 from macpo.compare.stats import estimate
 from tests.compare.files import designed
 from tests.compare.test_results import MACPO, METHODS, rows
@@ -81,8 +83,25 @@ def test_figures_of_an_earlier_call_go(tmp_path: Path) -> None:
 
 
 def test_twenty_methods_are_told_apart() -> None:
-    styles = [_style(number) for number in range(20)]
+    styles = [style(number) for number in range(20)]
 
-    looks = {(style["color"], style["linestyle"]) for style in styles}
+    looks = {(look["color"], look["linestyle"]) for look in styles}
     assert len(looks) == 20
-    assert len({style["color"] for style in styles[: len(COLOURS)]}) == len(COLOURS)
+    assert len({look["color"] for look in styles[: len(COLOURS)]}) == len(COLOURS)
+
+
+def test_perplexities_far_apart_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    comparison = compared(tmp_path)
+    found = [
+        Row("default", "macpo", seed, "student", t, name, value)
+        for seed in (1, 2, 3)
+        for t, value in enumerate((2.0, 60.0))
+        for name in ("gold_perplexity", "answer_tokens")
+    ]
+    apart = replace(comparison, results=Results(comparison.design, found))
+
+    scales = {
+        name: _over_rounds(apart, "student", name).axes[0].get_yscale()
+        for name in ("gold_perplexity", "answer_tokens")
+    }
+    assert scales == {"gold_perplexity": "log", "answer_tokens": "linear"}
