@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs figures bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ docs: $(READY) ## build the pages and the API reference in build/docs; broken li
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs/reference . build/docs
 	@echo "start at build/docs/README.html"
+
+figures: $(READY) ## draw the figures of docs/results.md out of docs/figures/*.csv
+	$(BIN)/python docs/figures/draw.py
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .

@@ -16,7 +16,8 @@
 | folder | what is where in a comparison's folder |
 | stats | means, intervals over seeds, paired differences, performance gap recovered |
 | results, comparison | rows, means over seeds, files of results, what sharing saved |
-| table, figures, progress | what people see |
+| table, markdown, figures, progress | what people see |
+| drawing | one style for the lines of all figures |
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def draw_line(
     halves = [point.half_width or 0.0 for point in points]
     low = [mean - half for mean, half in zip(means, halves, strict=True)]
     high = [mean + half for mean, half in zip(means, halves, strict=True)]
-    if len(points) > 1:
+    if len(points) > 1 and any(halves):
         panel.fill_between(places, low, high, color=look["color"], alpha=band, linewidth=0)
     elif halves[0]:
         panel.errorbar(places, means, yerr=halves, color=look["color"], capsize=3, linestyle="")
@@ -126,13 +126,25 @@ def fit_axis(panels: Sequence[Axes], metric: Metric) -> None:
             panel.set_yscale("log")
 
 
-def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Name every line that is in some panel, once, beside the panels."""
+def add_legend(figure: Figure, panels: Sequence[Axes], *, below: int | None = None) -> None:
+    """Name every line that is in some panel, once: beside the panels, or in columns below them.
+
+    Args:
+        figure: which figure.
+        panels: its panels, which also get their grid.
+        below: in how many columns; None for one beside the panels.
+    """
     entries: dict[str, Artist] = {}
     for panel in panels:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         handles, labels = panel.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
+    if not entries:
+        return
+    names = list(entries)
+    handles = [entries[name] for name in names]
+    if below is None:
+        figure.legend(handles, names, loc="outside right center", frameon=False)
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=below, frameon=False)
