@@ -27,6 +27,7 @@ from macpo.compare import load_design
 from macpo.config import check_config
 from macpo.config.reading import parse_yaml
 from macpo.data.formats import detect_format
+from macpo.shipped import is_example, locate
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "macpo"
@@ -167,6 +168,8 @@ def test_shown_commands_exist(place: str, line: str) -> None:
     for word in words:
         if word.startswith("examples/"):
             assert (ROOT / word).exists(), place
+        if is_example(word):
+            assert locate(word).exists(), place
 
 
 def test_shown_make_targets_exist() -> None:
