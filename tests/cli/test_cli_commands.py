@@ -27,6 +27,7 @@ COMMANDS = (
     ["compare"],
     ["export"],
     ["data", "check"],
+    ["data", "convert"],
 )
 HEAVY = ("torch", "transformers", "peft", "datasets", "pydantic", "numpy")
 
@@ -289,6 +290,42 @@ def test_data_check_fails_in_one_line(tmp_path: Path, args: list[str], message: 
     assert refused.code == 1
     assert refused.err.startswith(f"macpo: {message}")
     assert refused.err.count("\n") == 1
+
+
+def test_data_convert_writes_what_macpo_reads_again(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    args = ["data", "convert", tmp_path / "pairs.jsonl", tmp_path / "new" / "out.json"]
+
+    shown = run_cli([*args, "--to", "macpo"])
+
+    assert shown.code == 0
+    assert "24 rows: 24 pairs on 24 prompts" in shown.out
+    assert "out.json, 24 pairs in format macpo" in " ".join(shown.out.split())
+    assert "24 rows: 24 pairs" in run_cli(["data", "check", args[-1], "--format", "macpo"]).out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["missing.jsonl", "{folder}/x.json"], "missing.jsonl: no such file"),
+        (["{folder}/pairs.jsonl", "{folder}/pairs.jsonl"], "{folder}/pairs.jsonl: exists already"),
+        (["{folder}/pairs.jsonl", "{folder}/x.csv"], "{folder}/x.csv: what is written is JSON"),
+        (["{folder}/pairs.jsonl", "{folder}/x.json", "--criterion", "harmless"], "data.criterion"),
+    ],
+)
+def test_data_convert_fails_in_one_line(tmp_path: Path, args: list[str], message: str) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    before = (tmp_path / "pairs.jsonl").read_bytes()
+
+    refused = run_cli(
+        ["data", "convert", "--to", "trl", *(arg.format(folder=tmp_path) for arg in args)]
+    )
+
+    assert refused.code == 1
+    assert refused.err.startswith(f"macpo: {message.format(folder=tmp_path)}")
+    assert refused.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+    assert (tmp_path / "pairs.jsonl").read_bytes() == before
 
 
 def test_export_merges_the_student(finished: FinishedRun, tmp_path: Path) -> None:

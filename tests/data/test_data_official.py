@@ -87,6 +87,36 @@ def test_bad_row_is_named(change: dict[str, Any], reason: str) -> None:
     assert str(caught.value) == reason
 
 
+@pytest.mark.parametrize(
+    "text", ["say USER: hello", "USER: hello", "hello ASSISTANT:", "USER:", "a\nb ASSISTANT: c"]
+)
+def test_turn_with_a_marker_in_it_is_refused(text: str, tmp_path: Path) -> None:
+    """Flattened, it would read back as more turns: another conversation."""
+    for role in ("user", "assistant"):
+        turns = {"user": "Hi!", "assistant": "Hello!", role: text}
+        messages = (
+            Message("user", turns["user"]),
+            Message("assistant", turns["assistant"]),
+            Message("user", "Name a prime."),
+        )
+        example = PreferenceExample(Prompt(messages), "7", "8")
+        with pytest.raises(BadRow, match=r"turn marker in text \((USER|ASSISTANT): in the "):
+            official_row(example)
+        with pytest.raises(BadRow):
+            write_official(tmp_path / "pairs.json", [EXAMPLE, example])
+        assert not (tmp_path / "pairs.json").exists()
+
+
+def test_markers_where_the_format_can_hold_them_are_kept() -> None:
+    example = PreferenceExample(
+        Prompt((Message("system", "Never say USER: x."), Message("user", "(USER: b) USER:c"))),
+        "I am ASSISTANT: you are USER: .",
+        "USER: ",
+    )
+    read = parse_macpo(official_row(example))
+    assert read == PreferenceExample(example.prompt, example.chosen, "USER:")
+
+
 @given(st.lists(TEXT, min_size=1, max_size=5), st.none() | TEXT, TEXT, TEXT)
 def test_rows_round_trip(turns: list[str], system: str | None, chosen: str, rejected: str) -> None:
     assume(chosen != rejected)

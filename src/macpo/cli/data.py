@@ -1,9 +1,10 @@
-"""`macpo data`: look at preference data before training on it."""
+"""`macpo data`: look at preference data before training on it, and convert it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,42 +12,55 @@ import typer
 if TYPE_CHECKING:
     from macpo.data.report import Tokenizer
 
-EXAMPLES = """\
+CHECK_EXAMPLES = """\
 Examples:
   macpo data check example:data/quickstart.jsonl
   macpo data check hh-harmless.jsonl.gz --tokenizer Qwen/Qwen3-0.6B
   macpo data check PKU-Alignment/PKU-SafeRLHF --criterion harmless --json
 """
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at preference data.")
+CONVERT_EXAMPLES = """\
+Examples:
+  macpo data convert hh-harmless.jsonl.gz hh-harmless.json --to macpo
+  macpo data convert PKU-Alignment/PKU-SafeRLHF pku.jsonl --to trl
+  macpo data convert stages/round-2/student/pairs/pairs.jsonl r2.json --to macpo
+"""
+
+Format = Annotated[
+    Literal["auto", "hh", "pku", "macpo", "trl"],
+    typer.Option("--format", help="What the rows look like."),
+]
+Criterion = Annotated[
+    Literal["helpful", "harmless"],
+    typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
+]
+HubConfig = Annotated[
+    str | None, typer.Option("--hub-config", help="Configuration or folder of a hub data set.")
+]
+HubSplit = Annotated[str, typer.Option("--hub-split", help="Split of a hub data set.")]
+HubRevision = Annotated[
+    str | None,
+    typer.Option("--hub-revision", help="Branch, tag or commit of a hub data set."),
+]
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Look at preference data; convert it."
+)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at preference data."""
+    """Look at preference data; convert it."""
 
 
-@app.command("check", epilog=EXAMPLES)
+@app.command("check", epilog=CHECK_EXAMPLES)
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or a hub name.")],
-    format: Annotated[
-        Literal["auto", "hh", "pku", "macpo", "trl"],
-        typer.Option("--format", help="What the rows look like."),
-    ] = "auto",
-    criterion: Annotated[
-        Literal["helpful", "harmless"],
-        typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
-    ] = "helpful",
-    hub_config: Annotated[
-        str | None, typer.Option("--hub-config", help="Configuration or folder of a hub data set.")
-    ] = None,
-    hub_split: Annotated[
-        str, typer.Option("--hub-split", help="Split of a hub data set.")
-    ] = "train",
-    hub_revision: Annotated[
-        str | None,
-        typer.Option("--hub-revision", help="Branch, tag or commit of a hub data set."),
-    ] = None,
+    format: Format = "auto",
+    criterion: Criterion = "helpful",
+    hub_config: HubConfig = None,
+    hub_split: HubSplit = "train",
+    hub_revision: HubRevision = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +89,40 @@ def check(
     from macpo.report.console import stdout_console
 
     stdout_console().print(render(report))
+
+
+@app.command("convert", epilog=CONVERT_EXAMPLES)
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A data file, or a hub name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, .json or .jsonl.")],
+    to: Annotated[
+        Literal["macpo", "trl"],
+        typer.Option(
+            "--to", help="macpo: the authors' JSON, for LLaMA-Factory; trl: JSON lines for TRL."
+        ),
+    ],
+    format: Format = "auto",
+    criterion: Criterion = "helpful",
+    hub_config: HubConfig = None,
+    hub_split: HubSplit = "train",
+    hub_revision: HubRevision = None,
+) -> None:
+    """Read all of SOURCE and write its pairs to OUT in another format; say what was left out."""
+    from macpo.data import convert_data, render_conversion
+
+    converted = convert_data(
+        source,
+        out,
+        to,
+        format,
+        criterion=criterion,
+        hub_split=hub_split,
+        hub_config=hub_config,
+        hub_revision=hub_revision,
+    )
+    from macpo.report.console import stdout_console
+
+    stdout_console().print(render_conversion(converted))
 
 
 def load_counter(model: str) -> Tokenizer:

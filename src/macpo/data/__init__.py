@@ -9,10 +9,12 @@
 | loading | a source to examples, with every skipped row accounted for |
 | splits | teacher, student and test splits without a prompt in common |
 | report | what is in a data set, for people |
+| convert | from one format to another |
 """
 
 from __future__ import annotations
 
+from macpo.data.convert import Conversion, convert_data, render_conversion, write_trl
 from macpo.data.formats import (
     FORMATS,
     FormatName,
@@ -37,6 +39,7 @@ from macpo.data.turns import BadRow
 __all__ = [
     "FORMATS",
     "BadRow",
+    "Conversion",
     "DataReport",
     "DataSplits",
     "FormatName",
@@ -45,6 +48,7 @@ __all__ = [
     "LoadedData",
     "SkippedRows",
     "check_data",
+    "convert_data",
     "describe",
     "detect_format",
     "get_parser",
@@ -56,7 +60,9 @@ __all__ = [
     "parse_pku",
     "parse_trl",
     "render",
+    "render_conversion",
     "source_digest",
     "split_examples",
     "write_official",
+    "write_trl",
 ]

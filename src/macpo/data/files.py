@@ -23,7 +23,8 @@ from macpo.errors import DataError
 from macpo.seeds import file_digest
 from macpo.shipped import is_example, locate
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+ROWS_SUFFIXES = (".jsonl", ".json")
+SUFFIXES = (*ROWS_SUFFIXES, ".jsonl.gz", ".json.gz")
 OTHER_SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip", ".zst")  # refused
 GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 65536

@@ -12,10 +12,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from macpo.data.files import RawRow, RowSource, is_local, local_digest, open_file
-from macpo.data.formats import FormatName, Parser, detect_format, get_parser
+from macpo.data.formats import Criterion, FormatName, Parser, detect_format, get_parser
 from macpo.data.hub import hub_digest, open_hub
 from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
 from macpo.errors import DataError
@@ -102,7 +102,7 @@ class _Tally:
     def skipped(self) -> tuple[SkippedRows, ...]:
         """Sum up the bad rows by reason, the most frequent first."""
         entries = (
-            SkippedRows(reason, tuple(self.numbers[reason]), bad.detail, _excerpt(row.value))
+            SkippedRows(reason, tuple(self.numbers[reason]), bad.detail, excerpt(row.value))
             for reason, (row, bad) in self.first.items()
         )
         return tuple(sorted(entries, key=lambda entry: -len(entry.numbers)))
@@ -179,6 +179,39 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     return LoadedData(tuple(tally.examples), report)
 
 
+def read_source(
+    source: str,
+    format: FormatName | Literal["auto"] = "auto",
+    *,
+    criterion: Criterion = "helpful",
+    hub_split: str = "train",
+    hub_config: str | None = None,
+    hub_revision: str | None = None,
+) -> LoadedData:
+    """Read all of a data set that is named outside of a config; bad rows are reported, all of them.
+
+    Raises:
+        DataError: an option is not valid or has no effect, or the source cannot be read.
+    """
+    from pydantic import ValidationError
+
+    from macpo.config import DataConfig
+
+    try:
+        config = DataConfig(
+            source=source,
+            format=format,
+            criterion=criterion,
+            hub_split=hub_split,
+            hub_config=hub_config,
+            hub_revision=hub_revision,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise DataError(f"{fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None
+    return read_preferences(config)
+
+
 def _open_source(config: DataConfig) -> RowSource:
     """Open the file or data set, refusing options that it would ignore."""
     if not is_testbed(config.source) and not is_local(config.source):
@@ -206,7 +239,7 @@ def _detect(source: RowSource, head: list[RawRow]) -> FormatName:
     if first.bad is not None:
         seen = str(first.bad)
     elif isinstance(first.value, Mapping):
-        seen = f"its fields: {_excerpt(', '.join(map(str, first.value))) or 'none'}"
+        seen = f"its fields: {excerpt(', '.join(map(str, first.value))) or 'none'}"
     else:
         seen = json_type(first.value)
     raise DataError(
@@ -269,7 +302,7 @@ def _reasons(skipped: Iterable[SkippedRows]) -> str:
     return ", ".join(f"{len(entry.numbers)} {entry.reason}" for entry in skipped)
 
 
-def _excerpt(value: object) -> str:
+def excerpt(value: object) -> str:
     """Return the start of a row on one printable line: the text may be hostile to a terminal."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     line = " ".join(text[: 4 * EXCERPT_CHARACTERS].split())

@@ -29,6 +29,7 @@ from macpo.data.turns import (
     split_turns,
 )
 from macpo.records import Message, Pair, PreferenceExample, Response, Role
+from macpo.store.atomic import write_text_atomic
 
 MARKER = re.compile(r"(?:\A| )(USER|ASSISTANT):(?= |\Z)")
 MARKER_ROLES: Mapping[str, Role] = {"USER": "user", "ASSISTANT": "assistant"}
@@ -66,12 +67,18 @@ def parse_macpo(row: Mapping[str, Any]) -> PreferenceExample:
 def official_row(pair: PreferenceExample | Pair) -> dict[str, Any]:
     """Return one pair as the released files write it.
 
-    The format knows turns only by their markers: a text that holds " USER: " or " ASSISTANT: "
-    itself reads back as more turns. A prompt of one turn gets its marker too, as in the released
-    HH-RLHF files.
+    A prompt of one turn gets its marker too, as in the released HH-RLHF files.
+
+    Raises:
+        BadRow: a turn holds " USER: " or " ASSISTANT: " itself; the format knows turns only by
+            these markers, and the text would read back as more turns.
     """
     speakers = {role: speaker for speaker, role in MARKER_ROLES.items()}
     turns = pair.prompt.messages
+    for turn in turns:
+        marker = MARKER.search(turn.content)
+        if marker is not None and turn.role != "system":  # that has a column of its own
+            raise BadRow("turn marker in text", f"{marker.group(1)}: in the {turn.role}'s turn")
     row: dict[str, Any] = {
         "instruction": " ".join(
             f"{speakers[m.role]}: {m.content}" for m in turns if m.role != "system"
@@ -85,14 +92,23 @@ def official_row(pair: PreferenceExample | Pair) -> dict[str, Any]:
 
 
 def official_rows(pairs: Iterable[PreferenceExample | Pair]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `pairs` in the released format."""
+    """Yield the rows of `pairs` in the released format.
+
+    Raises:
+        BadRow: as `official_row`.
+    """
     return map(official_row, pairs)
 
 
 def write_official(path: Path, pairs: Iterable[PreferenceExample | Pair]) -> None:
-    """Write `pairs` to `path` as the released files are: one JSON list, here in UTF-8."""
+    """Write `pairs` to `path` as the released files are: one JSON list, here in UTF-8.
+
+    Raises:
+        BadRow: as `official_row`; nothing is written then.
+        StoreError: the file cannot be written.
+    """
     text = json.dumps(list(official_rows(pairs)), ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_text_atomic(path, text + "\n", durable=True)
 
 
 def _split_instruction(instruction: str) -> list[Message]:

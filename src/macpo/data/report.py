@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from macpo.data.formats import Criterion, FormatName
-from macpo.data.loading import LoadReport, read_preferences
-from macpo.errors import DataError
+from macpo.data.loading import LoadReport, SkippedRows, read_source
 from macpo.records import PreferenceExample, Prompt
 
 if TYPE_CHECKING:
@@ -103,23 +102,14 @@ def check_data(
             option has no effect on it.
         TypeError: `tokenizer` returns no ids.
     """
-    from pydantic import ValidationError
-
-    from macpo.config import DataConfig
-
-    try:
-        config = DataConfig(
-            source=source,
-            format=format,
-            criterion=criterion,
-            hub_split=hub_split,
-            hub_config=hub_config,
-            hub_revision=hub_revision,
-        )
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise DataError(f"{fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None
-    loaded = read_preferences(config)
+    loaded = read_source(
+        source,
+        format,
+        criterion=criterion,
+        hub_split=hub_split,
+        hub_config=hub_config,
+        hub_revision=hub_revision,
+    )
     return describe(loaded.examples, loaded.report, tokenizer)
 
 
@@ -158,21 +148,9 @@ def render(report: DataReport) -> RenderableType:
     from rich.text import Text
 
     loading = report.loading
-    how = "detected" if loading.detected else "as told"
-    lines = [
-        f"{loading.source}: format {loading.format} ({how})",
-        f"{loading.rows:,} rows: {loading.pairs:,} pairs on {loading.prompts:,} prompts, "
-        f"{len(loading.duplicates):,} duplicates dropped, {loading.bad_rows:,} bad rows skipped",
-    ]
-    if loading.duplicates:
-        lines.append(f"duplicates: {_numbers(loading.unit, loading.duplicates)}")
-    if loading.joined:
-        lines.append(f"{loading.joined:,} rows with neighbouring turns of one speaker, now joined")
+    parts = render_loading(loading)
     if report.opposed:
-        lines.append(f"{report.opposed:,} pairs rank two answers against another pair")
-    parts: list[RenderableType] = [Text(line) for line in lines]
-    if loading.skipped:
-        parts.append(_skipped_table(report))
+        parts.append(Text(f"{report.opposed:,} pairs rank two answers against another pair"))
     if loading.pairs:
         turns = ", ".join(f"{turns}: {pairs:,}" for turns, pairs in report.turns.items())
         parts.append(_lengths_table(report))
@@ -186,20 +164,42 @@ def render(report: DataReport) -> RenderableType:
     return Group(*parts)
 
 
-def _skipped_table(report: DataReport) -> RenderableType:
-    """Lay out the skipped rows; texts of the data are never read as markup."""
+def render_loading(loading: LoadReport) -> list[RenderableType]:
+    """Return what became of the rows of a source as things that rich prints."""
+    from rich.text import Text
+
+    how = "detected" if loading.detected else "as told"
+    lines = [
+        f"{loading.source}: format {loading.format} ({how})",
+        f"{loading.rows:,} rows: {loading.pairs:,} pairs on {loading.prompts:,} prompts, "
+        f"{len(loading.duplicates):,} duplicates dropped, {loading.bad_rows:,} bad rows skipped",
+    ]
+    if loading.duplicates:
+        lines.append(f"duplicates: {_numbers(loading.unit, loading.duplicates)}")
+    if loading.joined:
+        lines.append(f"{loading.joined:,} rows with neighbouring turns of one speaker, now joined")
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    if loading.skipped:
+        parts.append(skipped_table("skipped rows", loading.skipped, loading.unit, "rows"))
+    return parts
+
+
+def skipped_table(
+    title: str, entries: Sequence[SkippedRows], unit: str, units: str
+) -> RenderableType:
+    """Lay out what was skipped, in so many units; texts of the data are never read as markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="skipped rows", title_justify="left")
-    for heading in ("reason", "rows", "where", "first of them"):
-        table.add_column(heading, justify="right" if heading == "rows" else "left")
-    for entry in report.loading.skipped:
+    table = Table(title=title, title_justify="left")
+    for heading in ("reason", units, "where", "first of them"):
+        table.add_column(heading, justify="right" if heading == units else "left")
+    for entry in entries:
         first = f"{entry.detail}: {entry.excerpt}" if entry.detail else entry.excerpt
         table.add_row(
             entry.reason,
             f"{len(entry.numbers):,}",
-            _numbers(report.loading.unit, entry.numbers),
+            _numbers(unit, entry.numbers),
             Text(first),
         )
     return table

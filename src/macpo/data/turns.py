@@ -33,6 +33,7 @@ Reason = Literal[
     "no user turn first",
     "no user turn last",
     "no assistant turn last",
+    "turn marker in text",
 ]
 
 
