@@ -92,13 +92,13 @@ def test_gradients_keep_the_dtype_of_hidden_states_and_head() -> None:
 
 def test_logits_exist_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    plain = head._logits
+    plain = head.head_logits
 
     def counted(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
         rows.append(len(hidden))
         return plain(hidden, weight, softcap)
 
-    monkeypatch.setattr(head, "_logits", counted)
+    monkeypatch.setattr(head, "head_logits", counted)
     hidden, weight, targets, _ = inputs(2 * CHUNK + 3)
     logprobs = token_logprobs(hidden.requires_grad_(), weight, targets)
     assert rows == [CHUNK, CHUNK, 3]
