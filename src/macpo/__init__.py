@@ -5,6 +5,7 @@
     config = macpo.load_config("example:quickstart", ["rounds=1"])
     print(macpo.plan(config).to_run)
     result = macpo.run(config, "runs/quickstart")
+    student = macpo.open_run("runs/quickstart").policy("student")
 
 The command line is a thin shell over the functions re-exported here. Importing this package is
 cheap: each of them is loaded, and torch with it, when it is first asked for.
@@ -17,27 +18,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from macpo.api import run
-    from macpo.config import load_config
+    from macpo.config import RunConfig, load_config
     from macpo.data import check_data
     from macpo.planning import plan
     from macpo.publish import merge_adapter
+    from macpo.run_api import filter_by_perplexity, open_run
     from macpo.run_status import status
 
 __version__ = "0.1.0"
 __all__ = [
+    "RunConfig",
     "__version__",
     "check_data",
+    "filter_by_perplexity",
     "load_config",
     "merge_adapter",
+    "open_run",
     "plan",
     "run",
     "status",
 ]
 
 _HOMES = {
+    "RunConfig": "macpo.config",
     "check_data": "macpo.data",
+    "filter_by_perplexity": "macpo.run_api",
     "load_config": "macpo.config",
     "merge_adapter": "macpo.publish",
+    "open_run": "macpo.run_api",
     "plan": "macpo.planning",
     "run": "macpo.api",
     "status": "macpo.run_status",
@@ -45,7 +53,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a re-exported function when it is first asked for."""
+    """Load what is re-exported when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
