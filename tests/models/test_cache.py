@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import signal
@@ -109,6 +111,18 @@ def test_who_waits_for_a_builder_that_is_killed_builds_in_its_stead(tmp_path: Pa
 def test_made_folder_holds_what_was_written_and_nothing_of_ours() -> None:
     folder = build_once("key", lambda folder: (folder / "weights").touch())
     assert [path.name for path in folder.iterdir()] == ["weights"]
+
+
+def test_file_system_without_locks_is_refused_rather_than_given_a_marker_that_outlives_a_kill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ModelError, match=r"Function not implemented.* set MACPO_CACHE to a writ"):
+        build_once("key", lambda folder: None)
+    assert not model_folder("key").exists()
 
 
 def test_two_processes_share_one_build(tmp_path: Path) -> None:

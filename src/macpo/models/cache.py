@@ -61,7 +61,8 @@ def build_once(key: str, make: Callable[[Path], None]) -> Path:
 
     with _writing(target):
         make_directory(target.parent)
-        with FileLock(target.with_name(f"{key}.lock")):  # dies with its holder, however that ends
+        lock = FileLock(target.with_name(f"{key}.lock"), fallback_to_soft=False)
+        with lock:  # dies with its holder, however that ends
             if not target.is_dir():
                 with new_directory(target, None) as partial:
                     make(partial)
