@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from macpo.config import (
-    MACPOConfig,
     RunConfig,
     check_config,
     load_config,
@@ -23,6 +22,7 @@ from macpo.config import (
 )
 from macpo.config.loading import START
 from macpo.errors import ConfigError
+from macpo.methods.macpo import MACPO
 from macpo.seeds import digest
 
 MINIMAL: dict[str, Any] = {
@@ -156,7 +156,7 @@ def test_sections_cannot_be_changed_afterwards() -> None:
         ),
         (
             {"evaluation": {"xyzzy": 1}},
-            "evaluation.xyzzy: unknown key; valid here: answers, teachers",
+            "evaluation.xyzzy: unknown key; valid here: answers, evaluators, teachers",
         ),
         ({"method": {"topk": 1}}, "method.topk: unknown key; did you mean 'top_k'?"),
         (
@@ -614,7 +614,7 @@ def test_a_method_is_named_by_a_word_or_by_a_section() -> None:
     assert short.method == check_config(config_with(method={"name": "spin"})).method
     assert method_name(short.method) == "spin"
     assert method_name(check_config(config_with()).method) == "macpo"
-    assert check_config(config_with(method={"top_k": 1})).method == MACPOConfig(top_k=1)
+    assert check_config(config_with(method={"top_k": 1})).method == MACPO(top_k=1)
 
 
 @pytest.mark.parametrize("name", ["", "Run", "a/b", "../a", "a" * 65])

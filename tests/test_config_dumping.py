@@ -12,7 +12,7 @@ from macpo.agents import assemble_team
 from macpo.config import RunConfig, load_config
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.data.stages import content_digest
-from macpo.methods import build_plan
+from macpo.methods.build import build_plan
 from macpo.run_directory import RunDir
 from tests.methods.test_methods import METHODS, configured
 from tests.runs import FinishedRun, write_config

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 
 from macpo.agents import Policy
-from macpo.evaluation.answers import copying, repetition
+from macpo.errors import DamagedError
+from macpo.evaluation.answers import MeasureAnswers, copying, repetition
+from macpo.evaluation.measures import METRICS_FILE, read_measures, write_measures
 from macpo.evaluation.preference import Evaluate, corpus_perplexity, preference_accuracy
 from macpo.records import CompletionScore, Origin, PreferenceExample, Response
 from tests.workbench import Workbench, make_agent, make_prompt
@@ -67,18 +68,15 @@ def test_evaluation_compares_answers_with_the_prompt_as_the_model_saw_it(tmp_pat
     bench = Workbench(tmp_path)
     policy, prompt = Policy(make_agent(), "positive"), make_prompt("Name a prime, please.")
     seen = bench.pool.load(policy).chat.encode_prompt(prompt, 512).ids
-    data = bench.write_examples("data", "test", [PreferenceExample(prompt, "Seven.", "Eight.")])
     copy = Response(prompt.id, "a", Origin("student/positive"), True, tuple(seen))
     answers = bench.write_answers("answers", [(prompt, copy)])
-    metrics = bench.run(Evaluate("evaluate", policy, data, answers)).meta
+    metrics = bench.run(MeasureAnswers("answers", policy.agent, answers)).meta
     assert metrics["answer_copying"] == 1
 
 
 def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> None:
     bench = Workbench(tmp_path)
     prompt = make_prompt("Name a prime.")
-    example = PreferenceExample(prompt, "Seven.", "Eight.")
-    data = bench.write_examples("data", "test", [example])
     origin = Origin("student/positive")
     answers = bench.write_answers(
         "answers",
@@ -87,11 +85,37 @@ def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> Non
             (prompt, Response(prompt.id, "b", origin, False, (7,))),
         ],
     )
-    stage = Evaluate("evaluate", Policy(make_agent(), "positive"), data, answers)
-    metrics = json.loads((bench.run(stage).path / "metrics.json").read_text())
+    made = bench.run(MeasureAnswers("answer-metrics", make_agent(), answers))
+    metrics, counts = made.meta, read_measures(made.path).counts
+    assert read_measures(made.path).metrics == metrics
+    assert counts == {"answers": 2}
     assert metrics["answer_repetition"] == pytest.approx(0.99 / 2)
     assert metrics["answer_copying"] == 0
     assert metrics["answer_tokens"] == 52
     assert metrics["answers_finished"] == 0.5
-    assert metrics["pairs"] == 1
-    assert metrics["gold_perplexity"] > 1
+
+
+def test_evaluation_scores_the_pairs_of_the_test_split(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    example = PreferenceExample(make_prompt("Name a prime."), "Seven.", "Eight.")
+    data = bench.write_examples("data", "test", [example])
+    made = bench.run(Evaluate("evaluate", Policy(make_agent(), "positive"), data))
+    measures = read_measures(made.path)
+    assert measures.counts == {"pairs": 1}
+    assert measures.metrics == made.meta
+    assert measures.metrics["gold_perplexity"] > 1
+    assert measures.metrics["preference_accuracy"] in (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"metrics": {}}', '{"metrics": 1, "counts": {}}'])
+def test_measurements_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / METRICS_FILE).write_text(text)
+    with pytest.raises(
+        DamagedError, match=r"metrics\.json: cannot be read .*; run the config again"
+    ):
+        read_measures(tmp_path)
+
+
+def test_measurements_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_measures(tmp_path, {"gold_perplexity": math.inf}, pairs=1)

@@ -12,7 +12,7 @@ from macpo.agents import Policy, assemble_team
 from macpo.config import load_config
 from macpo.data.stages import content_digest
 from macpo.errors import ModelError, StoreError
-from macpo.methods import build_plan
+from macpo.methods.build import build_plan
 from macpo.models.sources import ResolvedModel
 from macpo.policies import PolicyPool
 from macpo.publish import merge_adapter, publish

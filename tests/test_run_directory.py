@@ -12,7 +12,7 @@ from macpo.agents import assemble_team
 from macpo.config import load_config
 from macpo.data.stages import content_digest
 from macpo.errors import StoreError
-from macpo.methods import build_plan
+from macpo.methods.build import build_plan
 from macpo.run_directory import PlannedPolicy, PlannedStage, RunDir, RunPlan, find_runs
 from macpo.runner import describe_plan
 from tests.runs import FinishedRun, python_environment, run_cli, write_config

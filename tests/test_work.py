@@ -12,7 +12,8 @@ import pytest
 
 from macpo.agents import Agent, Policy, Team
 from macpo.config import RunConfig, check_config
-from macpo.methods import Plan, build_plan
+from macpo.methods.build import build_plan
+from macpo.program import Plan
 from macpo.scoring import ScorePairs
 from macpo.stage import Stage
 from macpo.work import Answers, Known, Lengths, SplitSizes, Work

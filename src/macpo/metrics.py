@@ -16,11 +16,12 @@ metric that is named after the prefix.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
+
+from macpo.plugins import load_plugins
 
 Better = Literal["higher", "lower", "neither"]
 Shown = Literal["everywhere", "comparisons", "named"]
@@ -151,7 +152,7 @@ def is_registered(name: str) -> bool:
 
 def registered() -> tuple[Metric, ...]:
     """Return all metrics that were registered, macpo's own first: the order of every table."""
-    _load_plugins()
+    load_plugins()
     return tuple(_METRICS.values())
 
 
@@ -165,12 +166,8 @@ def in_order(names: Iterable[str]) -> list[Metric]:
 
 def _find(name: str) -> Metric | None:
     if name not in _METRICS:
-        _load_plugins()
+        load_plugins()
     return _METRICS.get(name)
-
-
-def _load_plugins() -> None:
-    importlib.import_module("macpo.testbed.metrics")
 
 
 for _metric in (

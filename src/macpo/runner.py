@@ -20,7 +20,7 @@ from macpo.store import RunLock, Store, write_text_atomic
 if TYPE_CHECKING:
     from macpo.agents import Team
     from macpo.execution.local import LocalExecutor, Observer
-    from macpo.methods import Plan
+    from macpo.program import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def run(config: RunConfig, folder: str | Path, observer: Observer) -> RunResult:
     from macpo.agents import assemble_team
     from macpo.data.stages import content_digest
     from macpo.execution.local import LocalExecutor
-    from macpo.methods import build_plan
+    from macpo.methods.build import build_plan
 
     home = RunDir(folder)
     device = choose_device(config.device)

@@ -20,7 +20,8 @@ from macpo.execution.local import LocalExecutor
 from macpo.generation.protocol import Generator, Speaker
 from macpo.generation.scripted import WORDS, ScriptedGenerator
 from macpo.generation.stages import Respond
-from macpo.methods import Plan, build_plan
+from macpo.methods.build import build_plan
+from macpo.program import Plan
 from macpo.policies import PolicyPool
 from macpo.records import PreferenceExample, Prompt, Response, read_responses
 from macpo.store import RunLock, Store

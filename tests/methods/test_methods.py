@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from macpo.agents import assemble_team
-from macpo.config import METHOD_CONFIGS, RunConfig, load_config, method_name
-from macpo.methods import Plan, build_plan
+from macpo.config import RunConfig, load_config
+from macpo.config.methods import method_class
+from macpo.methods.build import build_plan
+from macpo.program import Plan
 from macpo.records import read_examples, read_pairs
 from macpo.runner import run
 from macpo.scoring import ScoreResponses
@@ -59,7 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configured(folder: Path, method: dict[str, Any], *overrides: str) -> RunConfig:
     """Return the tiny config with a method, without the keys that the method has no use for."""
     raw = yaml.safe_load((folder / "tiny.yaml").read_text())
-    kind = next(m for m in METHOD_CONFIGS if method_name(m) == method.get("name", "macpo"))
+    kind = method_class(method)
+    assert kind is not None
     kept = {key: value for key, value in raw.items() if key not in kind.unused}
     path = folder / "method.yaml"
     path.write_text(yaml.safe_dump({**kept, "method": method}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from macpo.methods import Plan
+from macpo.program import Plan
 from tests.methods.test_wiring_macpo import OPTIONS
 from tests.methods.test_wiring_others import METHODS
 from tests.methods.wiring import difference, label, lay_out, read, table

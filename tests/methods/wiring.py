@@ -21,7 +21,8 @@ from typing import Any
 
 from macpo.agents import Agent, Policy, Team
 from macpo.config import RunConfig
-from macpo.methods import Plan, build_plan
+from macpo.methods.build import build_plan
+from macpo.program import Plan
 from macpo.seeds import digest
 from tests.workbench import make_agent
 

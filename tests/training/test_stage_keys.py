@@ -10,7 +10,7 @@ import pytest
 
 from macpo.agents import Agent, Policy, Team
 from macpo.config import RunConfig, TuningConfig
-from macpo.methods import build_plan
+from macpo.methods.build import build_plan
 from macpo.stage import Stage
 from tests.workbench import Written, make_agent
 

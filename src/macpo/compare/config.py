@@ -192,4 +192,4 @@ def _describe(item: Mapping[str, Any]) -> list[str]:
         return [f"{name}: must be keys with values, such as {{rounds: 2}} (got {shown(seen)})"]
     if seen is None and kind not in ("missing", "value_error"):
         return [f"{name}: is empty; give it a value"]
-    return list(describe_fault(item))
+    return list(describe_fault(item, {}))

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from macpo.compare.config import CompareConfig, fault_list, find_base, read_compare
 from macpo.compare.entries import Changes, MethodEntry
-from macpo.config import METHOD_CONFIGS, CeilingConfig, MethodConfig, RunConfig, load_config
+from macpo.config import MethodConfig, RunConfig, load_config
 from macpo.config import method_name as name_of
 from macpo.config.dumping import drop_unused
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_paths
+from macpo.config.methods import method_class
 from macpo.config.reading import apply_override
 from macpo.metrics import Better
 from macpo.seeds import canonical_json
@@ -201,7 +202,7 @@ class _Layout:
         found = [
             method
             for (_, method), run in runs.items()
-            if run is not None and isinstance(run.method, CeilingConfig)
+            if run is not None and run.method.knows_ground_truth
         ]
         asked = self.config.ceiling
         if asked is None:
@@ -270,8 +271,7 @@ class _Layout:
 
 def _class_of(entry: MethodEntry) -> type[MethodConfig]:
     """Return the options' class of a method; of an unknown one, which is refused later, any."""
-    kinds = {name_of(kind): kind for kind in METHOD_CONFIGS}
-    return kinds.get(str(entry.method.get("name", "macpo")), MethodConfig)
+    return method_class(entry.method) or MethodConfig
 
 
 def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
@@ -279,7 +279,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     try:
         run = RunConfig.model_validate(raw)
     except ValidationError as error:
-        return None, [line for item in error.errors() for line in describe_fault(dict(item))]
+        return None, [line for item in error.errors() for line in describe_fault(dict(item), raw)]
     if any(teacher.name == TEACHERS for teacher in run.teachers):
         return None, [f"teachers: {TEACHERS!r} is what results call their mean; rename that one"]
     return run, []

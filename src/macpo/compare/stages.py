@@ -139,7 +139,7 @@ class _Planner:
 
     def plan(self, cell: Cell) -> CellPlan:
         """Lay out one cell; what is wrong with its models or data is told in the plan."""
-        from macpo.methods import build_plan
+        from macpo.methods.build import build_plan
 
         try:
             layout = build_plan(cell.config, self._team(cell.config), self._digest(cell.config))

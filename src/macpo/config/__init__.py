@@ -1,7 +1,8 @@
 """The one config tree: what a run's YAML may say, and reading it.
 
 sections   the tree itself, with its defaults
-methods    the section of each method
+methods    the section of the method, which is looked up by name
+evaluators likewise for the list of evaluators
 values     the kinds of values in it
 loading    from a file to a checked `RunConfig`
 dumping    and back
@@ -11,19 +12,7 @@ faults     what is said of what is wrong
 
 from macpo.config.base import Section
 from macpo.config.loading import check_config, load_config
-from macpo.config.methods import (
-    METHOD_CONFIGS,
-    CeilingConfig,
-    ConfidentConfig,
-    MACPOConfig,
-    MethodConfig,
-    NaiveSFTConfig,
-    RLAIFConfig,
-    RLCDConfig,
-    SelfRewardingConfig,
-    SPINConfig,
-    method_name,
-)
+from macpo.config.methods import MethodConfig, method_name
 from macpo.config.sections import (
     CHAT_TEMPLATES,
     AgentConfig,
@@ -47,30 +36,21 @@ from macpo.config.values import parse_layers
 
 __all__ = [
     "CHAT_TEMPLATES",
-    "METHOD_CONFIGS",
     "AgentConfig",
-    "CeilingConfig",
-    "ConfidentConfig",
     "DPOConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
     "GenerationConfig",
     "LimitsConfig",
-    "MACPOConfig",
     "MethodConfig",
     "ModelConfig",
-    "NaiveSFTConfig",
     "NegativeSFTConfig",
     "OptimizerConfig",
-    "RLAIFConfig",
-    "RLCDConfig",
     "RunConfig",
     "SFTConfig",
-    "SPINConfig",
     "SamplingConfig",
     "Section",
-    "SelfRewardingConfig",
     "SplitsConfig",
     "TeacherConfig",
     "TuningConfig",

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from macpo.config.methods import METHOD_CONFIGS, MethodConfig, method_name
+from macpo.config.evaluators import EvaluatorConfig, evaluator_class
+from macpo.config.methods import DEFAULT_METHOD, METHODS, MethodConfig, method_class, method_name
 from macpo.config.sections import RunConfig
 from macpo.config.values import shown, shown_key
 
@@ -30,12 +31,17 @@ _WORDS = {
 }
 
 
-def describe_fault(item: Mapping[str, Any]) -> Iterator[str]:
-    """Say one of pydantic's errors in our words; yields a line for each fault in it."""
+def describe_fault(item: Mapping[str, Any], raw: Any) -> Iterator[str]:
+    """Say one of pydantic's errors in our words; yields a line for each fault in it.
+
+    Args:
+        item: the error.
+        raw: the run's config as it was checked: it says which method and evaluators are meant.
+    """
     kind, loc, seen = item["type"], item["loc"], item.get("input")
-    name = ".".join(shown_key(part) for i, part in enumerate(loc) if not _is_tag(loc, i))
+    name = ".".join(map(shown_key, loc))
     if kind in ("extra_forbidden", "invalid_key"):
-        yield f"{name}: unknown key; {_where_key_belongs(loc)}"
+        yield f"{name}: unknown key; {_where_key_belongs(loc, raw)}"
     elif kind == "missing":
         yield f"{name}: missing; it has no default"
     elif kind == "value_error":
@@ -47,7 +53,9 @@ def describe_fault(item: Mapping[str, Any]) -> Iterator[str]:
     elif kind == "string_unicode":
         yield f"{name or 'a key'}: is not text that can be written as UTF-8"
     elif seen is None:
-        remedy = "give it a value" if _is_required(loc) else "give it a value or remove the key"
+        remedy = (
+            "give it a value" if _is_required(loc, raw) else "give it a value or remove the key"
+        )
         yield f"{name}: is empty; {remedy}"
     else:
         words = _WORDS.get(kind) or str(item["msg"]).replace("Input should be", "must be")
@@ -63,12 +71,12 @@ def _meant(item: Mapping[str, Any], seen: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _where_key_belongs(loc: Sequence[Any]) -> str:
+def _where_key_belongs(loc: Sequence[Any], raw: Any) -> str:
     """Help with an unknown key: a key of nearly that name here, or its place elsewhere."""
     key = str(loc[-1])[:100]
-    here = _section_at(loc[:-1])
+    here = _section_at(loc[:-1], raw)
     if issubclass(here, MethodConfig):
-        others = [method_name(m) for m in METHOD_CONFIGS if key in m.model_fields and m is not here]
+        others = [n for n, m in METHODS.all().items() if key in m.model_fields and m is not here]
         if others:
             return f"it belongs to method {' or '.join(others)}, this is {method_name(here)}"
     valid = list(here.model_fields)
@@ -83,27 +91,33 @@ def _where_key_belongs(loc: Sequence[Any]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(sorted(valid))}"
 
 
-def _is_required(loc: Sequence[Any]) -> bool:
+def _is_required(loc: Sequence[Any], raw: Any) -> bool:
     """Tell whether the key at `loc` has no default."""
-    field = _section_at(loc[:-1]).model_fields.get(str(loc[-1]))
+    field = _section_at(loc[:-1], raw).model_fields.get(str(loc[-1]))
     return field is not None and field.is_required()
 
 
-def _is_tag(loc: Sequence[Any], place: int) -> bool:
-    """Tell whether this part of `loc` is the method's name, which pydantic puts in, and no key."""
-    return place == 1 and loc[0] == "method"
-
-
-def _section_at(loc: Sequence[Any]) -> type[BaseModel]:
-    """Return the section at `loc`, walking the annotations of the config tree."""
+def _section_at(loc: Sequence[Any], raw: Any) -> type[BaseModel]:
+    """Return the section at `loc`, walking the annotations of the config tree beside its values."""
     section: type[BaseModel] = RunConfig
-    methods = {method_name(method): method for method in METHOD_CONFIGS}
-    for place, part in enumerate(loc):
-        if _is_tag(loc, place):
-            section = methods[str(part)]
-        elif not isinstance(part, int):  # the number of a list's item
+    for part in loc:
+        raw = _item(raw, part)
+        if not isinstance(part, int):  # the number of a list's item
             section = _section_in(section.model_fields[str(part)].annotation) or section
+        if issubclass(section, MethodConfig):
+            section = method_class(raw) or section
+        elif issubclass(section, EvaluatorConfig):
+            section = evaluator_class(raw) or section
     return section
+
+
+def _item(raw: Any, part: Any) -> Any:
+    """Return what stands at a key or number of a config's plain values, None where nothing does."""
+    if isinstance(raw, Mapping):
+        return raw.get(part)
+    if isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
+        return raw[part]
+    return None
 
 
 def _homes(key: str, section: type[BaseModel]) -> list[str]:
@@ -121,7 +135,12 @@ def _homes(key: str, section: type[BaseModel]) -> list[str]:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """Find the section class inside an annotation such as `tuple[TeacherConfig, ...]`."""
+    """Find the section class inside an annotation such as `tuple[TeacherConfig, ...]`.
+
+    For the section of the method, whose class depends on its name, the default's.
+    """
+    if annotation is MethodConfig:
+        return METHODS.get(DEFAULT_METHOD)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

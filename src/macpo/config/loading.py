@@ -86,7 +86,7 @@ def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        faults = [line for item in error.errors() for line in describe_fault(dict(item))]
+        faults = [line for item in error.errors() for line in describe_fault(dict(item), raw)]
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
     raise ConfigError("\n  ".join([f"{where}: {count}", *faults]))
 

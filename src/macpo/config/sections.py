@@ -6,22 +6,16 @@ released scripts (docs/method.md) unless a comment says otherwise.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from macpo.backends import LOCAL, find_backend
 from macpo.config.base import Section
-from macpo.config.methods import (
-    METHOD_CONFIGS,
-    AnyMethodConfig,
-    MACPOConfig,
-    MethodConfig,
-    method_name,
-)
+from macpo.config.evaluators import EvaluatorConfig, read_evaluator
+from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
 from macpo.config.values import (
     Count,
     CountOrZero,
@@ -32,7 +26,6 @@ from macpo.config.values import (
     Size,
     Text,
     parse_layers,
-    shown,
 )
 from macpo.errors import ConfigError
 
@@ -64,8 +57,9 @@ class DataConfig(Section):
     """Where the preference data is and how it is divided.
 
     `source` is a path (.jsonl, .json, either with .gz; relative to the config file), or
-    `testbed:NUMBER` for as many pairs of the testbed's world, or a hub name, which `hub_config`,
-    `hub_split` and `hub_revision` (a branch, tag or commit) narrow down. `max_bad_rows` is a number
+    `testbed:NUMBER` for as many pairs of the testbed's world (a scheme; plugins can add others), or
+    a hub name, which `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow
+    down. `max_bad_rows` is a number
     of rows, or a fraction of all rows when it is below 1. `noise` is the share of the teacher
     half's pairs whose labels are swapped.
     """
@@ -216,12 +210,25 @@ class LimitsConfig(Section):
 class EvaluationConfig(Section):
     """What is measured of every policy in every round, on the test split.
 
-    `answers` test prompts are answered by every positive policy, for the answer length and to be
-    read; 0 turns that off. `teachers: false` measures the student alone.
+    `answers` test prompts are answered by every positive policy, for evaluators that measure
+    answers and to be read; 0 turns that off. `teachers: false` measures the student alone.
+    `evaluators` are names, or sections with options; by default all that are made for such a run.
     """
 
     answers: CountOrZero = 64
     teachers: Flag = True
+    evaluators: tuple[SerializeAsAny[EvaluatorConfig], ...] | None = None
+
+    @field_validator("evaluators", mode="before")
+    @classmethod
+    def _evaluators_are_looked_up(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        found = tuple(read_evaluator(item) for item in value)
+        names = [evaluator.name for evaluator in found]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{name} is there {names.count(name)} times; name it once")
+        return found
 
 
 class GenerationConfig(Section):
@@ -300,7 +307,9 @@ class RunConfig(Section):
 
     name: Text
     seed: CountOrZero = 0
-    method: AnyMethodConfig = MACPOConfig()
+    method: SerializeAsAny[MethodConfig] = Field(
+        default_factory=lambda: read_method(DEFAULT_METHOD)
+    )
     rounds: Count = 3
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -332,19 +341,8 @@ class RunConfig(Section):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _a_method_has_a_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict | MethodConfig):
-            raise ValueError(f"must be a method's name, or a section with one (got {shown(value)})")
-        if isinstance(value, dict):
-            value = {"name": "macpo", **value}
-            names = [method_name(section) for section in METHOD_CONFIGS]
-            if value["name"] not in names:
-                near = difflib.get_close_matches(str(value["name"])[:100], names, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"write {', '.join(names)}"
-                raise ValueError(f"there is no method {shown(value['name'])}; {remedy}")
-        return value
+    def _a_method_is_looked_up(cls, value: Any) -> Any:
+        return read_method(value)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -358,12 +356,11 @@ class RunConfig(Section):
                 f"use_teachers is {self.use_teachers}, but teachers names only {len(names)}; lower "
                 "it or add teachers"
             )
-        method, count = self.method, len(self.active_teachers)
-        if isinstance(method, MACPOConfig) and method.top_k > count * method.samples:
-            faults.append(
-                f"method.top_k is {method.top_k}, but there are only {count} teachers with "
-                f"{method.samples} answer(s) each to a prompt; lower it to "
-                f"{count * method.samples}, or add teachers or method.samples"
+        faults += self.method.faults(len(self.active_teachers))
+        for evaluator in self.evaluation.evaluators or ():
+            faults += (
+                f"evaluation.evaluators: {evaluator.name} {fault}"
+                for fault in evaluator.faults(self.data.source, self.evaluation.answers)
             )
         for path in _set_keys(self):
             if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:

@@ -14,21 +14,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from macpo.data.files import RawRow, RowSource, is_local, local_digest, open_file
+from macpo.data.files import RawRow, RowSource
 from macpo.data.formats import Criterion, FormatName, Parser, detect_format, get_parser
-from macpo.data.hub import hub_digest, open_hub
+from macpo.data.sources import find_source, refuse_unused
 from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
-from macpo.testbed.dataset import dataset_digest, preference_examples
-from macpo.testbed.naming import is_testbed, size_of
 
 if TYPE_CHECKING:
     from macpo.config import DataConfig
 
 DETECTION_ROWS = 100
-TESTBED_SEED = 0
-"""The testbed's preference data is one long series; a run's seed decides how it is divided."""
 EXCERPT_CHARACTERS = 80
 
 
@@ -134,9 +130,7 @@ def source_digest(config: DataConfig) -> str:
     Raises:
         DataError: the source cannot be read or resolved.
     """
-    if is_testbed(config.source):
-        return dataset_digest(size_of(config.source), TESTBED_SEED)
-    return local_digest(config.source) if is_local(config.source) else hub_digest(config)
+    return find_source(config.source).digest(config)
 
 
 def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> LoadedData:
@@ -145,7 +139,9 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     Raises:
         DataError: as `load_preferences`, but for an empty result.
     """
-    source = _open_source(config)
+    place = find_source(config.source)
+    refuse_unused(place, config)
+    source = place.open(config)
     head = list(itertools.islice(source.rows, DETECTION_ROWS))
     if not head:
         raise DataError(f"{source.name}: holds no rows; check that it was written in full")
@@ -210,24 +206,6 @@ def read_source(
         fault = error.errors()[0]
         raise DataError(f"{fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None
     return read_preferences(config)
-
-
-def _open_source(config: DataConfig) -> RowSource:
-    """Open the file or data set, refusing options that it would ignore."""
-    if not is_testbed(config.source) and not is_local(config.source):
-        return open_hub(config)
-    what = "the testbed's" if is_testbed(config.source) else "the local file"
-    for option in ("hub_config", "hub_revision", "hub_split"):
-        if getattr(config, option) != type(config).model_fields[option].default:
-            raise DataError(f"data.{option}: has no effect on {what} {config.source}; remove it")
-    return _open_testbed(config.source) if is_testbed(config.source) else open_file(config.source)
-
-
-def _open_testbed(source: str) -> RowSource:
-    """Draw preference data of the testbed's world, in TRL's format."""
-    examples = preference_examples(size_of(source), TESTBED_SEED)
-    rows = (RawRow(number, example.to_json()) for number, example in enumerate(examples, 1))
-    return RowSource(source, "row", rows, len(examples))
 
 
 def _detect(source: RowSource, head: list[RawRow]) -> FormatName:

@@ -1,1 +1,13 @@
-"""What is measured of every policy in every round."""
+"""What is measured of every policy in every round, by evaluators that a config may list.
+
+| module | evaluator |
+|---|---|
+| preference | preference accuracy and perplexity on held-out pairs |
+| answers | length, repetition and copying of a policy's own answers |
+
+`docs/own-evaluator.md` shows how to add one from outside.
+"""
+
+from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
+
+__all__ = ["Evaluator", "Subject", "register_evaluator"]

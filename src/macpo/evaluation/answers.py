@@ -5,10 +5,56 @@ They show what preference accuracy does not: answers that fall apart while it st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Any, ClassVar, Literal
 
-from macpo.records import Response
+from macpo.agents import Agent
+from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
+from macpo.evaluation.measures import write_measures
+from macpo.records import Response, read_prompts, read_responses
+from macpo.stage import Stage, StageContext
+
+
+@register_evaluator
+class AnswersEvaluator(Evaluator):
+    """Length, repetition and copying of a policy's answers to test prompts."""
+
+    default: ClassVar[bool] = True
+
+    name: Literal["answers"] = "answers"
+
+    def faults(self, source: str, answers: int) -> Iterator[str]:
+        """See `EvaluatorConfig.faults`."""
+        if not answers:
+            yield "measures answers, but evaluation.answers is 0; raise it or remove the evaluator"
+
+    def lay_out(self, subject: Subject) -> Iterable[Stage]:
+        """See `Evaluator.lay_out`."""
+        assert subject.answers is not None  # `faults` has seen to that
+        name = f"{subject.place}/answer-metrics"
+        yield MeasureAnswers(name, subject.policy.agent, subject.answers)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureAnswers(Stage):
+    """Measures the answers of an answering stage, in tokens of `reader`, who gave them."""
+
+    kind: ClassVar[str] = "measure-answers"
+
+    reader: Agent
+    answers: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write measurements."""
+        folder, limit = context.path(self.answers), self.reader.limits.prompt_tokens
+        chat = context.policies.chat(self.reader)
+        prompts = [chat.encode_prompt(prompt, limit).ids for prompt in read_prompts(folder)]
+        responses = read_responses(folder)
+        metrics = measure_answers(responses, prompts)
+        write_measures(context.output, metrics, answers=len(responses))
+        return metrics
 
 
 def measure_answers(

@@ -6,17 +6,14 @@ and the margin, as `train_loss` and `train_margin`. No model library is imported
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from macpo.errors import DamagedError
+from macpo.evaluation.measures import read_measures
 from macpo.run_directory import MetricRow, RunDir, RunPlan
 from macpo.store import MANIFEST, read_manifest
 
-METRICS_FILE = "metrics.json"
 TRAINING = ("loss", "margin")
 
 
@@ -48,9 +45,9 @@ def gather_metrics(run: RunDir, plan: RunPlan, done: Container[str]) -> Measured
             continue
         found: dict[str, float] = {}
         for folder in measuring:
-            metrics = dict(_read(folder / METRICS_FILE))
-            pairs = metrics.pop("pairs", pairs)
-            found |= metrics
+            measures = read_measures(folder)
+            pairs = measures.counts.get("pairs", pairs)
+            found |= measures.metrics
         trained = None if policy.trained is None else _folder(run, plan, policy.trained)
         if trained is not None:
             meta = read_manifest(trained).fields["meta"]
@@ -66,11 +63,3 @@ def _folder(run: RunDir, plan: RunPlan, key: str) -> Path | None:
     """Return the folder of a stage's artifact; None when it has been set aside since."""
     folder = run.artifact(plan.stage(key))
     return folder if (folder / MANIFEST).is_file() else None
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path}: cannot be read ({error}); run the config again") from None
-    return value if isinstance(value, dict) else {}

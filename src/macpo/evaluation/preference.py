@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent, Policy
-from macpo.evaluation.answers import measure_answers
-from macpo.records import (
-    CompletionScore,
-    dataset_response,
-    read_examples,
-    read_prompts,
-    read_responses,
-)
-from macpo.scoring import encode_group
+from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
+from macpo.evaluation.measures import write_measures
+from macpo.records import CompletionScore, dataset_response, read_examples
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
 
-METRICS_FILE = "metrics.json"
+
+@register_evaluator
+class PreferenceEvaluator(Evaluator):
+    """Preference accuracy and perplexity on the pairs of the test split."""
+
+    default: ClassVar[bool] = True
+
+    name: Literal["preference"] = "preference"
+
+    def lay_out(self, subject: Subject) -> Iterable[Stage]:
+        """See `Evaluator.lay_out`."""
+        yield Evaluate(f"{subject.place}/evaluate", subject.policy, subject.data)
 
 
 def preference_accuracy(scores: Sequence[tuple[CompletionScore, CompletionScore]]) -> float:
@@ -47,17 +51,13 @@ def corpus_perplexity(scores: Sequence[CompletionScore]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Evaluate(Stage):
-    """Scores the test split's pairs under a policy, and measures its answers to test prompts.
-
-    `answers` is the stage with this policy's answers to some test prompts, or None.
-    """
+    """Scores the test split's pairs under a policy."""
 
     kind: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     policy: Policy
     data: Stage
-    answers: Stage | None
 
     @property
     def agent(self) -> Agent:
@@ -69,7 +69,9 @@ class Evaluate(Stage):
         return known.reading(self.agent, known.labelled("test", self.agent))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Write metrics.json."""
+        """Write measurements."""
+        from macpo.scoring import encode_group
+
         examples = read_examples(context.path(self.data), "test")
         loaded = context.policies.load(self.policy)
         groups = [
@@ -88,10 +90,5 @@ class Evaluate(Stage):
             "preference_accuracy": preference_accuracy(pairs),
             "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
         }
-        if self.answers is not None:
-            folder, limit = context.path(self.answers), self.policy.agent.limits.prompt_tokens
-            prompts = [loaded.chat.encode_prompt(p, limit).ids for p in read_prompts(folder)]
-            metrics |= measure_answers(read_responses(folder), prompts)
-        text = json.dumps({**metrics, "pairs": len(pairs)}, indent=1, sort_keys=True)
-        (context.output / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+        write_measures(context.output, metrics, pairs=len(pairs))
         return metrics

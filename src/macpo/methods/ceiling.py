@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from macpo.agents import Policy
-from macpo.config import CeilingConfig
-from macpo.data.stages import DatasetPairs
-from macpo.methods.program import Program, teachers_on_ground_truth
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from macpo.config.values import Flag
+from macpo.methods.method import Method, register_method
+
+if TYPE_CHECKING:
+    from macpo.program import Program
 
 
-def plan_ceiling(program: Program, method: CeilingConfig) -> None:
-    """Lay out what the student reaches when its own half's labels may be used."""
-    student = Policy(program.team.student, "positive")
-    tuned = program.fine_tune_on_dataset(student, "positive", "student")
-    name = student.agent.name
-    program.evaluate(0, {name: tuned, **teachers_on_ground_truth(program)})
-    if method.dpo:
-        pairs = program.add(DatasetPairs(f"round-1/{name}/pairs", program.data, "student"))
-        program.evaluate(1, {name: program.contrast(1, tuned, pairs, tuned)})
+@register_method
+class Ceiling(Method):
+    """The student learns ground truth, which weak supervision must do without.
+
+    SFT on the good answers of the student half, then with `dpo: true` one round of DPO on its
+    pairs.
+    """
+
+    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft"})
+    knows_ground_truth: ClassVar[bool] = True
+
+    name: Literal["ceiling"] = "ceiling"
+    dpo: Flag = True
+
+    def lay_out(self, program: Program) -> None:
+        """Lay out what the student reaches when its own half's labels may be used."""
+        from macpo.data.stages import DatasetPairs
+
+        student = program.untrained(program.team.student)
+        tuned = program.fine_tune_on_dataset(student, "positive", "student")
+        name = student.agent.name
+        program.evaluate(0, {name: tuned, **program.teachers_on_ground_truth()})
+        if self.dpo:
+            pairs = program.add(DatasetPairs(f"round-1/{name}/pairs", program.data, "student"))
+            program.evaluate(1, {name: program.contrast(1, tuned, pairs, tuned)})

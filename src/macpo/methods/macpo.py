@@ -11,186 +11,141 @@
       teacher_k(-) ──answers──rejected┴─> DPO+SFT ─> teacher_k(+)'
 
 Negative policies are trained once, and their answers are sampled once and serve every round, as in
-the authors' released data. The paper's ablations are options of the method (`MACPOConfig`).
+the authors' released data.
 """
 
 from __future__ import annotations
 
-from macpo.agents import Policy
-from macpo.config import MACPOConfig
-from macpo.methods.program import Naive, Program, naive_sft, weak_labels
-from macpo.negatives import WorstAnswers
-from macpo.positives import DirectPairs, FilteredPairs
-from macpo.scoring import ScoreResponses
-from macpo.stage import Stage
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from macpo.config.values import Count, Flag, Text
+from macpo.methods.method import Method, register_method
+from macpo.methods.wording import BAD_BEHAVIOUR
+
+if TYPE_CHECKING:
+    from macpo.agents import Policy
+    from macpo.program import Naive, Program
+    from macpo.stage import Stage
 
 
-def plan_macpo(program: Program, method: MACPOConfig) -> None:
-    """Initialise, then T rounds; everybody is evaluated before and after each."""
-    naive = naive_sft(program)
-    initial = positive = {naive.student.agent.name: naive.student, **naive.teachers}
-    negative = _negative_policies(program, method, naive)
-    rejected = _rejected_answers(program, method, positive, negative)
-    for t in range(1, program.config.rounds + 1):
-        positive = _Round(program, method, t, positive, negative, initial, rejected).play()
-        program.evaluate(t, positive)
+@register_method
+class MACPO(Method):
+    """MACPO, the paper's ablations of it, and what the paper leaves open.
 
+    Positives: `positives: own` is the paper's -MP, each agent reinforces its own answers. Of the
+    teachers' `samples` answers each, the student takes the `top_k` best in the eyes of `filter`:
+    `perplexity` is the paper's; `contrast-mean` and `contrast-sum` compare the student's positive
+    with its negative policy. The positive policy that filters is the student's as it is now, or,
+    with `filter_policy: initial`, as it was before the first round, which the rounds cannot teach
+    to like degenerate answers.
 
-def _negative_policies(program: Program, method: MACPOConfig, naive: Naive) -> dict[str, Policy]:
-    """Teachers go on with the bad side of ground truth, the student with weak negative labels.
+    Negatives: `own` is the paper's negative fine-tuning, `others` its -HN (rejected answers come
+    from others' negative policies). `prompted` asks the learner's own positive policy for bad
+    behaviour by `negative_prompt`; `worst-of-n` takes the answer that it finds most perplexing out
+    of `negative_samples` of its own; `decoding` lets its negative policy answer, its token scores
+    pushed away from the positive policy's by `negative_strength` times their difference.
 
-    None are trained where nothing asks for them.
+    `contrast: false` leaves out the DPO term: the same rounds, SFT on the positives only
+    (`dpo.gamma: 0` leaves out the SFT term). `schedule: simultaneous` lets the teachers learn from
+    the student as it was before the round.
     """
-    if method.negatives in ("prompted", "worst-of-n") and method.filter == "perplexity":
-        return {}
-    negative = {
-        name: program.fine_tune_on_dataset(policy, "negative")
-        for name, policy in naive.teachers.items()
-    }
-    labels = weak_labels(program, negative)
-    student = naive.student.agent.name
-    return {**negative, student: program.fine_tune_on_answers(naive.student, "negative", labels)}
 
+    name: Literal["macpo"] = "macpo"
+    positives: Literal["mutual", "own"] = "mutual"
+    filter: Literal["perplexity", "contrast-mean", "contrast-sum"] = "perplexity"
+    filter_policy: Literal["current", "initial"] = "current"
+    samples: Count = 1
+    top_k: Count = 1
+    negatives: Literal["own", "others", "prompted", "decoding", "worst-of-n"] = "own"
+    negative_prompt: Text = BAD_BEHAVIOUR
+    negative_samples: Annotated[int, Field(ge=2, le=1000)] = 4
+    negative_strength: Annotated[float, Field(gt=0, le=100)] = 0.5
+    contrast: Flag = True
+    schedule: Literal["sequential", "simultaneous"] = "sequential"
 
-def _rejected_answers(
-    program: Program,
-    method: MACPOConfig,
-    positive: dict[str, Policy],
-    negative: dict[str, Policy],
-) -> dict[str, Stage]:
-    """Let every learner's bad side answer the student's prompts, once for all rounds.
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> MACPO:
+        faults = [
+            f"{option} has no effect with positives: own; remove it"
+            for option in ("filter", "filter_policy", "samples", "top_k")
+            if self.positives == "own" and option in self.model_fields_set
+        ]
+        for option, kind in (
+            ("negative_prompt", "prompted"),
+            ("negative_samples", "worst-of-n"),
+            ("negative_strength", "decoding"),
+        ):
+            if option in self.model_fields_set and self.negatives != kind:
+                faults.append(f"{option} is for negatives: {kind}; remove it")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
 
-    Hard negatives are familiar: the learner's own. Without them (the paper's -HN) the student gets
-    the first teacher's, and every teacher the student's.
-    """
-    if method.negatives == "prompted":
-        return {
-            name: program.respond("init", policy, "student", 0, system=method.negative_prompt)
+    def faults(self, teachers: int) -> Iterator[str]:
+        """See `MethodConfig.faults`."""
+        if self.top_k > teachers * self.samples:
+            yield (
+                f"method.top_k is {self.top_k}, but there are only {teachers} teachers with "
+                f"{self.samples} answer(s) each to a prompt; lower it to "
+                f"{teachers * self.samples}, or add teachers or method.samples"
+            )
+
+    def lay_out(self, program: Program) -> None:
+        """Initialise, then T rounds; everybody is evaluated before and after each."""
+        from macpo.filter import Filter
+        from macpo.rounds import Learner, student_turn, teacher_turn
+
+        naive = program.naive_sft()
+        positive = {naive.student.agent.name: naive.student, **naive.teachers}
+        negative = self._negative_policies(program, naive)
+        rejected = self._rejected_answers(program, positive, negative)
+        student, *teachers = (
+            Learner(policy, policy, negative.get(name), rejected[name])
             for name, policy in positive.items()
-        }
-    if method.negatives == "decoding":
-        return {
-            name: program.respond(
-                "init",
-                policy,
-                "student",
-                0,
-                away_from=positive[name],
-                strength=method.negative_strength,
-            )
-            for name, policy in negative.items()
-        }
-    if method.negatives == "worst-of-n":
-        return {name: _worst(program, method, policy) for name, policy in positive.items()}
-    answers = {
-        name: program.respond("init", policy, "student", 0) for name, policy in negative.items()
-    }
-    if method.negatives == "own":
-        return answers
-    student = program.team.student.name
-    first = program.team.teachers[0].name
-    return {name: answers[first if name == student else student] for name in answers}
-
-
-def _worst(program: Program, method: MACPOConfig, policy: Policy) -> Stage:
-    """Sample a policy several times and keep what it finds most perplexing."""
-    name = policy.agent.name
-    answers = tuple(
-        program.respond("init", policy, "student", 0, sample=n)
-        for n in range(method.negative_samples)
-    )
-    scores = program.add(ScoreResponses(f"init/{name}/worst-scores", policy, answers))
-    return program.add(WorstAnswers(f"init/{name}/worst-answers", answers, scores))
-
-
-class _Round:
-    """One round: the student learns from the teachers, the teachers learn from the student."""
-
-    def __init__(
-        self,
-        program: Program,
-        method: MACPOConfig,
-        t: int,
-        positive: dict[str, Policy],
-        negative: dict[str, Policy],
-        initial: dict[str, Policy],
-        rejected: dict[str, Stage],
-    ) -> None:
-        self.program = program
-        self.method = method
-        self.t = t
-        self.positive = positive
-        self.negative = negative
-        self.initial = initial
-        self.rejected = rejected
-        self.student = program.team.student.name
-
-    def play(self) -> dict[str, Policy]:
-        """Return everybody's positive policy after the round."""
-        updated = {self.student: self._student_turn()}
-        sequential = self.method.schedule == "sequential"
-        tutor = updated[self.student] if sequential else self.positive[self.student]
-        for teacher in self.program.team.teachers:
-            updated[teacher.name] = self._teacher_turn(teacher.name, tutor)
-        return updated
-
-    def _student_turn(self) -> Policy:
-        """Filter the teachers' answers by the student's perplexity, contrast with its negative.
-
-        The filter's pass also scores the rejected answers: where the policy that filters is the
-        reference too, its scores are the reference log-probabilities of the training.
-        """
-        name, rejected = self.student, self.rejected[self.student]
-        policy = self.positive[name]
-        if self.method.positives == "own":
-            return self._learn(name, self._direct_pairs(name, policy))
-        answers = tuple(
-            self._respond(self.positive[teacher.name], sample)
-            for teacher in self.program.team.teachers
-            for sample in range(self.method.samples)
         )
-        here = f"round-{self.t}/{name}"
-        judge = {"current": policy, "initial": self.initial[name]}[self.method.filter_policy]
-        scores = self.program.add(
-            ScoreResponses(f"{here}/filter-scores", judge, (*answers, rejected))
-        )
-        against = None
-        if self.method.filter != "perplexity":
-            against = self.program.add(
-                ScoreResponses(f"{here}/negative-scores", self.negative[name], answers)
-            )
-        pairs = self.program.add(
-            FilteredPairs(
-                f"{here}/pairs",
-                answers,
-                rejected,
-                scores,
-                self.method.top_k,
-                self.method.filter,
-                against,
-            )
-        )
-        serves = {"current": "previous", "initial": "initial"}[self.method.filter_policy]
-        reference = self.program.team.student.dpo.reference
-        return self._learn(name, pairs, scores if serves == reference else None)
+        sieve = Filter(self.filter, self.filter_policy, self.samples, self.top_k)
+        for t in range(1, program.config.rounds + 1):
+            if self.positives == "own":
+                after = teacher_turn(program, t, student, student, contrast=self.contrast)
+            else:
+                after = student_turn(program, t, student, teachers, sieve, contrast=self.contrast)
+            tutor = after if self.schedule == "sequential" else student
+            teachers = [
+                teacher_turn(
+                    program,
+                    t,
+                    teacher,
+                    teacher if self.positives == "own" else tutor,
+                    contrast=self.contrast,
+                )
+                for teacher in teachers
+            ]
+            student = after
+            program.evaluate(t, {who.name: who.positive for who in (student, *teachers)})
 
-    def _teacher_turn(self, name: str, tutor: Policy) -> Policy:
-        """Take the student's answers as they are, contrast with the teacher's own negative."""
-        source = self.positive[name] if self.method.positives == "own" else tutor
-        return self._learn(name, self._direct_pairs(name, source))
+    def _negative_policies(self, program: Program, naive: Naive) -> dict[str, Policy]:
+        """Train everybody's bad side, or nobody's where nothing asks for it."""
+        from macpo import negatives
 
-    def _direct_pairs(self, name: str, source: Policy) -> Stage:
-        """Pair a policy's answers with the learner's rejected ones."""
-        answers = self._respond(source)
-        return self.program.add(
-            DirectPairs(f"round-{self.t}/{name}/pairs", answers, self.rejected[name])
-        )
+        if self.negatives in ("prompted", "worst-of-n") and self.filter == "perplexity":
+            return {}
+        return negatives.fine_tuned(program, naive)
 
-    def _respond(self, policy: Policy, sample: int = 0) -> Stage:
-        return self.program.respond(f"round-{self.t}", policy, "student", self.t, sample=sample)
+    def _rejected_answers(
+        self, program: Program, positive: Mapping[str, Policy], negative: Mapping[str, Policy]
+    ) -> dict[str, Stage]:
+        """Let every learner's bad side answer the student's prompts, once for all rounds."""
+        from macpo import negatives
 
-    def _learn(self, name: str, pairs: Stage, scores: Stage | None = None) -> Policy:
-        start = self.positive[name]
-        if not self.method.contrast:
-            return self.program.imitate(self.t, start, pairs)
-        return self.program.contrast(self.t, start, pairs, self.initial[name], scores)
+        if self.negatives == "prompted":
+            return negatives.prompted(program, positive, self.negative_prompt)
+        if self.negatives == "worst-of-n":
+            return negatives.worst_of(program, positive, self.negative_samples)
+        if self.negatives == "decoding":
+            return negatives.pushed(program, negative, positive, self.negative_strength)
+        if self.negatives == "others":
+            return negatives.others(program, negative)
+        return negatives.own(program, negative)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from macpo.config import NaiveSFTConfig
-from macpo.methods.program import Program, naive_sft
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from macpo.methods.method import Method, register_method
+
+if TYPE_CHECKING:
+    from macpo.program import Program
 
 
-def plan_naive_sft(program: Program, method: NaiveSFTConfig) -> None:
-    """Lay out the weak-to-strong baseline of Burns et al. 2023 (arXiv 2312.09390), section 3."""
-    naive_sft(program)
+@register_method
+class NaiveSFT(Method):
+    """The student learns the weak labels by SFT, and that is all.
+
+    The weak-to-strong baseline of Burns et al. 2023 (arXiv 2312.09390), section 3.
+    """
+
+    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "dpo", "negative_sft"})
+
+    name: Literal["naive-sft"] = "naive-sft"
+
+    def lay_out(self, program: Program) -> None:
+        """Lay out round 0, with which the other methods begin."""
+        program.naive_sft()

@@ -7,18 +7,33 @@ and then by reinforcement; here DPO on the pairs takes the place of both, as in 
 
 from __future__ import annotations
 
-from macpo.config import RLCDConfig
-from macpo.methods.program import Program, naive_sft
-from macpo.positives import DirectPairs
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from macpo.config.values import Text
+from macpo.methods.method import Method, register_method
+from macpo.methods.wording import BAD_BEHAVIOUR, GOOD_BEHAVIOUR
+
+if TYPE_CHECKING:
+    from macpo.program import Program
 
 
-def plan_rlcd(program: Program, method: RLCDConfig) -> None:
-    """Naive SFT, then one training on simulated pairs."""
-    student = naive_sft(program).student
-    name = student.agent.name
-    good, bad = (
-        program.respond("round-1", student, "student", 1, system=system)
-        for system in (method.positive_prompt, method.negative_prompt)
-    )
-    pairs = program.add(DirectPairs(f"round-1/{name}/pairs", good, bad))
-    program.evaluate(1, {name: program.contrast(1, student, pairs, student, gamma=0.0)})
+@register_method
+class RLCD(Method):
+    """RLCD (arXiv 2307.12950): pairs from two prompts, one for good and one for bad behaviour."""
+
+    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.gamma"})
+
+    name: Literal["rlcd"] = "rlcd"
+    positive_prompt: Text = GOOD_BEHAVIOUR
+    negative_prompt: Text = BAD_BEHAVIOUR
+
+    def lay_out(self, program: Program) -> None:
+        """Naive SFT, then one training on simulated pairs."""
+        student = program.naive_sft().student
+        name = student.agent.name
+        good, bad = (
+            program.respond("round-1", student, "student", 1, system=system)
+            for system in (self.positive_prompt, self.negative_prompt)
+        )
+        pairs = program.pair(1, name, good, bad)
+        program.evaluate(1, {name: program.contrast(1, student, pairs, student, gamma=0.0)})

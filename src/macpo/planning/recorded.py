@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from macpo.errors import DamagedError
-from macpo.methods import Plan
+from macpo.program import Plan
 from macpo.run_directory import RunDir
 from macpo.stage import Stage
 from macpo.store import Manifest, artifact_folder, read_manifest

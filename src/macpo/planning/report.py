@@ -12,11 +12,12 @@ from macpo.agents import Agent, Team, assemble_team
 from macpo.config import RunConfig
 from macpo.data.stages import content_digest
 from macpo.dtype import Resolved, known_dtype
-from macpo.methods import Plan, build_plan
+from macpo.methods.build import build_plan
 from macpo.models.loading import parameter_count
 from macpo.planning.costs import Memory, flops, memory, model_shape
 from macpo.planning.measured import find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
+from macpo.program import Plan
 from macpo.run_directory import RunDir
 from macpo.work import Known, Lengths, SplitSizes, Work
 

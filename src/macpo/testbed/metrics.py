@@ -147,6 +147,3 @@ def _of_pairs(found: Metric, side: str) -> Metric:
     """Return the metric of one side of the pairs."""
     meaning = f"of the {side} answers that it learned from: {found.meaning}"
     return replace(derive(found, f"{side}_"), meaning=meaning)
-
-
-register_metrics()

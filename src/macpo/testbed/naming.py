@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from macpo.errors import ConfigError
 
-PREFIX = "testbed:"
+SCHEME = "testbed"
+PREFIX = f"{SCHEME}:"
 
 
 def is_testbed(source: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from macpo.evaluation.preference import METRICS_FILE
+from macpo.evaluation.measures import write_measures
 from macpo.records import read_answers, read_pairs, write_jsonl
 from macpo.stage import Stage, StageContext
 from macpo.testbed.dataset import WORLD_VERSION
@@ -26,7 +26,7 @@ class OracleScores(Stage):
     answers: Stage
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Write verdicts.jsonl, for readers, summary.json and metrics.json."""
+        """Write verdicts.jsonl, for readers, summary.json and measurements."""
         answers = read_answers(context.path(self.answers))
         verdicts = [judge(prompt, response.text) for prompt, response in answers]
         rows = (
@@ -42,13 +42,14 @@ class OracleScores(Stage):
         )
         write_jsonl(context.output / "verdicts.jsonl", rows)
         summary = summarise(verdicts).to_json()
-        _write(context, "summary.json", summary)
+        text = json.dumps(summary, indent=1, sort_keys=True)
+        (context.output / "summary.json").write_text(text + "\n", encoding="utf-8")
         metrics = {
             f"{ORACLE}{name}": value
             for name, value in summary.items()
             if name not in ("answers", "families") and value is not None
         }
-        _write(context, METRICS_FILE, metrics)
+        write_measures(context.output, metrics, answers=len(answers))
         return metrics
 
 
@@ -62,17 +63,12 @@ class PairsOracle(Stage):
     pairs: Stage
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Write metrics.json: the summary of `chosen` and the score of `rejected`."""
+        """Write measurements: the summary of `chosen` and the score of `rejected`."""
         pairs = read_pairs(context.path(self.pairs))
         chosen = summarise([judge(p.prompt, p.chosen.text) for p in pairs]).to_json()
         rejected = summarise([judge(p.prompt, p.rejected.text) for p in pairs]).to_json()
         metrics = {f"chosen_{name}": chosen[name] for name in OF_CHOSEN}
         metrics |= {f"rejected_{name}": rejected[name] for name in OF_REJECTED}
         metrics = {name: value for name, value in metrics.items() if value is not None}
-        _write(context, METRICS_FILE, metrics)
+        write_measures(context.output, metrics, learned_pairs=len(pairs))
         return metrics
-
-
-def _write(context: StageContext, name: str, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True)
-    (context.output / name).write_text(text + "\n", encoding="utf-8")

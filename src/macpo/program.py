@@ -1,6 +1,6 @@
 """What methods are written with: each call lays out a stage, or finds the equal one there already.
 
-Nothing runs here. A method (one module each, beside this one) is a short program over these calls;
+Nothing runs here. A method (`macpo.methods`, one module each) is a short program over these calls;
 two methods that make the same calls share the stages, and so the work.
 """
 
@@ -15,15 +15,17 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.stages import SplitData
 from macpo.errors import ConfigError
-from macpo.evaluation.preference import Evaluate
+from macpo.evaluation.evaluator import Subject, chosen_evaluators
 from macpo.generation.stages import Respond
+from macpo.positives import DirectPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage
-from macpo.testbed.naming import is_testbed
-from macpo.testbed.stages import OracleScores, PairsOracle
 from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
+
+OnPairs = SFTOnPairs | TrainDPO
+"""Training stages that learn from pairs."""
 
 Role = Literal["positive", "negative"]
 
@@ -53,6 +55,15 @@ class Plan:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Naive:
+    """Naive SFT, with which every baseline begins: `labels` are the weak labels."""
+
+    teachers: dict[str, Policy]
+    student: Policy
+    labels: Stage
+
+
 class Program:
     """Lays out the stages of one run."""
 
@@ -67,6 +78,7 @@ class Program:
         self.config = config
         self.team = team
         self.plan = Plan()
+        self.evaluators = chosen_evaluators(config)
         self._stages: dict[tuple[str, str], Stage] = {}
         self.data = self.add(
             SplitData("data", config.data, data_digest, self.seed("split"), team.agents)
@@ -82,6 +94,32 @@ class Program:
     def seed(self, *parts: str | int) -> int:
         """Derive the seed of one use of randomness from the run's seed."""
         return stable_seed(self.config.seed, *parts)
+
+    # Beginnings that several methods share
+
+    def untrained(self, agent: Agent) -> Policy:
+        """Return the agent's bare base model as a policy."""
+        return Policy(agent, "positive")
+
+    def teachers_on_ground_truth(self) -> dict[str, Policy]:
+        """SFT every teacher on the good answers of the teacher half."""
+        return {
+            teacher.name: self.fine_tune_on_dataset(self.untrained(teacher), "positive")
+            for teacher in self.team.teachers
+        }
+
+    def weak_labels(self, teachers: Mapping[str, Policy]) -> Stage:
+        """Let the first teacher answer the student's prompts (the authors' data has one's)."""
+        first = teachers[self.team.teachers[0].name]
+        return self.respond("init", first, "student", 0)
+
+    def naive_sft(self) -> Naive:
+        """Lay out Naive SFT, the student on weak labels, and its evaluation: round 0."""
+        teachers = self.teachers_on_ground_truth()
+        labels = self.weak_labels(teachers)
+        student = self.fine_tune_on_answers(self.untrained(self.team.student), "positive", labels)
+        self.evaluate(0, {student.agent.name: student, **teachers})
+        return Naive(teachers, student, labels)
 
     # Answers
 
@@ -200,7 +238,7 @@ class Program:
         agent = start.agent
         config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
         if scores is None:
-            reference = {"previous": start, "initial": initial, "base": Policy(agent, "positive")}
+            reference = {"previous": start, "initial": initial, "base": self.untrained(agent)}
             name = f"round-{t}/{agent.name}/reference"
             scores = self.add(ScorePairs(name, reference[agent.dpo.reference], pairs))
         seed = self.seed("dpo", agent.name, t)
@@ -214,68 +252,37 @@ class Program:
         stage = SFTOnPairs(f"round-{t}/{agent.name}/train", start, pairs, agent.dpo, seed)
         return Policy(agent, "positive", self.add(stage))
 
+    # Pairs
+
+    def pair(self, t: int, learner: str, chosen: Stage, rejected: Stage) -> Stage:
+        """Pair answers as they are: chosen and rejected ones to the same prompts.
+
+        Args:
+            t: the round.
+            learner: whose pairs they are, for the stage's name.
+            chosen: an answering stage.
+            rejected: likewise.
+        """
+        return self.add(DirectPairs(f"round-{t}/{learner}/pairs", chosen, rejected))
+
     # Evaluation
 
     def evaluate(self, t: int, positive: Mapping[str, Policy]) -> None:
-        """Measure everybody's positive policy after round t on the test split."""
+        """Measure everybody's positive policy after round t, by the config's evaluators."""
         when = f"round-{t}" if t else "init"
+        count = self.config.evaluation.answers
         evaluations: dict[str, tuple[Stage, ...]] = {}
         for name, policy in positive.items():
             if not self.config.evaluation.teachers and name != self.team.student.name:
                 continue
-            count = self.config.evaluation.answers
             # The same seed in every round: what differs between rounds is the policy.
             answers = self.respond(when, policy, "test", 0, count) if count else None
-            stages = [
-                self.add(Evaluate(f"{when}/{name}/evaluate", policy, self.data, answers)),
-            ]
-            if answers is not None and is_testbed(self.config.data.source):
-                stages.append(self.add(OracleScores(f"{when}/{name}/oracle", answers)))
-            trained = policy.weights
-            if isinstance(trained, TrainDPO | SFTOnPairs) and is_testbed(self.config.data.source):
-                stages.append(self.add(PairsOracle(f"{when}/{name}/pairs-oracle", trained.pairs)))
-            evaluations[name] = tuple(stages)
+            pairs = policy.weights.pairs if isinstance(policy.weights, OnPairs) else None
+            subject = Subject(f"{when}/{name}", policy, self.data, answers, pairs)
+            evaluations[name] = tuple(
+                self.add(stage)
+                for evaluator in self.evaluators
+                for stage in evaluator.lay_out(subject)
+            )
         self.plan.policies.append(dict(positive))
         self.plan.evaluations.append(evaluations)
-
-
-# Beginnings that several methods share
-
-
-def teachers_on_ground_truth(program: Program) -> dict[str, Policy]:
-    """SFT every teacher on the good answers of the teacher half."""
-    return {
-        teacher.name: program.fine_tune_on_dataset(Policy(teacher, "positive"), "positive")
-        for teacher in program.team.teachers
-    }
-
-
-def weak_labels(program: Program, teachers: Mapping[str, Policy]) -> Stage:
-    """Let the first teacher answer the student's prompts (the authors' data has one teacher's)."""
-    first = teachers[program.team.teachers[0].name]
-    return program.respond("init", first, "student", 0)
-
-
-def student_on_weak_labels(program: Program, labels: Stage) -> Policy:
-    """SFT the student on weak labels: Naive SFT, and where MACPO begins."""
-    return program.fine_tune_on_answers(
-        Policy(program.team.student, "positive"), "positive", labels
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Naive:
-    """Naive SFT, with which every baseline begins: `labels` are the weak labels."""
-
-    teachers: dict[str, Policy]
-    student: Policy
-    labels: Stage
-
-
-def naive_sft(program: Program) -> Naive:
-    """Lay out Naive SFT and its evaluation, as round 0."""
-    teachers = teachers_on_ground_truth(program)
-    labels = weak_labels(program, teachers)
-    student = student_on_weak_labels(program, labels)
-    program.evaluate(0, {student.agent.name: student, **teachers})
-    return Naive(teachers, student, labels)

@@ -1,0 +1,104 @@
+"""A round of MACPO: the student learns from the teachers, the teachers learn from the student.
+
+Mutual positive behaviour augmentation says whose answers are `chosen`, hard negative behaviour
+construction whose are `rejected` (paper, section 3.2 and 3.3): unfamiliar positives, familiar
+negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from macpo.agents import Policy
+from macpo.filter import Filter
+from macpo.program import Program
+from macpo.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """An agent as a round finds it.
+
+    `positive` is what it has learned so far, `initial` the same before the first round; `rejected`
+    are the answers that it learns to avoid, `negative` the policy behind them, None where they
+    were made without one.
+    """
+
+    positive: Policy
+    initial: Policy
+    negative: Policy | None
+    rejected: Stage
+
+    @property
+    def name(self) -> str:
+        """The agent's."""
+        return self.positive.agent.name
+
+
+def student_turn(
+    program: Program,
+    t: int,
+    student: Learner,
+    teachers: Sequence[Learner],
+    sieve: Filter,
+    *,
+    contrast: bool = True,
+) -> Learner:
+    """Chosen: the teachers' answers that the filter keeps. Rejected: the student's own negative's.
+
+    The filter's pass also scores the rejected answers: where the policy that filters is the
+    reference too, its scores are the reference log-probabilities of the training.
+
+    Args:
+        program: gets the stages.
+        t: the round.
+        student: who learns.
+        teachers: who answers.
+        sieve: which answers are kept.
+        contrast: whether there is a DPO term.
+    """
+    answers = tuple(
+        program.respond(f"round-{t}", teacher.positive, "student", t, sample=sample)
+        for teacher in teachers
+        for sample in range(sieve.samples)
+    )
+    judge = student.initial if sieve.policy == "initial" else student.positive
+    pairs, scores = sieve.lay_out(program, t, judge, student.negative, answers, student.rejected)
+    reference = {"previous": student.positive, "initial": student.initial}
+    serves = reference.get(student.positive.agent.dpo.reference) == judge
+    return _learn(program, t, student, pairs, scores if serves else None, contrast=contrast)
+
+
+def teacher_turn(
+    program: Program, t: int, teacher: Learner, tutor: Learner, *, contrast: bool = True
+) -> Learner:
+    """Chosen: the tutor's answers as they are. Rejected: the teacher's own negative's.
+
+    Args:
+        program: gets the stages.
+        t: the round.
+        teacher: who learns.
+        tutor: the student; or the learner itself, in the ablation without mutual positives.
+        contrast: whether there is a DPO term.
+    """
+    chosen = program.respond(f"round-{t}", tutor.positive, "student", t)
+    pairs = program.pair(t, teacher.name, chosen, teacher.rejected)
+    return _learn(program, t, teacher, pairs, None, contrast=contrast)
+
+
+def _learn(
+    program: Program,
+    t: int,
+    learner: Learner,
+    pairs: Stage,
+    scores: Stage | None,
+    *,
+    contrast: bool,
+) -> Learner:
+    """Train the learner's positive policy on its pairs."""
+    if contrast:
+        policy = program.contrast(t, learner.positive, pairs, learner.initial, scores)
+    else:
+        policy = program.imitate(t, learner.positive, pairs)
+    return replace(learner, positive=policy)
