@@ -84,7 +84,7 @@ def works(run: RunConfig, answered: dict[str, Answers] | None = None) -> dict[st
 
 
 def test_work_of_every_kind_of_stage() -> None:
-    found = works(config(sft={"epochs": 3}, dpo={"epochs": 2, "reference": "initial"}))
+    found = works(config(sft={"epochs": 3}, dpo={"epochs": 2, "reference": "base"}))
 
     assert found["data"] == Work()
     # 11 pairs of 110 + 55 tokens, 3 epochs
@@ -115,7 +115,7 @@ def test_every_stage_of_a_model_has_work_and_the_others_none(run: dict[str, Any]
         assert (found[stage.name].tokens > 0) == (stage.agent is not None), stage.name
         if stage.agent is None:
             sorting.add(stage.kind)
-    assert sorting <= {"data", "pairs", "worst", "oracle", "oracle-pairs"}
+    assert sorting <= {"data", "pairs", "worst", "measure-answers", "oracle", "oracle-pairs"}
 
 
 def test_every_kind_of_stage_that_runs_a_policy_says_whose_and_how_much() -> None:

@@ -133,7 +133,7 @@ def test_plan_of_a_finished_run_shows_all_done(finished: FinishedRun) -> None:
     shown = run_cli(["plan", finished.config, "--out", finished.folder])
 
     assert shown.code == 0
-    assert "all 53 stages are done" in shown.out
+    assert "all 62 stages are done" in shown.out
     assert "to run" not in shown.out
 
 
@@ -143,8 +143,8 @@ def test_plan_of_more_rounds_shows_what_is_left(finished: FinishedRun) -> None:
     report = json.loads(run_cli(args).out)
 
     left = [stage["name"] for stage in report["stages"] if stage["state"] != "done"]
-    assert len(report["stages"]) == 71
-    assert len(left) == 18
+    assert len(report["stages"]) == 83
+    assert len(left) == 21
     assert all(name.startswith("round-3/") for name in left)
 
 

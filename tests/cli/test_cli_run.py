@@ -49,7 +49,7 @@ def test_run_says_what_it_runs_and_one_line_for_each_stage(finished: FinishedRun
     assert lines[5].startswith("rounds    2; dpo beta 0.1, gamma 0.2, learning rate 0.001")
     told = [line.split()[0] for line in lines[7:]]
     assert told == finished_stages(finished.folder)
-    assert len(told) == 53
+    assert len(told) == 62
 
 
 def test_run_keeps_chatter_of_libraries_and_control_codes_from_a_log(
@@ -66,7 +66,7 @@ def test_running_again_finds_every_stage(copied: FinishedRun) -> None:
     again = run_cli(["run", copied.config, "--out", copied.folder])
 
     assert again.code == 0
-    assert "all 53 stages were done already" in again.err
+    assert "all 62 stages were done already" in again.err
     added = journal_of(copied.folder)[len(events) :]
     assert [event["event"] for event in added] == ["planned"]
     assert again.out.replace(str(copied.folder), "RUN") == copied.result.out.replace(
@@ -86,9 +86,9 @@ def test_more_rounds_run_only_what_is_new(copied: FinishedRun) -> None:
 
     ran = finished_stages(copied.folder, since=before)
     assert longer.code == 0
-    assert len(ran) == 18
+    assert len(ran) == 21
     assert all(name.startswith("round-3/") for name in ran)
-    assert "53 of 71 stages were done already" in longer.err
+    assert "62 of 83 stages were done already" in longer.err
     assert re.search(r"before +round 1 +round 2 +round 3", longer.out)
 
 
@@ -237,7 +237,7 @@ def test_signal_stops_the_run_and_the_same_command_goes_on(
         "KeyboardInterrupt",
     )
     assert resumed.code == 0
-    assert "2 of 53 stages were done already" in resumed.err
+    assert "2 of 62 stages were done already" in resumed.err
     assert resumed.out.replace(str(tmp_path / "run"), "RUN") == finished.result.out.replace(
         str(finished.folder), "RUN"
     )

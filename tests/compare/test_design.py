@@ -357,12 +357,16 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
         load_design(path)
 
 
+SORTING = ("pairs", "measure-answers")
+"""Kinds of stages that run no model."""
+
+
 def test_cells_say_whose_model_every_stage_runs(tmp_path: Path) -> None:
     methods = {"rlaif": "rlaif", "imitate": {"name": "macpo", "contrast": False}}
 
     plan = plan_comparison(designed(tmp_path, methods=methods), tmp_path / "out")
 
-    agents = {s.name: s.agent for cell in plan.cells for s in cell.stages if s.kind != "pairs"}
+    agents = {s.name: s.agent for cell in plan.cells for s in cell.stages if s.kind not in SORTING}
     assert agents.pop("data") is None
     assert {agents["round-1/weak-a/labels"], agents["round-1/weak-b/labels"]} == {
         "weak-a",
