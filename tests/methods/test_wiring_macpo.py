@@ -303,11 +303,13 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "filter_policy: initial": (
         {"filter_policy": "initial"},
         """
-        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
-        ~ round-t/student/train
-            | dpo student+ from student(t-1)
-            | on round-t/student/pairs
-            | reference student+ of student(t-1) in round-t/student/reference
+        # In round 1 both are the same policy: the filter's scores serve.
+        + round-2/student/reference | score student+ of round-1/student/train
+            | on round-2/student/pairs
+        ~ round-2/student/train
+            | dpo student+ from round-1/student/train
+            | on round-2/student/pairs
+            | reference student+ of round-1/student/train in round-2/student/reference
             | as dpo
         ~ round-2/student/filter-scores
             | score student+ of init/student/positive
@@ -357,13 +359,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 REFERENCES: dict[str, str] = {
     "previous": "",
-    # The policies of after initialisation: in round 1 those of before the round.
+    # The policies of after initialisation: in round 1 those of before the round, which filtered.
     "initial": """
-        + round-t/student/reference | score student+ of student(0) | on round-t/student/pairs
-        ~ round-t/student/train
-            | dpo student+ from student(t-1)
-            | on round-t/student/pairs
-            | reference student+ of student(0) in round-t/student/reference
+        + round-2/student/reference | score student+ of init/student/positive
+            | on round-2/student/pairs
+        ~ round-2/student/train
+            | dpo student+ from round-1/student/train
+            | on round-2/student/pairs
+            | reference student+ of init/student/positive in round-2/student/reference
             | as dpo
         ~ round-2/a/reference | score a+ of init/a/positive | on round-2/a/pairs
         ~ round-2/a/train
@@ -404,12 +407,14 @@ REFERENCES: dict[str, str] = {
 
 MEASURED = """
     init/NAME/test-answers | answer NAME+ of NAME(0) | to data test first 4
-    init/NAME/evaluate | measure NAME+ of NAME(0) | on data test and init/NAME/test-answers
+    init/NAME/evaluate | measure NAME+ of NAME(0) | on data test
+    init/NAME/answer-metrics | measure init/NAME/test-answers | as NAME reads them
     round-t/NAME/test-answers
         | answer NAME+ of NAME(t)
         | to data test first 4
         | seed of init/NAME/test-answers
-    round-t/NAME/evaluate | measure NAME+ of NAME(t) | on data test and round-t/NAME/test-answers
+    round-t/NAME/evaluate | measure NAME+ of NAME(t) | on data test
+    round-t/NAME/answer-metrics | measure round-t/NAME/test-answers | as NAME reads them
 """
 """Everybody after every round, with the same luck: what differs between rounds is the policy."""
 
@@ -503,7 +508,10 @@ def test_plan_knows_who_stands_where() -> None:
         {name: [label(stage) for stage in stages] for name, stages in found.items()}
         for found in plan.evaluations
     ] == [
-        {name: [f"{when}/{name}/evaluate"] for name in ("student", "a", "b")}
+        {
+            name: [f"{when}/{name}/evaluate", f"{when}/{name}/answer-metrics"]
+            for name in ("student", "a", "b")
+        }
         for when in ("init", "round-1", "round-2")
     ]
 

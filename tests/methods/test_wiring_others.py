@@ -210,16 +210,18 @@ REFERENCES = {
 
 MEASURED_ONCE = """
     init/NAME/test-answers | answer NAME+ of NAME(0) | to data test first 4
-    init/NAME/evaluate | measure NAME+ of NAME(0) | on data test and init/NAME/test-answers
+    init/NAME/evaluate | measure NAME+ of NAME(0) | on data test
+    init/NAME/answer-metrics | measure init/NAME/test-answers | as NAME reads them
 """
 MEASURED_EACH_ROUND = """
     round-t/student/test-answers
         | answer student+ of student(t)
         | to data test first 4
         | seed of init/student/test-answers
-    round-t/student/evaluate
-        | measure student+ of student(t)
-        | on data test and round-t/student/test-answers
+    round-t/student/evaluate | measure student+ of student(t) | on data test
+    round-t/student/answer-metrics
+        | measure round-t/student/test-answers
+        | as student reads them
 """
 
 

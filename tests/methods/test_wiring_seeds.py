@@ -82,9 +82,8 @@ def test_an_agents_own_sections_hold_for_it_alone(name: str) -> None:
 def test_answers_are_measured_only_if_asked() -> None:
     rows = table(lay_out(evaluation={"answers": 0}))
     assert not any(name.endswith("/test-answers") for name in rows)
-    assert (
-        rows["round-1/a/evaluate"] == "measure a+ of round-1/a/train | on data test and no answers"
-    )
+    assert not any(name.endswith("/answer-metrics") for name in rows)
+    assert rows["round-1/a/evaluate"] == "measure a+ of round-1/a/train | on data test"
 
 
 def test_in_the_testbed_the_oracle_judges_test_answers_and_what_was_learned() -> None:

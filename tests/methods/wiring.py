@@ -91,7 +91,7 @@ def table(plan: Plan) -> Table:
 
 def made(rows: Table) -> Table:
     """Return the rows without those that measure."""
-    measures = ("/test-answers", "/evaluate", "/oracle", "/pairs-oracle")
+    measures = ("/test-answers", "/evaluate", "/answer-metrics", "/oracle", "/pairs-oracle")
     return {name: row for name, row in rows.items() if not name.endswith(measures)}
 
 
@@ -249,10 +249,8 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
         f"on {label(s.one)} and {label(s.other)}",
         f"'{s.question}' {' or '.join(s.labels)}",
     ],
-    "Evaluate": lambda s: [
-        f"measure {of(s.policy)}",
-        f"on {label(s.data)} test and {label(s.answers) if s.answers else 'no answers'}",
-    ],
+    "Evaluate": lambda s: [f"measure {of(s.policy)}", f"on {label(s.data)} test"],
+    "MeasureAnswers": lambda s: [f"measure {label(s.answers)}", f"as {s.reader.name} reads them"],
     "OracleScores": lambda s: [f"oracle on {label(s.answers)}"],
     "PairsOracle": lambda s: [f"oracle on {label(s.pairs)}"],
 }

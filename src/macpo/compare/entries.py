@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from macpo.config import METHOD_CONFIGS, MACPOConfig, RunConfig, Section, method_name
+from macpo.config import RunConfig, Section
+from macpo.config.methods import DEFAULT_METHOD as DEFAULT
+from macpo.config.methods import METHODS, method_class
 from macpo.config.values import Text, shown, shown_key
 
 Changes = dict[str, Any]
@@ -28,7 +30,6 @@ RESERVED_KEYS = {
     "seed": "`seeds` gives it",
     "method": "`methods` gives it",
 }
-DEFAULT = method_name(MACPOConfig)
 LONGEST_EXAMPLE = 200
 
 
@@ -145,8 +146,7 @@ def where_keys_stand(key: Any) -> str:
 
 def _options(section: Mapping[str, Any]) -> frozenset[str]:
     """Return what a method's section may name; nothing if there is no such method."""
-    kinds = {method_name(kind): kind for kind in METHOD_CONFIGS}
-    kind = kinds.get(str(section.get("name", DEFAULT)))
+    kind = method_class(dict(section))
     return frozenset(kind.model_fields) if kind is not None else frozenset()
 
 
@@ -160,7 +160,7 @@ def _run_keys(key: Any) -> list[str]:
         return []
     if first in RunConfig.model_fields:
         return [str(key)]
-    if any(first in kind.model_fields for kind in METHOD_CONFIGS):
+    if any(first in kind.model_fields for kind in METHODS.all().values()):
         return []
     return [
         f"{name}.{key}"
