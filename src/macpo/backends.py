@@ -7,13 +7,12 @@ torch, and a backend's code is imported when it first answers.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from macpo.errors import ConfigError
+from macpo.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ SCRIPTED = Backend(
     "model wrote it; everything else is real, but policies learn from noise and metrics mean "
     "nothing. Leave generation.backend out for a true run",
 )
-_BACKENDS = {backend.name: backend for backend in (LOCAL, SCRIPTED)}
+BACKENDS: Registry[Backend] = Registry("backend")
 
 
 def register_backend(backend: Backend) -> None:
@@ -67,9 +66,7 @@ def register_backend(backend: Backend) -> None:
     Raises:
         ConfigError: another one has that name.
     """
-    known = _BACKENDS.setdefault(backend.name, backend)
-    if known != backend:
-        raise ConfigError(f"there is a backend {backend.name!r} already; give it another name")
+    BACKENDS.register(backend.name, backend)
 
 
 def find_backend(name: str) -> Backend:
@@ -78,8 +75,8 @@ def find_backend(name: str) -> Backend:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    if name in _BACKENDS:
-        return _BACKENDS[name]
-    near = difflib.get_close_matches(name[:100], _BACKENDS, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"write {', '.join(_BACKENDS)}"
-    raise ConfigError(f"there is no backend {name[:60]!r}; {remedy}")
+    return BACKENDS.get(name)
+
+
+for _backend in (LOCAL, SCRIPTED):
+    register_backend(_backend)

@@ -47,6 +47,10 @@ class Registry(Generic[Thing]):
                 f"{_origin(thing)}; give one another name"
             )
 
+    def unregister(self, name: str) -> None:
+        """Take a thing away again, as tests do."""
+        self._things.pop(name, None)
+
     def find(self, name: str) -> Thing | None:
         """Return the thing of that name, None when there is none."""
         if name not in self._things and name in self._homes:

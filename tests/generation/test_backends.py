@@ -21,9 +21,10 @@ from macpo.generation.protocol import Generator, Speaker
 from macpo.generation.scripted import WORDS, ScriptedGenerator
 from macpo.generation.stages import Respond
 from macpo.methods.build import build_plan
-from macpo.program import Plan
 from macpo.policies import PolicyPool
+from macpo.program import Plan
 from macpo.records import PreferenceExample, Prompt, Response, read_responses
+from macpo.registry import Registry
 from macpo.store import RunLock, Store
 from tests.runs import finished_stages, run_cli, write_config
 from tests.test_resume import Quiet
@@ -35,7 +36,10 @@ PROMPTS = [make_prompt(f"Name {thing}.") for thing in ("a prime number", "a weak
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of backends of the test's own."""
-    monkeypatch.setattr(backends, "_BACKENDS", dict(backends._BACKENDS))
+    own: Registry[backends.Backend] = Registry("backend")
+    for name, backend in backends.BACKENDS.all().items():
+        own.register(name, backend)
+    monkeypatch.setattr(backends, "BACKENDS", own)
 
 
 def respond(bench: Workbench, **changes: Any) -> Respond:
