@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from macpo.errors import DamagedError, StoreError
+from macpo.evaluation.measures import METRICS_FILE, write_measures
 from macpo.report.status import render_status
 from macpo.run_directory import PlannedPolicy, PlannedStage, RunDir, RunPlan
 from macpo.run_status import status
@@ -259,14 +260,15 @@ def write_plan(run: RunDir, *policies: tuple[str, int, str, str | None]) -> None
     run.plan_file.write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
 
-def write_artifact(run: RunDir, key: str, metrics: dict[str, Any], **meta: float) -> Path:
-    """Commit an artifact with metrics, and return its metrics.json."""
+def write_artifact(run: RunDir, key: str, accuracy: float | None, **meta: float) -> Path:
+    """Commit an artifact with measurements on 48 pairs, and return their file."""
     folder = artifact_folder(run.store, "made", key)
     partial = run.path / "partial"
     partial.mkdir()
-    (partial / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    if accuracy is not None:
+        write_measures(partial, {"preference_accuracy": accuracy}, pairs=48)
     commit_directory(partial, folder, {"kind": "made", "key": key, "inputs": {}, "meta": meta})
-    return folder / "metrics.json"
+    return folder / METRICS_FILE
 
 
 def test_metrics_so_far_come_from_finished_evaluations(writer: Writer) -> None:
@@ -282,11 +284,11 @@ def test_metrics_so_far_come_from_finished_evaluations(writer: Writer) -> None:
         ("round-3/weak-a/evaluate", "b" * 64, 0.75),
     ):
         writer.stage(name, 1.0, key)
-        write_artifact(writer.run, key, {"preference_accuracy": accuracy, "pairs": 48})
+        write_artifact(writer.run, key, accuracy)
     writer.stage("round-3/weak-a/train", 1.0, "d" * 64)
-    write_artifact(writer.run, "d" * 64, {}, loss=0.25, steps=3)
+    write_artifact(writer.run, "d" * 64, None, loss=0.25, steps=3)
     writer.stage("round-3/weak-b/evaluate", 1.0, "c" * 64)  # set aside an instant ago
-    write_artifact(writer.run, "e" * 64, {"preference_accuracy": 1.0, "pairs": 48})  # not reached
+    write_artifact(writer.run, "e" * 64, 1.0)  # not reached
 
     report = status(writer.folder)
 
@@ -315,7 +317,7 @@ def test_metrics_of_a_run_without_a_plan_file_are_those_it_wrote(writer: Writer)
 def test_damaged_metrics_are_named(writer: Writer) -> None:
     write_plan(writer.run, ("student", 0, "a" * 64, None))
     writer.stage("init/student/evaluate", 1.0, "a" * 64)
-    write_artifact(writer.run, "a" * 64, {}).write_text("{", encoding="utf-8")
+    write_artifact(writer.run, "a" * 64, 1.0).write_text("{", encoding="utf-8")
 
     with pytest.raises(DamagedError, match=r"metrics\.json: cannot be read"):
         status(writer.folder)
