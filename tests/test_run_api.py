@@ -266,7 +266,10 @@ def test_answers_of_elsewhere_are_scored_as_text(opened: Run) -> None:
 
 
 def test_examples_of_the_page_on_notebooks_run(
-    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", NOTEBOOK.read_text(encoding="utf-8"), re.M | re.S)
     code = "\n".join(blocks)
@@ -281,3 +284,4 @@ def test_examples_of_the_page_on_notebooks_run(
     assert namespace["result"].final["student"] == Path("runs/quickstart/final/student")
     assert namespace["scores"][0].perplexity > 1
     assert len(namespace["kept"]) == 1
+    assert "stages were done already" in capsys.readouterr().err  # which macpo.run shows

@@ -402,6 +402,14 @@ def test_dtype_is_decided_once_for_all_cells(
         assert json.loads((cell / "run.json").read_text())["dtype"] == "float32"
 
 
+def test_comparison_in_a_notebook_is_shown_on_stderr(
+    copied: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(load_design(copied.file), copied.folder)
+
+    assert "cells were done already" in capsys.readouterr().err
+
+
 def test_second_process_is_refused(finished: Finished) -> None:
     with RunLock(finished.folder / "lock"), pytest.raises(RunLockedError, match="is held by pro"):
         compare(load_design(finished.file), finished.folder, QuietCompare())

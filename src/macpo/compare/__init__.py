@@ -12,7 +12,7 @@
 | entries | its `methods`: the forms of an entry, and what a slip in one meant |
 | design | the cells: methods x settings x seeds, each a checked config |
 | stages | the stages of all cells, how many are shared; a plan without running |
-| running | `compare`: cell after cell over one store |
+| running, api | cell after cell over one store; `compare` shows it on stderr |
 | folder | what is where in a comparison's folder |
 | stats | means, intervals over seeds, paired differences, performance gap recovered |
 | results, comparison | rows, means over seeds, files of results, what sharing saved |
@@ -22,13 +22,13 @@
 
 from __future__ import annotations
 
+from macpo.compare.api import compare
 from macpo.compare.comparison import Comparison, Failure, Saving
 from macpo.compare.config import CompareConfig
 from macpo.compare.design import Cell, Design, lay_out, load_design
 from macpo.compare.figures import draw_figures
 from macpo.compare.progress import CompareObserver
 from macpo.compare.results import Results, Row, SummaryRow
-from macpo.compare.running import compare
 from macpo.compare.stages import ComparePlan, plan_comparison
 from macpo.compare.stats import Estimate
 from macpo.compare.table import render_comparison, render_plan

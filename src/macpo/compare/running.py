@@ -21,7 +21,7 @@ from macpo.compare.folder import (
     unmark_finished,
     write_layout,
 )
-from macpo.compare.progress import CompareConsole, CompareObserver, Forecast
+from macpo.compare.progress import CompareObserver, Forecast
 from macpo.compare.results import Results, Row, rows_of
 from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line, plan_cells
 from macpo.errors import MacpoError
@@ -34,31 +34,13 @@ if TYPE_CHECKING:
     from macpo.store import Artifact
 
 
-def compare(
+def run_comparison(
     design: Design,
     folder: str | Path,
-    observer: CompareObserver | None = None,
+    observer: CompareObserver,
     store: str | Path | None = None,
 ) -> Comparison:
-    """Run all cells of a comparison; what was finished there before is not run again.
-
-    A cell that fails is told and left out, the others go on; the same call tries it again. Results
-    are also written when the call is interrupted, for the cells that are there.
-
-    Args:
-        design: what to run, as `load_design` returns it.
-        folder: the comparison's folder, made if it is not there.
-        observer: is told what happens; by default it is shown on stderr.
-        store: where the artifacts are, which other comparisons may share at the same time; by
-            default `folder/store`.
-
-    Raises:
-        MacpoError: the comparison as a whole cannot be run; see macpo.errors.
-        KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
-    """
-    if observer is None:
-        with CompareConsole() as console:
-            return compare(design, folder, console, store)
+    """Run all cells of a comparison and tell an observer; see `macpo.compare.api.compare`."""
     folder = Path(folder)
     store = folder / STORE if store is None else Path(store)
     refuse_run(folder)
@@ -86,7 +68,7 @@ def compare(
 
 
 class _Session:
-    """One call of `compare`, its lock held."""
+    """One call of `run_comparison`, its lock held."""
 
     def __init__(
         self, design: Design, folder: Path, store: Path, observer: CompareObserver
