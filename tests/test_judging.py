@@ -10,9 +10,9 @@ import torch
 
 from macpo.agents import Agent, Policy
 from macpo.config import LimitsConfig
-from macpo.config.methods import CHOOSE, GRADE
 from macpo.errors import DataError
 from macpo.judging import Compare, Grade, RankedPairs, ask, transcript
+from macpo.methods.wording import CHOOSE, GRADE
 from macpo.records import (
     Message,
     Prompt,

@@ -1,17 +1,65 @@
-"""The perplexity filter (paper, section 3.2): which of the teachers' answers the student learns."""
+"""The perplexity filter (paper, section 3.2): which of the teachers' answers the student learns.
+
+Mutual positive behaviour augmentation: the student takes, per prompt, the teachers' answers that it
+finds least perplexing. Beside that stand two filters by contrast with its negative policy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-from macpo.agents import Policy
-from macpo.positives import Filter as FilterKind
-from macpo.positives import FilteredPairs
+from macpo.agents import Agent, Policy
+from macpo.pairs import leave_pairs
 from macpo.program import Program
+from macpo.records import (
+    CompletionScore,
+    Pair,
+    Prompt,
+    Response,
+    read_answers,
+    read_responses,
+    read_scores,
+    write_jsonl,
+)
 from macpo.scoring import ScoreResponses
-from macpo.stage import Stage
+from macpo.stage import Stage, StageContext
+from macpo.work import Answers, Known
+
+Merit = Literal["perplexity", "contrast-mean", "contrast-sum"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A possible positive: its score under the student, and under the student's negative policy."""
+
+    response: Response
+    score: CompletionScore
+    negative_score: CompletionScore | None = None
+
+
+def merit(candidate: Candidate, filter: Merit) -> float:
+    """Return how good a candidate is in the eyes of a filter; higher is better, in nats.
+
+    `perplexity` is the paper's: minus the mean negative log-likelihood per token. The others
+    measure contrast, log pi(y) under the positive policy minus that under the negative one, summed
+    over tokens or as a mean.
+    """
+    if filter == "perplexity":
+        return -candidate.score.mean_nll
+    assert candidate.negative_score is not None
+    contrast = candidate.score.sum_logprob - candidate.negative_score.sum_logprob
+    return contrast / candidate.score.tokens if filter == "contrast-mean" else contrast
+
+
+def best(candidates: Sequence[Candidate], filter: Merit, top_k: int) -> list[Candidate]:
+    """Return the `top_k` candidates of highest merit, best first.
+
+    Ties go to the earlier candidate, that is to the teacher that stands first in the config.
+    """
+    order = sorted(range(len(candidates)), key=lambda i: (-merit(candidates[i], filter), i))
+    return [candidates[i] for i in order[:top_k]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +74,7 @@ class Filter:
         top_k: how many of all are kept.
     """
 
-    kind: FilterKind = "perplexity"
+    kind: Merit = "perplexity"
     policy: Literal["current", "initial"] = "current"
     samples: int = 1
     top_k: int = 1
@@ -65,3 +113,75 @@ class Filter:
             f"{here}/pairs", tuple(answers), rejected, scores, self.top_k, self.kind, against
         )
         return program.add(pairs), scores
+
+
+@dataclass(frozen=True, eq=False)
+class FilteredPairs(Stage):
+    """Pairs for the student: least perplexing teachers' answers against its own negative's.
+
+    `scores` is the student's scoring of all `positives` and of `negatives`, `negative_scores` that
+    of its negative policy for the filters that need it. With `top_k` above one a prompt gives that
+    many pairs.
+    """
+
+    kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
+
+    positives: tuple[Stage, ...]
+    negatives: Stage
+    scores: Stage
+    top_k: int
+    filter: Merit = "perplexity"
+    negative_scores: Stage | None = None
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """The longest of the positives may win, `top_k` times a prompt."""
+        positives = [a for stage in self.positives for a in known.left_by(stage, reader)]
+        longest = max(positives, key=lambda answers: answers.tokens)
+        (negatives,) = known.left_by(self.negatives, reader)
+        count = longest.count * self.top_k
+        return replace(longest, count=count), replace(negatives, count=count)
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl, and filter.jsonl: every candidate's perplexity and who won."""
+        scores = read_scores(context.path(self.scores))
+        against = {}
+        if self.negative_scores is not None:
+            against = read_scores(context.path(self.negative_scores))
+        answers = [read_responses(context.path(stage)) for stage in self.positives]
+        asked = read_answers(context.path(self.negatives))
+        pairs: list[Pair] = []
+        report: list[dict[str, Any]] = []
+        wins: dict[str, int] = {}
+        for (prompt, negative), *candidates in zip(asked, *answers, strict=True):
+            scored = [
+                Candidate(r, scores[r.id], against.get(r.id)) for r in candidates if r.id in scores
+            ]
+            winners = best(scored, self.filter, self.top_k) if not negative.is_empty else []
+            report.append(_filter_row(prompt, scored, winners, self.filter))
+            for winner in winners:
+                pairs.append(Pair(prompt, winner.response, negative))
+                name = winner.response.origin.policy
+                wins[name] = wins.get(name, 0) + 1
+        write_jsonl(context.output / "filter.jsonl", report)
+        return {**leave_pairs(pairs, len(asked), context), "wins": dict(sorted(wins.items()))}
+
+
+def _filter_row(
+    prompt: Prompt, scored: Sequence[Candidate], winners: Sequence[Candidate], filter: Merit
+) -> dict[str, Any]:
+    """Describe one prompt's filtering, for readers."""
+    return {
+        "prompt_id": prompt.id,
+        "candidates": [
+            {
+                "policy": c.response.origin.policy,
+                "perplexity": min(c.score.perplexity, 1e308),
+                "merit": merit(c, filter),
+                "tokens": c.score.tokens,
+                "won": any(c is winner for winner in winners),
+                "text": c.response.text,
+            }
+            for c in scored
+        ],
+    }

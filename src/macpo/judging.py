@@ -16,7 +16,7 @@ from macpo.agents import Agent, Policy
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
 from macpo.models.chat import PromptTooLong
-from macpo.positives import leave_pairs
+from macpo.pairs import leave_pairs
 from macpo.records import (
     Message,
     Origin,

@@ -17,7 +17,7 @@ from macpo.data.stages import SplitData
 from macpo.errors import ConfigError
 from macpo.evaluation.evaluator import Subject, chosen_evaluators
 from macpo.generation.stages import Respond
-from macpo.positives import DirectPairs
+from macpo.pairs import DirectPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo.errors import DataError
-from macpo.positives import Candidate, DirectPairs, FilteredPairs, best
+from macpo.filter import Candidate, FilteredPairs, best
+from macpo.pairs import DirectPairs
 from macpo.records import CompletionScore, Pair, Prompt, Response, read_jsonl, read_pairs
 from macpo.store import Artifact
 from tests.workbench import Workbench, Written, make_prompt, make_response
