@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs figures bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -19,10 +19,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 minutes on two cores)
-	$(BIN)/macpo run examples/quickstart.yaml
+	$(BIN)/macpo run example:quickstart
 
 testbed: $(READY) ## the method in a small world with an exact oracle (minutes on two cores)
-	$(BIN)/macpo run examples/testbed.yaml
+	$(BIN)/macpo run example:testbed
 
 test: $(READY) ## run the tests (CPU, minutes)
 	$(BIN)/python -m pytest -q
@@ -56,12 +56,29 @@ format: $(READY) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-DATA ?= ../shared/data/hh-harmless-1800.jsonl.gz
-bench-dpo: $(READY) ## a DPO step against TRL's (DATA=an HH-RLHF file)
+DIST_OPTIONS ?=
+dist: $(READY) ## build sdist and wheel, and try the wheel in a fresh environment elsewhere
+	$(BIN)/python tools/try_dist.py $(DIST_OPTIONS)
+
+# torch's lowest version comes from PyPI as a build for GPUs, of several GB: LOWEST_TORCH=2.13.0 takes
+# another. BOUNDS_TESTS=tests/models runs a part of the tests only. TRL needs newer versions than we do.
+LOWEST_BIN := $(VENV)-lowest/bin
+LOWEST_TORCH ?=
+BOUNDS_TESTS ?= --ignore tests/training/test_trl_oracle.py --ignore tests/test_docs.py
+bounds: $(READY) ## run the tests with the lowest versions that pyproject.toml allows (PYTHON=python3.11)
+	test -x $(LOWEST_BIN)/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(BIN)/python tools/lowest.py $(if $(LOWEST_TORCH),--torch $(LOWEST_TORCH)) > $(VENV)-lowest/lowest.txt
+	$(LOWEST_BIN)/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt \
+	    --editable . hypothesis pytest pytest-timeout
+	$(LOWEST_BIN)/python -m pytest -q $(BOUNDS_TESTS)
+
+# The figures in docs/speed.md are of HH-RLHF: DATA=hh-harmless.jsonl.gz, or any other data set.
+DATA ?= examples/data/quickstart.jsonl
+bench-dpo: $(READY) ## a DPO step against TRL's (DATA=a data set; else the shipped one)
 	$(BIN)/python bench/dpo_step.py --data $(DATA)
 
-bench-generation: $(READY) ## decoding against transformers' generate (DATA=an HH-RLHF file)
+bench-generation: $(READY) ## decoding against transformers' generate (DATA likewise)
 	$(BIN)/python bench/generation.py --data $(DATA)
 
 clean: ## remove the environment and caches, keep runs/
-	rm -rf $(VENV) $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from macpo.run_status import status
 from macpo.store import Journal, Progress, RunLock, artifact_folder, commit_directory
 
 KEYS = {name: name.encode().hex().ljust(64, "0")[:64] for name in ("data", "sft", "dpo", "eval")}
-START = datetime(2025, 1, 31, 12, tzinfo=timezone.utc).timestamp()
+START = datetime(2025, 1, 31, 12, tzinfo=UTC).timestamp()
 
 
 class Writer:
@@ -120,7 +120,7 @@ def test_artifact_set_aside_is_not_done(writer: Writer) -> None:
 
 def test_running_stage_with_progress(writer: Writer) -> None:
     writer.stage("data", 1.0)
-    writer.now = datetime.now(timezone.utc).timestamp() - 31
+    writer.now = datetime.now(UTC).timestamp() - 31
     writer.event("started", "sft")
 
     clock = iter([0.0, 10.0]).__next__

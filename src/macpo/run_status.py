@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,7 +214,7 @@ def _running_stage(run: RunDir, history: _History) -> RunningStage | None:
     if start is None:
         return None
     began = datetime.fromisoformat(start["time"].replace("Z", "+00:00"))
-    seconds = max((datetime.now(timezone.utc) - began).total_seconds(), 0.0)
+    seconds = max((datetime.now(UTC) - began).total_seconds(), 0.0)
     stage = RunningStage(start["stage"], start["key"], seconds)
     progress = run.progress()
     if progress is None or progress.get("key") != stage.key:

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,7 +73,7 @@ class Journal:
         taken = sorted(_RESERVED & fields.keys())
         if taken:
             raise ValueError(f"{', '.join(taken)}: a journal line sets this itself")
-        moment = datetime.fromtimestamp(self._now(), timezone.utc)
+        moment = datetime.fromtimestamp(self._now(), UTC)
         line: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "event": event,
