@@ -20,7 +20,6 @@ from macpo.records import (
     PreferenceExample,
     Prompt,
     Response,
-    by_prompt,
     dataset_response,
     read_answers,
     read_examples,
@@ -137,15 +136,6 @@ def test_records_can_be_members_of_sets_and_cannot_be_changed() -> None:
     assert len({pair, Pair(PROMPT, twin, RESPONSE)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         RESPONSE.text = "8"  # type: ignore[misc]
-
-
-def test_responses_are_grouped_by_prompt_in_their_order() -> None:
-    first, second, third = (
-        dataclasses.replace(RESPONSE, prompt_id=prompt, text=text)
-        for prompt, text in (("a", "1"), ("b", "2"), ("a", "3"))
-    )
-    assert by_prompt([first, second, third]) == {"a": [first, third], "b": [second]}
-    assert list(by_prompt([second, first])) == ["b", "a"]
 
 
 def test_jsonl_is_one_line_a_row_readable_by_eye(tmp_path: Path) -> None:
@@ -292,3 +282,12 @@ def test_scores_come_back_by_response_even_beyond_floats(tmp_path: Path) -> None
 def test_judgements_come_back_by_response(tmp_path: Path) -> None:
     write_judgements(tmp_path, [(RESPONSE, 0.25), (ANSWER, 4)])
     assert read_judgements(tmp_path) == {RESPONSE.id: 0.25, ANSWER.id: 4}
+
+
+def test_file_of_an_earlier_version_is_a_data_error(tmp_path: Path) -> None:
+    """Pairs were once written with whole records as `prompt`, `chosen` and `rejected`."""
+    pair = Pair(PROMPT, RESPONSE, RESPONSE)
+    earlier = {"prompt": PROMPT.to_json(), "chosen": RESPONSE.to_json()}
+    write_jsonl(tmp_path / "pairs.jsonl", [pair.to_json(), earlier])
+    with pytest.raises(DataError, match=r"pairs\.jsonl, line 2: not as this version .* run the co"):
+        read_pairs(tmp_path)

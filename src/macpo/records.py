@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from macpo.errors import DataError
 from macpo.seeds import digest
@@ -35,6 +35,8 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 Split = Literal["teacher", "student", "test"]
 SPLITS: tuple[Split, ...] = ("teacher", "student", "test")
+
+Record = TypeVar("Record")
 
 PROMPTS_FILE = "prompts.jsonl"
 RESPONSES_FILE = "responses.jsonl"
@@ -273,7 +275,7 @@ def write_examples(folder: Path, split: Split, examples: Iterable[PreferenceExam
 
 def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:
     """Read one split of a data artifact."""
-    return [PreferenceExample.from_json(row) for row in read_jsonl(_split_file(folder, split))]
+    return _read(_split_file(folder, split), PreferenceExample.from_json)
 
 
 def read_split_prompts(folder: Path, split: Split) -> list[Prompt]:
@@ -300,12 +302,12 @@ def read_answers(folder: Path) -> list[tuple[Prompt, Response]]:
 
 def read_prompts(folder: Path) -> list[Prompt]:
     """Read the prompts of an answering stage's artifact, in the order of its responses."""
-    return [Prompt.from_json(row) for row in read_jsonl(folder / PROMPTS_FILE)]
+    return _read(folder / PROMPTS_FILE, Prompt.from_json)
 
 
 def read_responses(folder: Path) -> list[Response]:
     """Read the responses of an answering stage's artifact."""
-    return [Response.from_json(row) for row in read_jsonl(folder / RESPONSES_FILE)]
+    return _read(folder / RESPONSES_FILE, Response.from_json)
 
 
 def write_pairs(folder: Path, pairs: Iterable[Pair]) -> None:
@@ -315,7 +317,7 @@ def write_pairs(folder: Path, pairs: Iterable[Pair]) -> None:
 
 def read_pairs(folder: Path) -> list[Pair]:
     """Read the pairs of an artifact."""
-    return [Pair.from_json(row) for row in read_jsonl(folder / PAIRS_FILE)]
+    return _read(folder / PAIRS_FILE, Pair.from_json)
 
 
 def write_scores(folder: Path, scored: Iterable[tuple[Response, CompletionScore]]) -> None:
@@ -336,10 +338,11 @@ def write_scores(folder: Path, scored: Iterable[tuple[Response, CompletionScore]
 
 def read_scores(folder: Path) -> dict[str, CompletionScore]:
     """Read scores by response id; responses that could not be scored are not in it."""
-    return {
-        row["response"]: CompletionScore(row["sum_logprob"], row["tokens"])
-        for row in read_jsonl(folder / SCORES_FILE)
-    }
+
+    def score(row: Mapping[str, Any]) -> tuple[str, CompletionScore]:
+        return row["response"], CompletionScore(row["sum_logprob"], row["tokens"])
+
+    return dict(_read(folder / SCORES_FILE, score))
 
 
 def write_judgements(folder: Path, judged: Iterable[tuple[Response, float]]) -> None:
@@ -350,7 +353,29 @@ def write_judgements(folder: Path, judged: Iterable[tuple[Response, float]]) -> 
 
 def read_judgements(folder: Path) -> dict[str, float]:
     """Read a judge's scores by response id; responses that it could not judge are not in it."""
-    return {row["response"]: row["score"] for row in read_jsonl(folder / JUDGEMENTS_FILE)}
+
+    def judgement(row: Mapping[str, Any]) -> tuple[str, float]:
+        return row["response"], row["score"]
+
+    return dict(_read(folder / JUDGEMENTS_FILE, judgement))
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> list[Record]:
+    """Read a file of records.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no such record.
+    """
+    records = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            records.append(parse(row))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {number}: not as this version of macpo writes it "
+                f"({type(error).__name__}: {error}); run the config again"
+            ) from error
+    return records
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -399,11 +424,3 @@ def _parse_object(line: bytes, where: str) -> dict[str, Any]:
             f"{where}: a JSON {type(value).__name__}, not an object; write the file again"
         )
     return value
-
-
-def by_prompt(responses: Sequence[Response]) -> dict[str, list[Response]]:
-    """Group responses by prompt id, keeping their order."""
-    grouped: dict[str, list[Response]] = {}
-    for response in responses:
-        grouped.setdefault(response.prompt_id, []).append(response)
-    return grouped
