@@ -12,7 +12,7 @@ import pytest
 
 from macpo.compare import Comparison, Design, Failure, Results, Row, Saving
 from macpo.compare.comparison import measure_saving, write_results
-from macpo.compare.results import rows_of
+from macpo.compare.rows import rows_of
 from macpo.compare.stages import CellPlan, CellStage
 from macpo.run_directory import MetricRow
 from tests.compare.files import designed
@@ -171,6 +171,20 @@ def test_metrics_to_show(design: Design, tmp_path: Path) -> None:
     ]
     assert Results(listed, more).metrics("student") == ["train_loss"]
     assert Results(design, more).policies == ["student", "teachers"]
+
+
+def test_rows_as_a_table_of_pandas(design: Design) -> None:
+    results = Results(design, rows(ceiling=0.4))
+    frame = results.frame
+
+    assert list(frame.columns) == [
+        *("setting", "method", "seed", "policy", "round", "metric", "value"),
+    ]
+    assert len(frame) == len(results.rows)
+    student = frame[(frame.policy == "student") & (frame.metric == "preference_accuracy")]
+    means = student[student.method == "macpo"].groupby("round").value.mean()
+    assert list(means) == pytest.approx([0.5, 0.6333333, 0.8])
+    assert frame[frame.metric == "pgr_preference_accuracy"].value.isna().all()
 
 
 def stage(name: str, key: str, agent: str | None = None) -> CellStage:

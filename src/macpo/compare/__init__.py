@@ -15,7 +15,8 @@
 | running, api | cell after cell over one store; `compare` shows it on stderr |
 | folder | what is where in a comparison's folder |
 | stats | means, intervals over seeds, paired differences, performance gap recovered |
-| results, comparison | rows, means over seeds, files of results, what sharing saved |
+| rows | measurements, the teachers' means, gaps recovered |
+| results, comparison | means over seeds, paired differences; files of results, what sharing saved |
 | table, markdown, figures, progress | what people see |
 | drawing | one style for the lines of all figures |
 """
@@ -28,7 +29,8 @@ from macpo.compare.config import CompareConfig
 from macpo.compare.design import Cell, Design, lay_out, load_design
 from macpo.compare.figures import draw_figures
 from macpo.compare.progress import CompareObserver
-from macpo.compare.results import Results, Row, SummaryRow
+from macpo.compare.results import Results, SummaryRow
+from macpo.compare.rows import Row
 from macpo.compare.stages import ComparePlan, plan_comparison
 from macpo.compare.stats import Estimate
 from macpo.compare.table import render_comparison, render_plan

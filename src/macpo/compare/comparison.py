@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from macpo.compare.design import Cell, Design
-from macpo.compare.results import Results, Row
+from macpo.compare.results import Results
 from macpo.compare.stages import CellPlan
 from macpo.store import write_text_atomic
 
@@ -126,10 +124,7 @@ def write_results(comparison: Comparison) -> None:
     folder, rows = comparison.folder, comparison.results.rows
     lines = "".join(json.dumps(row.to_json(), allow_nan=False) + "\n" for row in rows)
     write_text_atomic(folder / ROWS_FILE, lines, durable=True)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.to_json() for row in rows)
-    write_text_atomic(folder / TABLE_FILE, table.getvalue(), durable=True)
+    table = comparison.results.frame.to_csv(index=False, lineterminator="\n")
+    write_text_atomic(folder / TABLE_FILE, table, durable=True)
     summary = json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n"
     write_text_atomic(folder / SUMMARY_FILE, summary, durable=True)

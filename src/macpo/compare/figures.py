@@ -27,7 +27,8 @@ from macpo.compare.drawing import (
     make_figure,
 )
 from macpo.compare.folder import FIGURES
-from macpo.compare.results import STUDENT, SummaryRow
+from macpo.compare.results import SummaryRow
+from macpo.compare.rows import STUDENT
 from macpo.metrics import metric
 from macpo.store import translate_write_errors
 from macpo.store.atomic import make_directory, remove_tree

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS
-from macpo.compare.results import STUDENT
+from macpo.compare.rows import STUDENT
 from macpo.compare.table import cell_text, legend_lines, note_lines, saving_lines
 from macpo.metrics import metric
 from macpo.report.text import plain_line

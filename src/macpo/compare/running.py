@@ -22,7 +22,8 @@ from macpo.compare.folder import (
     write_layout,
 )
 from macpo.compare.progress import CompareObserver, Forecast
-from macpo.compare.results import Results, Row, rows_of
+from macpo.compare.results import Results
+from macpo.compare.rows import Row, rows_of
 from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line, plan_cells
 from macpo.errors import MacpoError
 from macpo.store import RunLock

@@ -1,7 +1,8 @@
 """The statistics of a comparison: means with intervals over seeds, and what is recovered of a gap.
 
 Seeds are few, so intervals are Student's: mean +- t * s / sqrt(n), with t the quantile that leaves
-2.5 % on each side at n - 1 degrees of freedom and s the standard deviation of the sample.
+2.5 % on each side at n - 1 degrees of freedom and s the standard deviation of the sample. Why scipy
+does not give the quantile: docs/architecture.md, "What stays by hand, and why".
 """
 
 from __future__ import annotations

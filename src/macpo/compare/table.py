@@ -13,7 +13,8 @@ from rich.text import Text
 
 from macpo.compare.comparison import Comparison, Saving
 from macpo.compare.design import TEACHERS, Design
-from macpo.compare.results import STUDENT, SummaryRow
+from macpo.compare.results import SummaryRow
+from macpo.compare.rows import STUDENT
 from macpo.compare.stages import ComparePlan
 from macpo.compare.stats import Estimate
 from macpo.errors import ConfigError
