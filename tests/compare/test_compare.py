@@ -201,7 +201,7 @@ def test_two_comparisons_at_once_share_a_store(home: Path, tmp_path: Path) -> No
         subprocess.Popen([*command, "--out", tmp_path / name], stderr=subprocess.DEVNULL)
         for name in ("one", "two")
     ]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=250) for process in both] == [0, 0]
 
     cells = [cell for name in ("one", "two") for cell in cells_of(tmp_path / name)]
     keys = [e["key"] for c in cells for e in journal_of(c) if e["event"] == "finished"]

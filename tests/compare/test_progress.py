@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from macpo.compare import Cell, Design
-from macpo.compare.progress import CompareConsole, Forecast
+from macpo.compare.progress import CompareConsole
 from macpo.compare.stages import CellPlan, CellStage
+from macpo.compare.times import Forecast
 from tests.compare.files import designed
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from macpo.compare import Comparison, Design, Failure, Results, Row, Saving
-from macpo.compare.comparison import measure_saving, write_results
+from macpo.compare.comparison import write_results
 from macpo.compare.rows import rows_of
 from macpo.compare.stages import CellPlan, CellStage
+from macpo.compare.times import measure_saving
 from macpo.run_directory import MetricRow
 from tests.compare.files import designed
 
@@ -235,6 +236,11 @@ def test_files_of_results(design: Design, results: Results, tmp_path: Path) -> N
     }
     assert [cell["state"] for cell in summary["cells"][:3]] == ["finished", "failed", "not run"]
     assert summary["cells"][1]["reason"] == "no disk left"
+    assert summary["metrics"]["preference_accuracy"] == {
+        "title": "preference accuracy",
+        "unit": "share",
+        "better": "higher",
+    }
     naive = [r for r in summary["last_round"] if (r["method"], r["policy"]) == ("naive", "student")]
     assert naive[0]["difference"]["mean"] == pytest.approx(-0.3)
     assert naive[0]["difference"]["excludes_zero"] is True

@@ -16,7 +16,9 @@
 | folder | what is where in a comparison's folder |
 | stats | means, intervals over seeds, paired differences, performance gap recovered |
 | rows | measurements, the teachers' means, gaps recovered |
-| results, comparison | means over seeds, paired differences; files of results, what sharing saved |
+| results | means over seeds, paired differences |
+| times | how long stages took: what is left, what sharing saved |
+| comparison | what `compare` returns, and the files of results |
 | table, markdown, figures, progress | what people see |
 | drawing | one style for the lines of all figures |
 """
@@ -24,7 +26,7 @@
 from __future__ import annotations
 
 from macpo.compare.api import compare
-from macpo.compare.comparison import Comparison, Failure, Saving
+from macpo.compare.comparison import Comparison, Failure
 from macpo.compare.config import CompareConfig
 from macpo.compare.design import Cell, Design, lay_out, load_design
 from macpo.compare.figures import draw_figures
@@ -34,6 +36,7 @@ from macpo.compare.rows import Row
 from macpo.compare.stages import ComparePlan, plan_comparison
 from macpo.compare.stats import Estimate
 from macpo.compare.table import render_comparison, render_plan
+from macpo.compare.times import Saving
 
 __all__ = [
     "Cell",

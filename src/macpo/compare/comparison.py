@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from macpo.compare.design import Cell, Design
 from macpo.compare.results import Results
-from macpo.compare.stages import CellPlan
+from macpo.compare.rows import better_of
+from macpo.compare.times import Saving
+from macpo.metrics import in_order
 from macpo.store import write_text_atomic
 
 ROWS_FILE, TABLE_FILE, SUMMARY_FILE = "results.jsonl", "results.csv", "results.json"
@@ -22,19 +24,6 @@ class Failure:
 
     cell: Cell
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """What cells saved by sharing stages: both sides count only stages that are done.
-
-    `seconds_*` are wall-clock times of stages, all attempts together, as the store recorded them.
-    """
-
-    stages_run: int
-    stages_separate: int
-    seconds_run: float
-    seconds_separate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,58 +50,43 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: means over seeds, what failed, the saving; not the single rows."""
         design = self.design
-        failed = {(f.cell.setting, f.cell.method, f.cell.seed): f.reason for f in self.failures}
-        done = {(c.setting, c.method, c.seed) for c in self.finished}
-        cells = []
-        for cell in design.cells:
-            place = (cell.setting, cell.method, cell.seed)
-            state = "finished" if place in done else "failed" if place in failed else "not run"
-            cells.append(
-                {
-                    "setting": cell.setting,
-                    "method": cell.method,
-                    "seed": cell.seed,
-                    "folder": str(design.folder_of(cell)),
-                    "state": state,
-                    "reason": failed.get(place),
-                }
-            )
         return {
             "name": design.name,
             "against": design.against,
             "ceiling": design.ceiling,
             "seeds": list(design.seeds),
-            "cells": cells,
+            "cells": list(self._cells_json()),
+            "metrics": self._metrics_json(),
             "saving": asdict(self.saving),
             "last_round": [row.to_json() for row in self.results.last_round()],
             "each_round": [row.to_json() for row in self.results.each_round()],
         }
 
+    def _metrics_json(self) -> dict[str, Any]:
+        """Return what is known of each metric, which way is better as the compare file has it."""
+        return {
+            found.name: {
+                "title": found.title,
+                "unit": found.unit,
+                "better": better_of(found.name, self.design),
+            }
+            for found in in_order(row.metric for row in self.results.rows)
+        }
 
-def measure_saving(
-    plans: Iterable[CellPlan], finished: Iterable[Cell], seconds: Mapping[str, float]
-) -> Saving:
-    """Return what sharing saved.
-
-    Args:
-        plans: the stages of every cell.
-        finished: the cells that were run to their end.
-        seconds: how long each finished stage took, by key.
-    """
-    ended = {(cell.setting, cell.method, cell.seed) for cell in finished}
-    separate = [
-        stage.key
-        for plan in plans
-        for stage in plan.stages
-        if stage.key in seconds or (plan.cell.setting, plan.cell.method, plan.cell.seed) in ended
-    ]
-    together = set(separate)
-    return Saving(
-        stages_run=len(together),
-        stages_separate=len(separate),
-        seconds_run=sum(seconds.get(key, 0.0) for key in together),
-        seconds_separate=sum(seconds.get(key, 0.0) for key in separate),
-    )
+    def _cells_json(self) -> Iterator[dict[str, Any]]:
+        """Yield how each cell ended."""
+        failed = {failure.cell.place: failure.reason for failure in self.failures}
+        done = {cell.place for cell in self.finished}
+        for cell in self.design.cells:
+            ended = "failed" if cell.place in failed else "not run"
+            yield {
+                "setting": cell.setting,
+                "method": cell.method,
+                "seed": cell.seed,
+                "folder": str(self.design.folder_of(cell)),
+                "state": "finished" if cell.place in done else ended,
+                "reason": failed.get(cell.place),
+            }
 
 
 def write_results(comparison: Comparison) -> None:

@@ -37,6 +37,11 @@ class Cell:
     seed: int
     config: RunConfig
 
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Setting, method and seed: what tells it from the other cells."""
+        return self.setting, self.method, self.seed
+
     def describe(self, *, with_setting: bool) -> str:
         """Name the cell for people: `noise/spin, seed 2`."""
         label = f"{self.setting}/{self.method}" if with_setting else self.method

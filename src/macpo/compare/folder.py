@@ -24,7 +24,7 @@ from macpo.dtype import known_dtype, read_resolved, resolve_once
 from macpo.errors import StoreError
 from macpo.machine import choose_device
 from macpo.run_directory import MetricRow, RunDir
-from macpo.store import TIMES, read_journal, translate_write_errors, write_text_atomic
+from macpo.store import translate_write_errors, write_text_atomic
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
@@ -130,18 +130,3 @@ def unmark_finished(folder: Path) -> None:
     """Take that back, before the cell is run by another plan."""
     with translate_write_errors(folder):
         (folder / FINISHED_FILE).unlink(missing_ok=True)
-
-
-def stage_seconds(store: Path) -> dict[str, float]:
-    """Return how long each finished stage of a store took, by key, all attempts together.
-
-    Raises:
-        StoreError: the store's times cannot be read.
-    """
-    attempts: dict[str, float] = {}
-    finished: dict[str, float] = {}
-    for event in read_journal(store / TIMES):
-        key = event["key"]
-        seconds = attempts.pop(key, 0.0) + float(event["seconds"])
-        (finished if event["event"] == "finished" else attempts)[key] = seconds
-    return finished

@@ -1,11 +1,10 @@
-"""What a comparison tells while it runs, and how long it will still take."""
+"""What a comparison tells while it runs, and showing it on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from macpo.compare.design import Cell, Design
-from macpo.compare.stages import CellPlan, distinct_stages
 from macpo.report.console import ConsoleObserver
 from macpo.report.text import format_seconds, plain_line, plural
 
@@ -54,51 +52,6 @@ class CompareObserver(Protocol):
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
-
-
-class Forecast:
-    """How long the stages that are left will take, at the pace of those that were run.
-
-    Stages are alike that are of one kind and one agent; one without its like that was run counts
-    as the mean of all.
-
-    Args:
-        plans: the cells.
-        seconds: how long finished stages took, by key.
-    """
-
-    def __init__(self, plans: Iterable[CellPlan], seconds: Mapping[str, float]) -> None:
-        stages = distinct_stages(plans)
-        self._sort = {key: (stage.kind, stage.agent) for key, stage in stages.items()}
-        self._left = dict.fromkeys(stages)
-        self._runs: Counter[tuple[str, str | None]] = Counter()
-        self._seconds: dict[tuple[str, str | None], float] = {}
-        for key, took in seconds.items():
-            self.finished(key, took)
-
-    def finished(self, key: str, seconds: float) -> None:
-        """Take in that a stage has run."""
-        sort = self._sort.get(key)
-        if sort is not None:
-            self._left.pop(key, None)
-            self._runs[sort] += 1
-            self._seconds[sort] = self._seconds.get(sort, 0.0) + seconds
-
-    def found(self, key: str) -> None:
-        """Take in that a stage need not run."""
-        self._left.pop(key, None)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """An estimate; None until something was run."""
-        if not self._runs:
-            return None
-        mean = sum(self._seconds.values()) / sum(self._runs.values())
-        left = Counter(self._sort[key] for key in self._left)
-        return sum(
-            count * (self._seconds[sort] / self._runs[sort] if sort in self._runs else mean)
-            for sort, count in left.items()
-        )
 
 
 class CompareConsole:

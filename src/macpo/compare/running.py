@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo.compare.comparison import Comparison, Failure, measure_saving, write_results
+from macpo.compare.comparison import Comparison, Failure, write_results
 from macpo.compare.design import Cell, Design, with_dtype
 from macpo.compare.folder import (
     LOCK,
@@ -17,14 +17,14 @@ from macpo.compare.folder import (
     mark_finished,
     prepare_cell,
     refuse_run,
-    stage_seconds,
     unmark_finished,
     write_layout,
 )
-from macpo.compare.progress import CompareObserver, Forecast
+from macpo.compare.progress import CompareObserver
 from macpo.compare.results import Results
 from macpo.compare.rows import Row, rows_of
 from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line, plan_cells
+from macpo.compare.times import Forecast, measure_saving, stage_seconds
 from macpo.errors import MacpoError
 from macpo.store import RunLock
 from macpo.store.atomic import make_directory

@@ -11,12 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from macpo.compare.comparison import Comparison, Saving
+from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS, Design
 from macpo.compare.results import SummaryRow
 from macpo.compare.rows import STUDENT
 from macpo.compare.stages import ComparePlan
 from macpo.compare.stats import Estimate
+from macpo.compare.times import Saving
 from macpo.errors import ConfigError
 from macpo.metrics import metric
 from macpo.report.text import format_seconds, plain_line, plural
