@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
-from macpo.agents import Agent, Policy
-from macpo.config import TuningConfig
+from macpo.agents import Agent, Policy, assemble_team
+from macpo.config import TuningConfig, load_config
+from macpo.data.stages import content_digest
 from macpo.errors import ModelError
+from macpo.execution.local import LocalExecutor
 from macpo.likelihood import PromptGroup
+from macpo.methods.build import build_plan
 from macpo.models.loading import load_model
-from macpo.policies import LoadedPolicy, PolicyPool, restore, save_weights, snapshot
+from macpo.policies import (
+    LoadedPolicy,
+    PolicyPool,
+    expected_bytes,
+    restore,
+    save_weights,
+    snapshot,
+)
 from macpo.stage import Stage
+from macpo.store import RunLock, Store
 from tests.likelihood.plain import make_model, plain_sums
+from tests.runs import write_config
+from tests.test_resume import Quiet
 from tests.tiny import tiny_tokenizer
 from tests.workbench import CPU, Workbench, make_agent, model_folder, randomise
 
@@ -237,8 +253,10 @@ def saved_folder(path: Path, name: str) -> Path:
 def test_gpt2s_linear_layers_are_found(bench: Workbench, tmp_path: Path) -> None:
     """They are Conv1D, whose weight is transposed."""
     folder = saved_folder(tmp_path / "gpt2", "gpt2")
-    loaded = bench.train_from(make_agent(folder, tuning=TuningConfig(targets=("c_attn",))))
+    agent = make_agent(folder, tuning=TuningConfig(targets=("c_attn",)))
+    loaded = bench.train_from(agent)
     assert len(loaded.trainable) == 4
+    assert expected_bytes(agent) == sum(4 * p.numel() for p in loaded.model.parameters())
     with pytest.raises(ModelError, match=r"linear layers are c_attn, c_fc, c_proj$"):
         bench.train_from(make_agent(folder))
 
@@ -300,6 +318,89 @@ def test_bases_stay_in_memory_while_they_fit(tmp_path: Path) -> None:
     pool.load(Policy(three, "positive"))  # two goes
     assert model(one) == id(kept[one.base.location].model)
     assert model(two) != id(kept[two.base.location].model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tuning", [LORA, TuningConfig(targets="all-linear"), FULL], ids=repr)
+def test_size_of_a_base_is_known_from_its_config(
+    bench: Workbench, tuning: TuningConfig, dtype: str
+) -> None:
+    for folder in (model_folder(), model_folder(tied=True)):
+        agent = make_agent(folder, tuning=tuning, dtype=dtype)
+        model = bench.pool.load(Policy(agent, "positive")).model
+        taken = sum(p.numel() * p.element_size() for p in model.parameters())
+        assert expected_bytes(agent) == taken
+
+
+class Held:
+    """Counts the base models in memory at the moment when another one is about to be loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive: list[int] = []
+        self._models: list[weakref.ref[Any]] = []
+        monkeypatch.setattr("macpo.policies.load_model", self._load)
+
+    def _load(self, *args: Any) -> Any:
+        self.alive.append(sum(model() is not None for model in self._models))
+        model = load_model(*args)
+        self._models.append(weakref.ref(model))
+        return model
+
+
+def test_room_is_made_before_the_next_base_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = [make_agent(model_folder(seed=seed), tuning=LORA) for seed in (0, 1, 2)]
+    size = expected_bytes(agents[0])
+
+    held = Held(monkeypatch)
+    pool = Workbench(tmp_path / "one", memory_bytes=int(1.5 * size)).pool
+    for agent in (*agents, *agents):
+        pool.load(Policy(agent, "positive"))
+    assert held.alive == [0] * 6
+
+    held = Held(monkeypatch)
+    pool = Workbench(tmp_path / "two", memory_bytes=2 * size).pool
+    for agent in agents:
+        pool.load(Policy(agent, "positive"))
+    assert held.alive == [0, 1, 1]
+
+
+def test_whole_run_in_room_for_one_base_never_holds_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_config(tmp_path), ["rounds=1"])
+    team = assemble_team(config, config.dtype, fetch=True)
+    plan = build_plan(config, team, content_digest(config.data, fetch=True))
+    store = Store(tmp_path / "store")
+    executor = LocalExecutor(tmp_path / "run", store, config.engine, CPU, Quiet())
+    largest = max(expected_bytes(agent) for agent in team.agents)
+    executor.policies = PolicyPool(CPU, lambda key: executor.artifacts[key].path, largest)
+    held = Held(monkeypatch)
+
+    with RunLock(tmp_path / "run" / "lock"):
+        executor.execute(plan)
+
+    assert len(held.alive) > 6
+    assert set(held.alive) == {0}
+
+
+def test_weights_go_straight_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    plain = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watch(*args: Any, **options: Any) -> Any:
+        asked.append(options.get("device_map"))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watch)
+
+    model = load_model(make_agent().base, torch.float32, "cpu")
+
+    assert asked == [CPU]
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device for tensor in tensors} == {CPU}
+    assert not model.training
 
 
 def test_base_larger_than_the_memory_is_loaded_all_the_same(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Loading policies: one base model in memory serves all the adapters that stand over it.
 
-A pool keeps the base models it has loaded while they fit. Under LoRA a base carries one adapter
-slot, and asking for another policy of the same base writes other numbers into that slot; a policy
-that trains whole replaces the weights in place. So a positive, a negative and a reference policy
-cost one base. A policy from the pool is good until the next one is asked for.
+A pool keeps the base models it has loaded while they fit, and makes room before it loads another.
+Under LoRA a base carries one adapter slot, and asking for another policy of the same base writes
+other numbers into that slot; a policy that trains whole replaces the weights in place. So a
+positive, a negative and a reference policy cost one base. A policy from the pool is good until the
+next one is asked for.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
-from macpo.models.loading import load_model, load_tokenizer
+from macpo.models.loading import empty_model, load_model, load_tokenizer
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -121,8 +123,9 @@ class PolicyPool:
         if key in self._bases:
             self._bases[key] = self._bases.pop(key)  # most recently used last
             return self._bases[key]
-        dtype = getattr(torch, agent.dtype)
-        model = load_model(agent.base, dtype, self.device)
+        if self._bases:
+            self._make_room(expected_bytes(agent))
+        model = load_model(agent.base, getattr(torch, agent.dtype), self.device)
         architecture = inspect_architecture(model)
         if architecture.fallback_reason:
             _log.info("%s: padded rows, since %s", agent.base.name, architecture.fallback_reason)
@@ -131,7 +134,7 @@ class PolicyPool:
             model = _with_adapter(model, agent)
         model.eval()  # no dropout but LoRA's own, which training turns on
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
-        self._make_room(_bytes_of(model))
+        self._make_room(_bytes_of(model))  # should it have come out larger than expected
         base = _Base(model, architecture, trainable, snapshot(trainable), holds=None)
         self._bases[key] = base
         return base
@@ -143,6 +146,44 @@ class PolicyPool:
             if held + needed <= self._memory:
                 return
             del self._bases[next(iter(self._bases))]
+            gc.collect()  # a model refers to itself, and would stay until some later collection
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def expected_bytes(agent: Agent) -> int:
+    """Return what an agent's base will take in memory, adapter slot included, by its config."""
+    model = empty_model(agent.base)
+    size = sum(p.numel() for p in model.parameters()) * getattr(torch, agent.dtype).itemsize
+    if agent.tuning.kind == "lora":
+        size += adapter_weights(model, agent) * torch.float32.itemsize
+    return int(size)
+
+
+def adapter_weights(model: Any, agent: Agent) -> int:
+    """Return how many weights an agent's adapter over a model has; its targets must fit."""
+    targets = agent.tuning.targets
+    head = model.get_output_embeddings()
+    shapes = [
+        tuple(layer.weight.shape)
+        for name, layer in _linear_layers(model)
+        if (layer is not head if targets == ("all-linear",) else _meets(name, targets))
+    ]
+    return sum(agent.tuning.rank * (rows + columns) for rows, columns in shapes)
+
+
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an adapter can be put over."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            yield name, module
+
+
+def _meets(name: str, targets: Sequence[str]) -> bool:
+    """Tell whether PEFT adapts the layer of that name."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def snapshot(trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,15 +254,12 @@ def _with_adapter(model: Any, agent: Agent) -> Any:
 
 def _check_targets(model: Any, agent: Agent) -> None:
     """Refuse a target that PEFT would pass over, or that the likelihood engine would."""
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-    kinds = (torch.nn.Linear, Conv1D)
-    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    names = [name for name, _ in _linear_layers(model)]
     head = model.get_output_embeddings()
     heads = [name for name, module in model.named_modules() if module is head]
     layers = sorted({name.rpartition(".")[2] for name in names if name not in heads})
     for target in agent.tuning.targets:
-        met = [n for n in names if n == target or n.endswith(f".{target}")]
+        met = [name for name in names if _meets(name, (target,))]
         if target != "all-linear" and (not met or set(met) & set(heads)):
             raise ModelError(
                 f"{agent.base.name}: tuning.targets: {target} fits no layer that can be adapted; "

@@ -32,7 +32,7 @@ class ParameterCount:
 
 
 def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a causal language model, in evaluation mode.
+    """Load a causal language model, in evaluation mode, straight to a device.
 
     Only safetensors files are read. Code that came with the model runs only if the config says
     `trust_remote_code`.
@@ -48,6 +48,7 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
     Raises:
         ModelError: the model is not local, is no causal language model, or lacks weights.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     folder = _local_folder(resolved)
@@ -56,6 +57,7 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
         model, report = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
+            device_map=torch.device(device),  # not through a copy in host memory
             use_safetensors=True,
             trust_remote_code=resolved.trust_remote_code,
             local_files_only=True,
@@ -72,7 +74,7 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
             f"{resolved.name}: {folder} does not hold {len(lost)} of the model's tensors, the "
             f"first is {lost[0]}; the config and the weights do not belong together"
         )
-    return model.to(device)
+    return model
 
 
 def load_tokenizer(resolved: ResolvedModel, chat_template: str | None = None) -> Any:
@@ -121,7 +123,8 @@ def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:
         ModelError: the config cannot be read, or `layers` names a layer that it lacks.
     """
     if (Path(resolved.location) / CONFIG).is_file():
-        return ParameterCount(_count_by_config(resolved), estimated=False)
+        weights = empty_model(resolved).parameters()  # tied weights count once
+        return ParameterCount(sum(weight.numel() for weight in weights), estimated=False)
     if resolved.layers:
         return None
     match = SIZE_IN_NAME.search(resolved.name.partition("@")[0].rpartition("/")[2].lower())
@@ -131,8 +134,13 @@ def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:
     return ParameterCount(round(size), estimated=True)
 
 
-def _count_by_config(resolved: ResolvedModel) -> int:
-    """Build the model without weights and count what it would have; tied weights count once."""
+def empty_model(resolved: ResolvedModel) -> Any:
+    """Build a model without weights, on the meta device, from the config in its folder.
+
+    Raises:
+        ModelError: the config cannot be read, is of no causal language model, or lacks a layer that
+            `layers` names.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -142,12 +150,11 @@ def _count_by_config(resolved: ResolvedModel) -> int:
         config = pruned_config(config, resolved.layers, resolved.name)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     except ValueError as error:
         raise ModelError(
             f"{resolved.name}: no causal language model ({load_failure(error)})"
         ) from error
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def _local_folder(resolved: ResolvedModel) -> Path:

@@ -7,14 +7,12 @@ the weights' for answers of hundreds of tokens), and so is what packing and allo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from macpo.agents import Agent
 from macpo.config import EngineConfig
 from macpo.models.folders import CONFIG
-from macpo.models.pruning import pruned_config, read_config
 from macpo.work import Work
 
 GIB = 1 << 30
@@ -93,29 +91,12 @@ def model_shape(agent: Agent) -> ModelShape | None:
     folder = Path(agent.base.location)
     if not (folder / CONFIG).is_file():
         return None
-    import torch
-    from transformers import AutoModelForCausalLM
+    from macpo.models.loading import empty_model
+    from macpo.policies import adapter_weights
 
-    trust = agent.base.trust_remote_code
-    config = read_config(folder, with_code=trust)
-    if agent.base.layers:
-        config = pruned_config(config, agent.base.layers, agent.base.name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-    head = model.get_output_embeddings()
-    targets = agent.tuning.targets
-    adapter = sum(
-        agent.tuning.rank * sum(module.weight.shape)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (module is not head if targets == ("all-linear",) else _ends_in(name, targets))
-    )
-    text = config.get_text_config()
+    model = empty_model(agent.base)
+    text = model.config.get_text_config()
     hidden = int(text.hidden_size)
     intermediate = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    adapter = adapter_weights(model, agent)
     return ModelShape(int(text.num_hidden_layers), hidden, intermediate, adapter)
-
-
-def _ends_in(name: str, targets: Sequence[str]) -> bool:
-    """Tell whether PEFT would adapt the module of that name."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
