@@ -13,6 +13,7 @@ from macpo.compare import load_design
 from macpo.config import DataConfig, load_config
 from macpo.data import load_preferences
 from macpo.data.loading import source_digest
+from macpo.data.sources import find_source
 from macpo.errors import ConfigError
 from macpo.shipped import examples, examples_folder, locate, nearest_example
 from tests.compare.files import write_compare
@@ -85,6 +86,7 @@ def test_shipped_data_can_be_named_in_a_config() -> None:
     there = DataConfig(source=str(EXAMPLES / "data" / "quickstart.jsonl"))
     assert load_preferences(named).examples == load_preferences(there).examples
     assert source_digest(named) == source_digest(there)
+    assert find_source(named.source).is_here(named)
     with pytest.raises(ConfigError, match="example:data/no: there is no such example"):
         load_preferences(DataConfig(source="example:data/no"))
 

@@ -23,7 +23,7 @@ from macpo.config import ModelConfig, OptimizerConfig, RunConfig, check_config
 from macpo.config.loading import read_mapping
 from macpo.config.sections import AGENT_NAME, RESERVED_NAMES
 from macpo.data import load_preferences
-from macpo.data.files import is_local
+from macpo.data.sources import Hub, find_source
 from macpo.errors import ConfigError
 from macpo.models.sources import resolve
 from macpo.shipped import locate
@@ -185,7 +185,7 @@ def _default(path: Sequence[str]) -> Any:
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         section = inner
-    value = section.model_fields[path[-1]].default
+    value = section.model_fields[path[-1]].get_default(call_default_factory=True)
     if not isinstance(value, BaseModel):
         return list(value) if isinstance(value, tuple) else value
     plain = value.model_dump(mode="json")
@@ -220,8 +220,7 @@ def _prompts(config: RunConfig) -> int | None:
     Raises:
         DataError: the data cannot be read.
     """
-    source = config.data.source
-    if not is_local(source) and ":" not in source:
+    if isinstance(find_source(config.data.source), Hub):
         return None
     return load_preferences(config.data).report.prompts
 

@@ -6,13 +6,13 @@ DATA_SCHEMES.register("mine", MySource())      # data.source: mine:...
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from macpo.data.files import RowSource, is_local, local_digest, open_file
 from macpo.data.hub import hub_digest, open_hub
 from macpo.errors import DataError
 from macpo.registry import Registry
+from macpo.shipped import locate
 
 if TYPE_CHECKING:
     from macpo.config import DataConfig
@@ -68,7 +68,7 @@ class LocalFile:
 
     def is_here(self, config: DataConfig) -> bool:
         """See `DataSource.is_here`."""
-        return Path(config.source).expanduser().exists()
+        return locate(config.source).expanduser().exists()
 
 
 class Hub:
