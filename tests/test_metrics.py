@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from macpo.config import load_config
+from macpo.errors import ConfigError
 from macpo.metrics import (
+    METRICS,
     Metric,
     in_order,
     is_registered,
@@ -101,15 +103,17 @@ def test_order_is_that_of_registration_then_as_given() -> None:
     ]
 
 
-def test_metric_can_be_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("macpo.metrics._METRICS", {m.name: m for m in registered()})
+def test_metric_can_be_registered_once(request: pytest.FixtureRequest) -> None:
     mine = Metric("politeness", "politeness", "share", better="higher")
     register_metric(mine)
-    register_metric(Metric("politeness", "politeness", "share", better="higher"))
+    request.addfinalizer(lambda: METRICS.unregister("politeness"))
+    register_metric(mine)
 
     assert metric("politeness") is mine
     assert registered()[-1] is mine
-    with pytest.raises(ValueError, match="politeness is registered already, as 'politeness'; give"):
+    with pytest.raises(
+        ConfigError, match=r"metric 'politeness' is registered twice, by Metric\(name"
+    ):
         register_metric(Metric("politeness", "rudeness", "share", better="lower"))
 
 

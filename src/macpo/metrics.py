@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from macpo.plugins import load_plugins
+from macpo.registry import Registry
 
 Better = Literal["higher", "lower", "neither"]
 Shown = Literal["everywhere", "comparisons", "named"]
@@ -100,25 +100,21 @@ PREFIXES = {
 }
 """Beginnings of names, with the title that they make of another metric's."""
 
-_METRICS: dict[str, Metric] = {}
+METRICS: Registry[Metric] = Registry("metric")
 
 
 def register_metric(metric: Metric) -> None:
     """Add a metric.
 
     Raises:
-        ValueError: another one has that name.
+        ConfigError: another one has that name.
     """
-    known = _METRICS.setdefault(metric.name, metric)
-    if known != metric:
-        raise ValueError(
-            f"metric {metric.name} is registered already, as {known.title!r}; give it another name"
-        )
+    METRICS.register(metric.name, metric)
 
 
 def metric(name: str) -> Metric:
     """Return what is known of a metric, also of one that nobody registered."""
-    found = _find(name)
+    found = METRICS.find(name)
     if found is not None:
         return found
     for prefix in PREFIXES:
@@ -147,13 +143,12 @@ def derive(base: Metric, prefix: str) -> Metric:
 def is_registered(name: str) -> bool:
     """Tell whether a metric is known, by its own name or after a prefix."""
     bases = (name.removeprefix(p) for p in PREFIXES if name.startswith(p))
-    return _find(name) is not None or any(_find(base) is not None for base in bases)
+    return any(METRICS.find(known) is not None for known in (name, *bases))
 
 
 def registered() -> tuple[Metric, ...]:
     """Return all metrics that were registered, macpo's own first: the order of every table."""
-    load_plugins()
-    return tuple(_METRICS.values())
+    return tuple(METRICS.all().values())
 
 
 def in_order(names: Iterable[str]) -> list[Metric]:
@@ -162,12 +157,6 @@ def in_order(names: Iterable[str]) -> list[Metric]:
     known = [known for known in registered() if known.name in asked]
     own = {known.name for known in known}
     return [*known, *(metric(name) for name in asked if name not in own)]
-
-
-def _find(name: str) -> Metric | None:
-    if name not in _METRICS:
-        load_plugins()
-    return _METRICS.get(name)
 
 
 for _metric in (

@@ -88,6 +88,7 @@ class Registry(Generic[Thing]):
 
 
 def _origin(thing: object) -> str:
-    """Say where a thing was defined."""
-    kind = thing if isinstance(thing, type) else type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """Say where a class was defined, or what else a thing is."""
+    if isinstance(thing, type):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    return repr(thing)[:100]
