@@ -239,3 +239,19 @@ def test_messages_of_troubleshooting_are_in_the_sources(quoted: str) -> None:
     pattern = re.compile(r"[\s\S]*".join(pieces))
 
     assert any(pattern.search(message) for message in messages())
+
+
+def test_file_map_names_what_is_there() -> None:
+    """Every path in architecture's file map exists, and nothing of the package is missing in it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## File map")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    top = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in SOURCES.iterdir()
+        if not path.name.startswith("_") and path.name != "py.typed"
+    }
+
+    assert not {name for name in named if not (SOURCES / name).exists()}
+    assert not top - named
