@@ -21,6 +21,9 @@ PUBLIC = {
     "merge_adapter",
     "open_run",
     "plan",
+    "register_evaluator",
+    "register_method",
+    "register_metric",
     "run",
     "status",
 }

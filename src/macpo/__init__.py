@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from macpo.api import run
     from macpo.config import RunConfig, load_config
     from macpo.data import check_data
+    from macpo.evaluation import register_evaluator
+    from macpo.methods import register_method
+    from macpo.metrics import register_metric
     from macpo.planning import plan
     from macpo.publish import merge_adapter
     from macpo.run_api import filter_by_perplexity, open_run
@@ -35,6 +38,9 @@ __all__ = [
     "merge_adapter",
     "open_run",
     "plan",
+    "register_evaluator",
+    "register_method",
+    "register_metric",
     "run",
     "status",
 ]
@@ -47,6 +53,9 @@ _HOMES = {
     "merge_adapter": "macpo.publish",
     "open_run": "macpo.run_api",
     "plan": "macpo.planning",
+    "register_evaluator": "macpo.evaluation",
+    "register_method": "macpo.methods",
+    "register_metric": "macpo.metrics",
     "run": "macpo.api",
     "status": "macpo.run_status",
 }

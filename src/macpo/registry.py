@@ -74,7 +74,11 @@ class Registry(Generic[Thing]):
         """Return what to say of a name that is not known: the nearest one, or all."""
         names = self.names()
         near = difflib.get_close_matches(name[:100], names, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"write {', '.join(names)}"
+        remedy = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"write {', '.join(names)}, or name the plugin that adds it with --plugin"
+        )
         return f"there is no {self.what} {name[:60]!r}; {remedy}"
 
     def names(self) -> list[str]:

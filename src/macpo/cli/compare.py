@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from macpo.cli.run import DataOption, SetOption, refuse_many_processes, with_data
+from macpo.cli.run import (
+    DataOption,
+    PluginOption,
+    SetOption,
+    load_named,
+    refuse_many_processes,
+    with_data,
+)
 
 if TYPE_CHECKING:
     from macpo.compare import Design
@@ -52,12 +59,14 @@ def command(
             "--policy", metavar="NAME", help="Show this agent, or the mean: teachers; else student."
         ),
     ] = None,
+    plugins: PluginOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and their stages; run nothing.")
     ] = False,
 ) -> None:
     """Run every cell of FILE, shared stages once; run it again to go on where it stopped."""
     refuse_many_processes(os.environ)
+    load_named(plugins)
     from macpo.compare import load_design
     from macpo.compare.rows import STUDENT
     from macpo.compare.table import check_view

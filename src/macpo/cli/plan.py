@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from macpo.cli.run import ConfigArgument, DataOption, OutOption, SetOption, run_folder, with_data
+from macpo.cli.run import (
+    ConfigArgument,
+    DataOption,
+    OutOption,
+    PluginOption,
+    SetOption,
+    load_named,
+    run_folder,
+    with_data,
+)
 
 EXAMPLES = """\
 Examples:
@@ -22,9 +31,11 @@ def command(
     out: OutOption = None,
     data: DataOption = None,
     overrides: SetOption = None,
+    plugins: PluginOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the stages of CONFIG: which are done, and what the others cost; nothing is run."""
+    load_named(plugins)
     from macpo.config import load_config
     from macpo.planning import plan
 

@@ -18,6 +18,7 @@ Examples:
   macpo run example:quickstart
   macpo run example:smollm2-hh-harmless --data hh-harmless.jsonl.gz
   macpo run example:quickstart --set rounds=3      (one more round only)
+  macpo run my-run.yaml --plugin ./my_method.py
 """
 
 ConfigArgument = Annotated[
@@ -36,6 +37,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. dpo.beta=0.2."),
 ]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="Import a module or .py file first, which adds methods, evaluators or sources.",
+    ),
+]
 
 
 def command(
@@ -43,9 +52,11 @@ def command(
     out: OutOption = None,
     data: DataOption = None,
     overrides: SetOption = None,
+    plugins: PluginOption = None,
 ) -> None:
     """Run CONFIG from end to end; run it again to go on where it stopped."""
     refuse_many_processes(os.environ)
+    load_named(plugins)
     from macpo.config import load_config
 
     loaded = load_config(config, with_data(overrides, data))
@@ -63,6 +74,14 @@ def command(
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def load_named(plugins: list[str] | None) -> None:
+    """Import the plugins that `--plugin` names."""
+    from macpo.plugins import load_plugin
+
+    for name in plugins or ():
+        load_plugin(name)
 
 
 def run_folder(config: RunConfig, out: Path | None) -> Path:
