@@ -185,7 +185,9 @@ def test_a_name_that_is_taken_is_refused() -> None:
             raise AssertionError
 
     METHODS.get("spin")
-    with pytest.raises(ConfigError, match=r"method 'spin' is registered twice, by macpo\.methods\.spin"):
+    with pytest.raises(
+        ConfigError, match=r"method 'spin' is registered twice, by macpo\.methods\.spin"
+    ):
         register_method(Another)
 
 
