@@ -67,8 +67,8 @@ def command(
     """Run every cell of FILE, shared stages once; run it again to go on where it stopped."""
     refuse_many_processes(os.environ)
     load_named(plugins)
+    from macpo.agents import STUDENT
     from macpo.compare import load_design
-    from macpo.compare.rows import STUDENT
     from macpo.compare.table import check_view
     from macpo.errors import ConfigError
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from macpo.agents import STUDENT
 from macpo.compare.comparison import Comparison
 from macpo.compare.drawing import (
     BAND,
@@ -28,7 +29,6 @@ from macpo.compare.drawing import (
 )
 from macpo.compare.folder import FIGURES
 from macpo.compare.results import SummaryRow
-from macpo.compare.rows import STUDENT
 from macpo.metrics import metric
 from macpo.store import translate_write_errors
 from macpo.store.atomic import make_directory, remove_tree

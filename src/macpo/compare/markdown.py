@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from macpo.agents import STUDENT
 from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS
-from macpo.compare.rows import STUDENT
 from macpo.compare.table import cell_text, legend_lines, note_lines, saving_lines
 from macpo.metrics import metric
 from macpo.report.text import plain_line

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from macpo.agents import STUDENT
 from macpo.compare.design import TEACHERS, Cell, Design
 from macpo.compare.stats import performance_gap_recovered
 from macpo.metrics import PGR, Better, metric
 
 if TYPE_CHECKING:
     from macpo.run_directory import MetricRow
-
-STUDENT = "student"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from macpo.agents import STUDENT
 from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS, Design
 from macpo.compare.results import SummaryRow
-from macpo.compare.rows import STUDENT
 from macpo.compare.stages import ComparePlan
 from macpo.compare.stats import Estimate
 from macpo.compare.times import Saving
