@@ -42,6 +42,7 @@ check: $(READY) ## format, lint, types, and what the documentation shows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 docs: $(READY) ## build the pages and the API reference in build/docs; broken links and warnings fail

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from macpo.agents import Policy
+from macpo.answering import Respond, under_system_prompt
 from macpo.config import SamplingConfig
-from macpo.generation.stages import Respond, under_system_prompt
 from macpo.negatives import WorstAnswers
 from macpo.records import (
     CompletionScore,

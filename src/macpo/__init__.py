@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from macpo.version import __version__
+
 if TYPE_CHECKING:
     from macpo.api import run
     from macpo.config import RunConfig, load_config
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from macpo.run_api import filter_by_perplexity, open_run
     from macpo.run_status import status
 
-__version__ = "0.1.0"
 __all__ = [
     "RunConfig",
     "__version__",

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from macpo.agents import Agent, Policy, Team
+from macpo.answering import Respond
 from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.stages import SplitData
 from macpo.errors import ConfigError
 from macpo.evaluation.evaluator import Subject, chosen_evaluators
-from macpo.generation.stages import Respond
 from macpo.pairs import DirectPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import pandas as pd
 
 from macpo.agents import Agent, Policy, assemble_team
+from macpo.answering import SHARD
 from macpo.backends import find_backend
 from macpo.config import RunConfig, SamplingConfig
 from macpo.errors import DataError, ModelError, StoreError
 from macpo.filter import Candidate, best
 from macpo.generation.protocol import Speaker, make_generator
-from macpo.generation.stages import SHARD
 from macpo.machine import choose_device
 from macpo.records import (
     ROLES,

@@ -194,7 +194,7 @@ def test_status_of_a_finished_run(finished: FinishedRun) -> None:
     report = json.loads(run_cli(["status", finished.folder, "--json"]).out)
 
     assert shown.code == 0
-    assert shown.out.startswith(f"{finished.folder}: finished\n53 ")
+    assert shown.out.startswith(f"{finished.folder}: finished\n62 ")
     assert "round-2/weak-b/evaluate" in shown.out
     assert report["state"] == "finished"
     assert report["running"] is report["last_stop"] is report["holder"] is None

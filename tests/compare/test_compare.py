@@ -139,7 +139,9 @@ def test_table_goes_to_stdout_and_progress_to_stderr(finished: Finished) -> None
     assert lines[1] == "4 cells: 2 methods, 1 setting, 2 seeds"
     assert lines[3] == "cell 1 of 4: macpo, seed 1"
     assert sum(line.startswith("finished ") for line in lines) == 4
-    assert re.search(r"^cell 2 of 4: ceiling, seed 1; about [\d.]+ s left in all$", err, re.M)
+    assert re.search(
+        r"^cell 2 of 4: ceiling, seed 1; about [\d.]+ (s|min \d+ s) left in all$", err, re.M
+    )
     assert "\x1b" not in out + err
 
 

@@ -12,6 +12,7 @@ import pytest
 import macpo
 from macpo import backends
 from macpo.agents import Policy, assemble_team
+from macpo.answering import Respond
 from macpo.backends import LOCAL, SCRIPTED, Backend, find_backend, register_backend
 from macpo.config import EngineConfig, RunConfig, SamplingConfig, load_config
 from macpo.data.stages import content_digest
@@ -19,7 +20,6 @@ from macpo.errors import ConfigError
 from macpo.execution.local import LocalExecutor
 from macpo.generation.protocol import Generator, Speaker
 from macpo.generation.scripted import WORDS, ScriptedGenerator
-from macpo.generation.stages import Respond
 from macpo.methods.build import build_plan
 from macpo.policies import PolicyPool
 from macpo.program import Plan
@@ -153,7 +153,7 @@ def test_a_name_is_registered_once(table: None) -> None:
     register_backend(mine)
     register_backend(mine)
 
-    with pytest.raises(ConfigError, match="there is a backend 'local' already"):
+    with pytest.raises(ConfigError, match="backend 'local' is registered twice"):
         register_backend(replace(mine, name="local"))
     assert find_backend("mine") is mine
 

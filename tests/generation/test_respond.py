@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from macpo.agents import Policy
+from macpo.answering import Respond
 from macpo.config import SamplingConfig, TuningConfig
-from macpo.generation.stages import Respond
 from macpo.policies import snapshot
 from macpo.records import PreferenceExample, Prompt, Response, read_prompts, read_responses
 from macpo.stage import Stage

@@ -10,9 +10,9 @@ from typing import Annotated, TextIO
 
 import typer
 
-from macpo import __version__
 from macpo.cli import compare, data, examples, export, init, plan, run, status
 from macpo.errors import MacpoError
+from macpo.version import __version__
 
 app = typer.Typer(
     name="macpo",

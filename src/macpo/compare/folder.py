@@ -121,7 +121,7 @@ def mark_finished(folder: Path, plan_digest: str) -> None:
 
 
 def _finished(plan_digest: str) -> dict[str, str]:
-    from macpo import __version__
+    from macpo.version import __version__
 
     return {"plan": plan_digest, "version": __version__}
 
