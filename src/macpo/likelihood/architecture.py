@@ -7,6 +7,7 @@ sees the whole sequence. `macpo.probe` says how that is found out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ from macpo.probe import (
 # logits of a GPT-NeoX, which rotates a quarter of its numbers, by less than bfloat16 is allowed.
 PROMPT_LENGTH = 3
 COMPLETION_LENGTHS = (4,) * 12
+ALONE = (0, 11)
+"""The completions that the model forwards alone, too, by which plain rows are judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,10 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
             LM head times its hidden states.
     """
     found = declared(causal_lm)
-    weight = _plain_head(causal_lm, found.name)
-    pack = Pack((_probe_group(causal_lm),), (0,))
+    trial = _Trial(causal_lm, _plain_head(causal_lm, found.name), found, _probe_group(causal_lm))
     with torch.inference_mode():
-        expected = _expected(causal_lm, pack.groups[0])
-        trial = _Trial(causal_lm, pack, weight, found.logit_softcap, expected)
-        trial.check_head(found.name)
-        reason = _looks_wrong(found) or trial.fault_of_tree()
+        plain = trial.plain_rows()
+        reason = _looks_wrong(found) or trial.fault_of_tree(plain)
     return Architecture(reason, found.window, found.logit_softcap)
 
 
@@ -107,47 +107,46 @@ def _probe_group(causal_lm: Any) -> PromptGroup:
     return PromptGroup(prompt, tuple(completions))
 
 
-def _expected(causal_lm: Any, group: PromptGroup) -> Tensor:
-    """Return the model's own logits where completion tokens are predicted, `[targets, vocab]`."""
-    own = own_logits(causal_lm, [[*group.prompt, *c[:-1]] for c in group.completions])
-    return torch.cat([logits[len(group.prompt) - 1 :] for logits in own])
-
-
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A small pack, and the logits `[targets, vocabulary]` that the model's own forward gives."""
+    """A model, the weight of its head `[vocabulary, width]`, and the few tokens to try it with."""
 
     causal_lm: Any
-    pack: Pack
     head: Tensor
-    softcap: float | None
-    expected: Tensor
+    found: Declared
+    group: PromptGroup
 
-    def check_head(self, name: str) -> None:
-        """Make sure that plain rows and our head give the model's logits.
+    def plain_rows(self) -> list[Tensor]:
+        """Return logits of padded rows and our head, `[tokens, vocabulary]` for each completion.
 
         Raises:
-            ModelError: they do not.
+            ModelError: they are not those that the model gives for a completion alone.
         """
-        if not self._agrees(padded_hidden(self.causal_lm, self.pack, self.causal_lm.device)):
-            raise ModelError(
-                f"{name}: its logits are not its LM head times its hidden states "
-                "(a logit scale?); this architecture is not supported"
-            )
+        logits = self._logits(padded_hidden)
+        alone = [[*self.group.prompt, *self.group.completions[n][:-1]] for n in ALONE]
+        for number, own in zip(ALONE, own_logits(self.causal_lm, alone), strict=True):
+            if not self._agree(logits[number], own[len(self.group.prompt) - 1 :]):
+                raise ModelError(
+                    f"{self.found.name}: its logits are not its LM head times its hidden states "
+                    "(a logit scale?); this architecture is not supported"
+                )
+        return logits
 
-    def fault_of_tree(self) -> str:
-        """Forward the pack as a tree; name what went wrong, or return an empty string."""
+    def fault_of_tree(self, plain: list[Tensor]) -> str:
+        """Forward the group as a tree; name what went wrong, or return an empty string."""
         try:
-            hidden = tree_hidden(self.causal_lm, self.pack, self.causal_lm.device)
+            logits = self._logits(tree_hidden)
         except TRIAL_ERRORS as error:
             return f"attention cannot go through a layout ({first_line(error)})"
-        if not self._agrees(hidden):
+        if not all(self._agree(*pair) for pair in zip(logits, plain, strict=True)):
             return "a row with branches gave other hidden states than the branches alone"
         return ""
 
-    def _agrees(self, hidden: Tensor) -> bool:
-        """Tell whether hidden states `[targets, width]` give the expected logits in each branch."""
-        ours = head_logits(hidden.to(self.head.dtype), self.head, self.softcap)
-        lengths = [len(completion) for completion in self.pack.groups[0].completions]
-        branches = zip(torch.split(ours, lengths), torch.split(self.expected, lengths), strict=True)
-        return all(agree(own, theirs, self.causal_lm.dtype) for own, theirs in branches)
+    def _logits(self, forward: Callable[[Any, Pack, torch.device], Tensor]) -> list[Tensor]:
+        """Forward the group; return logits `[tokens, vocabulary]` for each completion."""
+        hidden = forward(self.causal_lm, Pack((self.group,), (0,)), self.causal_lm.device)
+        logits = head_logits(hidden.to(self.head.dtype), self.head, self.found.logit_softcap)
+        return list(torch.split(logits, [len(c) for c in self.group.completions]))
+
+    def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
+        return agree(ours, theirs, self.causal_lm.dtype)
