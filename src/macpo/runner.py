@@ -12,7 +12,8 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.dtype import resolve_once
-from macpo.evaluation.gather import gather_metrics
+from macpo.evaluation.gather import Measured, gather_metrics
+from macpo.execution.relay import Relay
 from macpo.machine import choose_device, tune_allocator
 from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
 from macpo.store import RunLock, Store, write_text_atomic
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from macpo.agents import Team
     from macpo.execution.local import LocalExecutor, Observer
     from macpo.program import Plan
+    from macpo.stage import Stage
+    from macpo.store import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,10 @@ def run(config: RunConfig, folder: str | Path, observer: Observer) -> RunResult:
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")
-        executor = LocalExecutor(home.path, Store(home.store), config.engine, device, observer)
-        measured = gather_metrics(home, written, executor.execute(plan))
-        _write_metrics(home, measured.rows)
+        metrics = _MetricsFile(observer, home, written)
+        executor = LocalExecutor(home.path, Store(home.store), config.engine, device, metrics)
+        executor.execute(plan)
+        measured = metrics.write()
         final = _publish_all(config, team, plan, measured.rows, executor)
     return RunResult(home.path, list(measured.rows), measured.pairs, final)
 
@@ -94,12 +98,38 @@ def describe_plan(plan: Plan) -> RunPlan:
     )
 
 
+class _MetricsFile(Relay):
+    """Keeps metrics.jsonl up to what is measured while a run goes on."""
+
+    def __init__(self, observer: Observer, home: RunDir, plan: RunPlan) -> None:
+        super().__init__(observer)
+        self._home = home
+        self._plan = plan
+        self._measuring = {key for policy in plan.policies for key in policy.measured}
+        self._done: set[str] = set()
+
+    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
+        """Write the file anew when the stage measures somebody."""
+        self._done.add(stage.key)
+        super().stage_finished(stage, seconds, artifact)
+        if stage.key in self._measuring:
+            self.write()
+
+    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
+        """Take the stage in."""
+        self._done.add(stage.key)
+        super().stage_found(stage, artifact)
+
+    def write(self) -> Measured:
+        """Write what is measured so far, and return it."""
+        measured = gather_metrics(self._home, self._plan, self._done)
+        lines = "".join(json.dumps(row.to_json()) + "\n" for row in measured.rows)
+        _write(self._home.metrics_file, lines)
+        return measured
+
+
 def _write(path: Path, text: str) -> None:
     write_text_atomic(path, text, durable=True)
-
-
-def _write_metrics(home: RunDir, rows: Sequence[MetricRow]) -> None:
-    _write(home.metrics_file, "".join(json.dumps(row.to_json()) + "\n" for row in rows))
 
 
 def _publish_all(

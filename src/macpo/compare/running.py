@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from macpo.compare.rows import Row, rows_of
 from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line, plan_cells
 from macpo.compare.times import Forecast, measure_saving, stage_seconds
 from macpo.errors import MacpoError
+from macpo.execution.relay import Relay
 from macpo.store import RunLock
 from macpo.store.atomic import make_directory
 
@@ -149,14 +149,14 @@ class _Session:
         self.observer.cell_failed(cell, reason)
 
 
-@dataclass
-class _StageWatch:
+class _StageWatch(Relay):
     """A run's observer that passes on what it is told, and keeps what other cells need of it."""
 
-    observer: CompareObserver
-    forecast: Forecast
-    _running: Stage | None = None
-    _reasons: dict[str, str] = field(default_factory=dict)
+    def __init__(self, observer: CompareObserver, forecast: Forecast) -> None:
+        super().__init__(observer)
+        self.forecast = forecast
+        self._running: Stage | None = None
+        self._reasons: dict[str, str] = {}
 
     def failed(self, reason: str) -> None:
         """Take in that the cell failed: if it was in a stage, all cells with that stage would."""
@@ -171,25 +171,17 @@ class _StageWatch:
         return None if found is None else f"it shares a stage that failed, {found}"
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
-        """See `macpo.execution.local.Observer`, as for the rest."""
+        """Take in which stage runs."""
         self._running = stage
-        self.observer.stage_started(stage, number, total)
-
-    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
-        """See `stage_started`."""
-        self.observer.stage_progress(stage, done, total, **fields)
+        super().stage_started(stage, number, total)
 
     def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
-        """See `stage_started`."""
+        """Take in how long the stage took."""
         self._running = None
         self.forecast.finished(stage.key, seconds)
-        self.observer.stage_finished(stage, seconds, artifact)
+        super().stage_finished(stage, seconds, artifact)
 
     def stage_found(self, stage: Stage, artifact: Artifact) -> None:
-        """See `stage_started`."""
+        """Take in that the stage is there."""
         self.forecast.found(stage.key)
-        self.observer.stage_found(stage, artifact)
-
-    def note(self, text: str) -> None:
-        """See `stage_started`."""
-        self.observer.note(text)
+        super().stage_found(stage, artifact)
