@@ -1,8 +1,10 @@
-"""What the local executor makes of a stage that fails for want of memory."""
+"""Executors: what the local one makes of a want of memory, and one that a test brings along."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +12,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from macpo.config import EngineConfig
+from macpo.config import EngineConfig, load_config
 from macpo.errors import ModelError
 from macpo.execution.local import LocalExecutor
+from macpo.execution.protocol import Observer
+from macpo.generation.protocol import make_generator
+from macpo.policies import PolicyPool
 from macpo.run_directory import RunDir
+from macpo.runner import run
 from macpo.stage import Stage, StageContext
-from macpo.store import Store
-from tests.test_resume import Quiet
+from macpo.store import Artifact, Store
+from tests.runs import write_config
+from tests.test_resume import Quiet, digests
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,3 +125,70 @@ def test_an_artifact_whose_inputs_have_changed_is_made_again(tmp_path: Path) -> 
     ]
     observer, text = execute_all()
     assert (observer.ran, text) == ([], "another")
+
+
+class LastFirst:
+    """An executor of a test's own: of the stages that can run, the last in the plan goes first."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        engine: EngineConfig,
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.observer = observer
+        self.artifacts: dict[str, Artifact] = {}
+        self.policies = PolicyPool(device, lambda key: self.artifacts[key].path)
+
+    def execute(self, stages: Iterable[Stage]) -> Mapping[str, Artifact]:
+        left = {stage.key: stage for stage in stages}
+        while left:
+            ready = [s for s in left.values() if all(i.key not in left for i in s.inputs.values())]
+            stage = left.pop(ready[-1].key)
+            self.observer.stage_started(stage, len(self.artifacts) + 1, len(left))
+            self.artifacts[stage.key] = artifact = self._run(stage)
+            self.observer.stage_finished(stage, 0.0, artifact)
+        return self.artifacts
+
+    def _run(self, stage: Stage) -> Artifact:
+        work = self.store.workspace(stage.kind, stage.key)
+        context = StageContext(
+            output=work.output,
+            checkpoints=work.checkpoints,
+            artifacts=self.artifacts,
+            policies=self.policies,
+            generators=make_generator,
+            engine=self.engine,
+            progress=lambda done, total, **fields: None,
+        )
+        inputs = {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}
+        return work.commit(inputs, stage.run(context))
+
+
+def test_another_executor_runs_the_same_plan_to_the_same_bytes(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ["rounds=1"])
+    here, elsewhere = Quiet(), Quiet()
+
+    local = run(config, tmp_path / "local", here)
+    other = run(config, tmp_path / "other", elsewhere, executor=LastFirst)
+
+    assert sorted(elsewhere.ran) == sorted(here.ran)
+    assert elsewhere.ran != here.ran
+    assert other.metrics == local.metrics
+    for name in local.final:
+        assert digests(other.final[name]) == digests(local.final[name])
+    again = Quiet()
+    assert run(config, tmp_path / "other", again).metrics == local.metrics
+    assert again.ran == []  # the local executor finds what the other one left
+
+
+def test_protocols_need_no_torch() -> None:
+    names = ("work", "backends", "stage", "generation.protocol", "execution.protocol")
+    imports = "; ".join(f"import macpo.{name}" for name in names)
+    check = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0

@@ -10,7 +10,7 @@ from macpo.runner import RunResult
 from macpo.runner import run as run_told
 
 if TYPE_CHECKING:
-    from macpo.execution.local import Observer
+    from macpo.execution.protocol import Observer
 
 
 def run(config: RunConfig, folder: str | Path, observer: Observer | None = None) -> RunResult:

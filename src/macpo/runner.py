@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +16,14 @@ from macpo.evaluation.gather import Measured, gather_metrics
 from macpo.execution.relay import Relay
 from macpo.machine import choose_device, tune_allocator
 from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
-from macpo.store import RunLock, Store, write_text_atomic
+from macpo.store import Artifact, RunLock, Store, write_text_atomic
 
 if TYPE_CHECKING:
     from macpo.agents import Team
-    from macpo.execution.local import LocalExecutor, Observer
+    from macpo.execution.protocol import ExecutorFactory, Observer
+    from macpo.policies import PolicyPool
     from macpo.program import Plan
     from macpo.stage import Stage
-    from macpo.store import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,19 @@ class RunResult:
     final: dict[str, Path]
 
 
-def run(config: RunConfig, folder: str | Path, observer: Observer) -> RunResult:
+def run(
+    config: RunConfig,
+    folder: str | Path,
+    observer: Observer,
+    executor: ExecutorFactory | None = None,
+) -> RunResult:
     """Run a config in a run directory; what was finished there before is not run again.
 
     Args:
         config: what to run.
         folder: the run directory, made if it is not there.
         observer: is told what happens.
+        executor: makes what runs the stages; by default `macpo.execution.local.LocalExecutor`.
 
     Raises:
         MacpoError: something is wrong; see macpo.errors.
@@ -72,10 +78,11 @@ def run(config: RunConfig, folder: str | Path, observer: Observer) -> RunResult:
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")
         metrics = _MetricsFile(observer, home, written)
-        executor = LocalExecutor(home.path, Store(home.store), config.engine, device, metrics)
-        executor.execute(plan)
+        make = executor or LocalExecutor
+        runs = make(home.path, Store(home.store), config.engine, device, metrics)
+        artifacts = runs.execute(plan)
         measured = metrics.write()
-        final = _publish_all(config, team, plan, measured.rows, executor)
+        final = _publish_all(home, config, team, plan, measured.rows, artifacts, runs.policies)
     return RunResult(home.path, list(measured.rows), measured.pairs, final)
 
 
@@ -133,7 +140,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _publish_all(
-    config: RunConfig, team: Team, plan: Plan, metrics: Sequence[MetricRow], executor: LocalExecutor
+    home: RunDir,
+    config: RunConfig,
+    team: Team,
+    plan: Plan,
+    metrics: Sequence[MetricRow],
+    artifacts: Mapping[str, Artifact],
+    policies: PolicyPool,
 ) -> dict[str, Path]:
     """Write RUN/final/<agent> for everybody."""
     from macpo.publish import model_card, publish
@@ -146,10 +159,10 @@ def _publish_all(
             for row in metrics
             if row.policy == agent.name and row.round == last
         }
-        target = RunDir(executor.folder).final / agent.name
-        weights = executor.artifacts[policy.weights_key].path
+        target = home.final / agent.name
+        weights = artifacts[policy.weights_key].path
         caution = find_backend(config.generation.backend).caution
         card = model_card(policy, config.name, method_name(config.method), last, own, caution)
-        publish(policy, weights, target, executor.policies, card)
+        publish(policy, weights, target, policies, card)
         final[agent.name] = target
     return final

@@ -28,7 +28,7 @@ from macpo.store import translate_write_errors, write_text_atomic
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
-    from macpo.execution.local import Observer
+    from macpo.execution.protocol import Observer
 
 CELLS, STORE, FIGURES, LOCK = "cells", "store", "figures", "lock"
 LAYOUT_FILE, DTYPE_FILE, FINISHED_FILE = "compare.yaml", "compare.json", "finished.json"

@@ -39,7 +39,7 @@ class CompareObserver(Protocol):
         """A cell had to stop, for a reason on one line; the others go on."""
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
-        """See `macpo.execution.local.Observer`, as for the rest."""
+        """See `macpo.execution.protocol.Observer`, as for the rest."""
 
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
         """See `stage_started`."""

@@ -1,1 +1,1 @@
-"""Executors: they take a plan and make its stages true."""
+"""Executors: they take a plan and make its stages true; `protocol` says what one must keep to."""

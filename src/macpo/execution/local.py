@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
+from macpo.execution.protocol import Observer
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.policies import PolicyPool
 from macpo.run_directory import RunDir
@@ -27,27 +28,8 @@ WAIT_SECONDS = 0.2
 _ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
-class Observer(Protocol):
-    """Is told what happens, to show it to people."""
-
-    def stage_started(self, stage: Stage, number: int, total: int) -> None:
-        """Stage `number` of `total` (from 1) starts to run."""
-
-    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
-        """`done` of `total` units of the running stage are done; `fields` are numbers to show."""
-
-    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
-        """A stage has run."""
-
-    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
-        """A stage had been run before."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-
 class LocalExecutor:
-    """Runs stages one after another.
+    """Runs stages one after another: a `macpo.execution.protocol.Executor`.
 
     Args:
         folder: the run directory, whose lock the caller holds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from macpo.execution.local import Observer
+    from macpo.execution.protocol import Observer
     from macpo.stage import Stage
     from macpo.store import Artifact
 

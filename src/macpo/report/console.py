@@ -39,7 +39,7 @@ def stdout_console() -> Console:
 
 
 class ConsoleObserver:
-    """Shows a run on stderr; an `execution.local.Observer`, used as a context manager.
+    """Shows a run on stderr; a `macpo.execution.protocol.Observer`, used as a context manager.
 
     One line for each finished stage, one for all that were found, and under them, on a terminal
     only, what the running stage does. Elsewhere (CI, a log file) there are no control codes, and a
