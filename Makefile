@@ -47,7 +47,7 @@ check: $(READY) ## format, lint, types, and what the documentation shows
 
 docs: $(READY) ## build the pages and the API reference in build/docs; broken links and warnings fail
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs/reference . build/docs
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html -c docs/reference . build/docs
 	@echo "start at build/docs/README.html"
 
 figures: $(READY) ## draw the figures of docs/results.md out of docs/figures/*.csv

@@ -58,6 +58,9 @@ WORDS = {
     "Prose | None": "text, of several lines if need be",
     "Size": "a number of prompts, or a fraction of all such as 0.5",
     "tuple[Text, ...]": "a list of texts",
+    "Annotated[tuple[TeacherConfig, ...], Field(min_length=1)]": "a list of `TeacherConfig`",
+    "SerializeAsAny[MethodConfig]": "a method's name, or a section with it and its options",
+    "tuple[SerializeAsAny[EvaluatorConfig], ...] | None": "a list of names or sections",
 }
 """What the kinds of values in `macpo.config.values` mean; others stand as in the source."""
 
@@ -102,17 +105,31 @@ def key_table(section: type[BaseModel]) -> Iterator[str]:
         for name, text in inspect.get_annotations(base).items()
     }
     for name, field in section.model_fields.items():
-        takes = re.sub(r"^Literal\[(.*)\]$", r"\1", str(annotations[name]))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
         yield f"   * - `{name}`"
-        yield f"     - {WORDS.get(takes) or f'`{takes}`'}"
-        yield f"     - {'required' if field.is_required() else default_of(field.default)}"
+        yield f"     - {words_for(str(annotations[name]))}"
+        yield f"     - {'required' if field.is_required() else default_of(default)}"
     yield ""
+
+
+def words_for(annotation: str) -> str:
+    """Say what a key of that annotation takes."""
+    if annotation in WORDS:
+        return WORDS[annotation]
+    takes = re.sub(r"^Literal\[(.*)\]$", r"\1", annotation)
+    bounded = re.fullmatch(r"Annotated\[(.*), Field\((.*)\)\]", takes)
+    if bounded:
+        return f"`{bounded[1]}`, {bounded[2].replace('_', ' ')}"
+    if re.fullmatch(r"\w+Config( \| None)?", takes):
+        return f"a section: `{takes.removesuffix(' | None')}`"
+    return f"`{takes}`"
 
 
 def default_of(value: Any) -> str:
     """Write a default as a config would."""
     if isinstance(value, BaseModel):
-        return "its own defaults"
+        name = getattr(value, "name", None)
+        return f"`{name}`" if name else "its own defaults"
     text = " ".join(str(value).split())
     if value is None or len(text) > 60:
         return "none" if value is None else f"`{text[:59]}…`"
