@@ -55,6 +55,26 @@ def test_resolved_config_of_every_method_reads_back_as_the_same_run(
     assert keys(resolved) == keys(config)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation": {"answers": 4, "evaluators": ["preference", {"name": "answers"}]}},
+        {"generation": {"backend": "scripted"}},
+        {"tuning": {"targets": "all-linear", "alpha": 32}},
+        {"student": {"model": {"source": "models/student", "layers": "0-1"}}, "use_teachers": 1},
+        {"sampling": {"max_new_tokens": 8, "temperature": 1e-7, "top_k": 0}},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_resolved_config_keeps_what_was_said(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, **changes))
+
+    resolved = read_back(dump_resolved(config, "float32"), tmp_path)
+
+    assert resolved == config
+    assert keys(resolved) == keys(config)
+
+
 def test_config_as_it_was_said_reads_back_too(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path))
 

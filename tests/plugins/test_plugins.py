@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from macpo import plugins
-from macpo.config import check_config
+from macpo.config import check_config, load_config
 from macpo.config.evaluators import EVALUATORS
 from macpo.config.methods import METHODS
 from macpo.errors import ConfigError
@@ -19,6 +19,7 @@ from macpo.methods import Method, register_method
 from macpo.plugins import load_plugin
 from macpo.records import read_pairs
 from macpo.registry import Registry
+from macpo.run_api import open_run
 from tests.runs import finished_stages, run_cli, write_config
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -59,6 +60,9 @@ def test_a_method_from_outside_runs_and_resumes(tmp_path: Path) -> None:
         assert {pair.chosen.origin.policy for pair in pairs} == {f"{teacher}/positive"}
         assert {pair.rejected.origin.policy for pair in pairs} == {"student/positive"}
     assert (run / "final" / "student" / "adapter_model.safetensors").is_file()
+    opened = open_run(run)
+    assert opened.config == load_config(config)
+    assert {p.chosen.origin.policy for p in opened.pairs(2)} == {"weak-a/positive"}
     count = len(finished_stages(run))
     again = run_cli(["run", config, "--out", run, "--plugin", plugin])
     assert again.code == 0

@@ -13,6 +13,7 @@ from macpo.data import load_preferences, source_digest
 from macpo.errors import ConfigError, DataError, ModelError
 from macpo.models.sources import resolve
 from macpo.records import read_jsonl, read_pairs
+from macpo.run_status import status
 from macpo.runner import run
 from macpo.testbed import bases, judge
 from macpo.testbed.bases import Recipe
@@ -95,3 +96,5 @@ def test_run_is_scored_by_the_oracle(tiny_base: str, tmp_path: Path) -> None:
     pairs = read_pairs(result.folder / "stages" / "round-1" / "student" / "pairs")
     expected = sum(judge(p.prompt, p.chosen.text).score for p in pairs) / len(pairs)
     assert chosen["student", 1] == pytest.approx(expected)
+    shown = status(result.folder).metrics  # what macpo status shows, the oracle's metrics with it
+    assert shown == tuple(row.to_json() for row in result.metrics)
