@@ -258,6 +258,14 @@ def test_judging_and_control_training_are_not_free(
     assert found.operations > 10_000 * found.work.tokens  # of a model of some 10,000 weights
 
 
+def test_plan_of_a_dry_trial_says_what_it_is(planned: Planner) -> None:
+    report = planned("generation.backend=scripted")
+
+    assert report.notes[0].startswith("DRY TRIAL: generation.backend is scripted")
+    assert by_name(report)["init/weak-a/positive-answers"].operations == 0
+    assert planned().notes == ()
+
+
 def test_totals_add_up(planned: Planner) -> None:
     report = planned("rounds=1", "evaluation.answers=0")
 

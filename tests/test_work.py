@@ -181,6 +181,18 @@ def test_two_policies_answer_where_one_is_pushed_away_from_the_other() -> None:
     assert pushed == Work(read=2 * 20 * 100, written=2 * 20 * 8, at_most=True)
 
 
+def test_answers_of_a_dry_trial_cost_nothing_and_what_reads_them_does() -> None:
+    run = config(generation={"backend": "scripted"})
+    found = works(run)
+
+    respond = [stage for stage in layout(run) if stage.kind == "respond"]
+    assert respond
+    for stage in respond:
+        assert stage.agent is None
+        assert found[stage.name] == Work()
+    assert found["init/student/positive"].trained > 0
+
+
 def test_pairs_of_the_data_are_as_long_as_its_answers() -> None:
     found = works(config(method="ceiling", rounds=None))
 

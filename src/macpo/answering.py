@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
-from macpo.backends import LOCAL
+from macpo.backends import LOCAL, backend_labelled
 from macpo.config import SamplingConfig
 from macpo.generation.protocol import Speaker
 from macpo.records import (
@@ -51,12 +51,14 @@ class Respond(Stage):
     backend: str = LOCAL.label
 
     @property
-    def agent(self) -> Agent:
-        """The policy's."""
-        return self.policy.agent
+    def agent(self) -> Agent | None:
+        """The policy's, if its model answers."""
+        return self.policy.agent if backend_labelled(self.backend).runs_policy else None
 
     def work(self, known: Known) -> Work:
         """Read the prompts and write the answers; twice, if two policies look at every token."""
+        if self.agent is None:
+            return Work()
         (answers,) = known.left_by(self, self.agent)
         lengths = known.lengths[self.agent.name]
         once = Work(

@@ -26,6 +26,7 @@ class Backend:
         factory: a `macpo.generation.protocol.GeneratorFactory`, or where there is one, such as
             `my_package.my_module:make_generator`.
         pushes: it can push answers away from another policy's (`negatives: decoding`).
+        runs_policy: the policy's own model makes the answers, and so they cost what it costs.
         caution: what has to be known of its answers, told at the start of every run.
     """
 
@@ -33,6 +34,7 @@ class Backend:
     version: int
     factory: Callable[..., Any] | str
     pushes: bool = False
+    runs_policy: bool = True
     caution: str = ""
 
     @property
@@ -53,6 +55,7 @@ SCRIPTED = Backend(
     "scripted",
     1,
     "macpo.generation.scripted:scripted_generator",
+    runs_policy=False,
     caution="DRY TRIAL: generation.backend is scripted, so every answer is random words and no "
     "model wrote it; everything else is real, but policies learn from noise and metrics mean "
     "nothing. Leave generation.backend out for a true run",
@@ -76,6 +79,15 @@ def find_backend(name: str) -> Backend:
         ConfigError: there is none; names the nearest.
     """
     return BACKENDS.get(name)
+
+
+def backend_labelled(label: str) -> Backend:
+    """Return the backend with that label.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return find_backend(label.rpartition(" ")[0])
 
 
 for _backend in (LOCAL, SCRIPTED):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from macpo.agents import Policy
-from macpo.backends import find_backend
+from macpo.backends import backend_labelled
 from macpo.config import EngineConfig, SamplingConfig
 from macpo.records import Prompt, Response
 from macpo.seeds import stable_seed
@@ -103,8 +103,7 @@ def make_generator(
     progress: Callable[[int], None],
 ) -> Generator:
     """Return the generator that the speaker's backend makes: a `GeneratorFactory`."""
-    name, _, _ = speaker.backend.rpartition(" ")
-    factory = cast(GeneratorFactory, find_backend(name).load())
+    factory = cast(GeneratorFactory, backend_labelled(speaker.backend).load())
     return factory(speaker, policies, engine, progress)
 
 

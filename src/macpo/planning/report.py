@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo.agents import Agent, Team, assemble_team
+from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.stages import content_digest
 from macpo.dtype import Resolved, known_dtype
@@ -98,7 +99,8 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
         ModelError: a model folder that is here cannot be used.
         StoreError: the run directory cannot be read.
     """
-    notes: list[str] = []
+    caution = find_backend(config.generation.backend).caution
+    notes = [caution] if caution else []
     resolved = None if folder is None else RunDir(folder).resolved()
     dtype = _dtype(config, resolved, notes)
     team = assemble_team(config, dtype, fetch=False)
