@@ -124,6 +124,19 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
     assert not lost
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_indented_blocks_are_code(page: Path) -> None:
+    """After a list, four blanks make a paragraph of its last item; a fence is needed there."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    nested = [
+        t.map[0] for t in tokens(page) if t.type == "paragraph_open" and t.level > 1 and t.map
+    ]
+
+    assert not [
+        lines[n] for n in nested if lines[n].startswith("    ") and not lines[n - 1].strip()
+    ]
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_shown_configs_load(block: Block, tmp_path: Path) -> None:
     shown = parse_yaml(block.text)
