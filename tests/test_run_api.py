@@ -60,6 +60,12 @@ def test_pairs_are_those_of_the_round(opened: Run, finished: FinishedRun) -> Non
         assert opened.pairs(1, agent) == written
 
 
+def test_files_of_a_stage_are_found_by_its_name(opened: Run) -> None:
+    assert (opened.artifact("round-1/student/train") / "log.jsonl").is_file()
+    with pytest.raises(StoreError, match=r"trian is no stage of this run; did you mean round-1/st"):
+        opened.artifact("round-1/student/trian")
+
+
 def test_answers_come_with_their_prompts(opened: Run) -> None:
     answers = opened.answers(2, "student")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from macpo.errors import StoreError
 from macpo.methods.build import build_plan
 from macpo.run_directory import PlannedPolicy, PlannedStage, RunDir, RunPlan, find_runs
 from macpo.runner import describe_plan
+from macpo.seeds import digest
 from tests.runs import FinishedRun, python_environment, run_cli, write_config
 
 POLICIES = tuple(
@@ -123,6 +126,29 @@ def test_artifacts_are_found_by_the_name_of_their_stage(finished: FinishedRun) -
         StoreError, match=r"pears is no stage of this run; did you mean round-1/stu"
     ):
         run.stage("round-1/student/pears")
+
+
+def test_artifacts_of_an_older_plan_are_not_taken_for_those_of_this_one(
+    copied: FinishedRun,
+) -> None:
+    run = RunDir(copied.folder)
+    plan = run.plan()
+    assert plan is not None
+    changed = [replace(s, key="f" * 64) if s.name == "data" else s for s in plan.stages]
+    run.plan_file.write_text(json.dumps(replace(plan, stages=tuple(changed)).to_json()))
+
+    with pytest.raises(StoreError, match=r": data is not done yet"):
+        run.stage("data")
+    run.plan_file.unlink()  # as of an older macpo: the readable names are all there is
+    assert (run.stage("data") / "test.jsonl").is_file()
+
+
+def test_key_is_the_hash_of_what_the_plan_file_says(finished: FinishedRun) -> None:
+    plan = RunDir(finished.folder).plan()
+    assert plan is not None
+
+    for stage in plan.stages:
+        assert digest([stage.kind, stage.version, stage.identity]) == stage.key
 
 
 def test_run_is_a_folder_with_a_journal_or_what_was_resolved(tmp_path: Path) -> None:

@@ -150,6 +150,14 @@ class Run:
             )
         return [answer for stage in stages for answer in read_answers(self._artifact(stage.key))]
 
+    def artifact(self, stage: str) -> Path:
+        """Return the folder with the files of a finished stage, such as `round-1/student/train`.
+
+        Raises:
+            StoreError: no finished stage has this name; names the nearest.
+        """
+        return self._directory.stage(stage)
+
     def policy(self, agent: str = "student", round: int | None = None) -> RunPolicy:
         """Return an agent's positive policy as it was after a round, by default the last.
 

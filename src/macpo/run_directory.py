@@ -28,7 +28,7 @@ from macpo.config import RunConfig, load_config
 from macpo.dtype import Resolved, read_resolved
 from macpo.errors import DamagedError, StoreError
 from macpo.records import read_jsonl
-from macpo.store import artifact_folder, read_journal, read_progress
+from macpo.store import MANIFEST, artifact_folder, read_journal, read_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,13 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage of the plan; `identity` is what decides its outcome, as `Stage.identity` has it."""
+    """A stage of the plan, whose key is the hash of kind, version and `Stage.identity`."""
 
     name: str
     kind: str
     key: str
     identity: Mapping[str, Any]
+    version: int = 1
 
     def input(self, field: str) -> str | None:
         """Return the key of the stage in a field; None when there is none in it."""
@@ -229,14 +230,17 @@ class RunDir:
         Raises:
             StoreError: no finished stage has this name; names the nearest.
         """
-        folder = self.stages / name
-        if folder.is_dir():
-            return folder
         plan = self.plan()
-        known = [] if plan is None else [planned.name for planned in plan.stages]
-        done = [other for other in known if (self.stages / other).is_dir()]
-        state = "is not done yet" if name in known else "is no stage of this run"
+        stages = {} if plan is None else {stage.name: stage for stage in plan.stages}
+        folder = self.artifact(stages[name]) if name in stages else self.stages / name
+        if (plan is None or name in stages) and (folder / MANIFEST).is_file():
+            return folder
+        state = "is not done yet" if name in stages else "is no stage of this run"
+        done = [other for other, stage in stages.items() if self._is_done(stage)]
         raise StoreError(f"{self.path}: {name} {state}{_nearest(name, done)}")
+
+    def _is_done(self, stage: PlannedStage) -> bool:
+        return (self.artifact(stage) / MANIFEST).is_file()
 
 
 def find_runs(*parents: Path) -> list[Path]:

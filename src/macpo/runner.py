@@ -89,7 +89,7 @@ def run(
 def describe_plan(plan: Plan) -> RunPlan:
     """Return what plan.json holds of a plan."""
     return RunPlan(
-        tuple(PlannedStage(s.name, s.kind, s.key, s.identity) for s in plan.stages),
+        tuple(PlannedStage(s.name, s.kind, s.key, s.identity, s.version) for s in plan.stages),
         tuple(
             PlannedPolicy(
                 name,
