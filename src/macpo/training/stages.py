@@ -37,22 +37,28 @@ from macpo.work import Known, Work
 
 
 @dataclass(frozen=True, eq=False)
-class SFTOnDataset(Stage):
-    """SFT on ground truth: chosen answers make a positive policy, rejected ones a negative."""
-
-    kind: ClassVar[str] = "sft"
+class TrainingStage(Stage):
+    """Base of all that train: from the policy `start`, whose agent learns."""
 
     start: Policy
-    data: Stage
-    split: Literal["teacher", "student"]
-    side: Literal["chosen", "rejected"]
-    config: SFTConfig | NegativeSFTConfig
-    seed: int
 
     @property
     def agent(self) -> Agent:
         """Who learns."""
         return self.start.agent
+
+
+@dataclass(frozen=True, eq=False)
+class SFTOnDataset(TrainingStage):
+    """SFT on ground truth: chosen answers make a positive policy, rejected ones a negative."""
+
+    kind: ClassVar[str] = "sft"
+
+    data: Stage
+    split: Literal["teacher", "student"]
+    side: Literal["chosen", "rejected"]
+    config: SFTConfig | NegativeSFTConfig
+    seed: int
 
     def work(self, known: Known) -> Work:
         """Train on one side of every pair, in every epoch."""
@@ -68,20 +74,14 @@ class SFTOnDataset(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class SFTOnAnswers(Stage):
+class SFTOnAnswers(TrainingStage):
     """SFT on another policy's answers: weak labels, or weak negative labels."""
 
     kind: ClassVar[str] = "sft"
 
-    start: Policy
     answers: Stage
     config: SFTConfig | NegativeSFTConfig
     seed: int
-
-    @property
-    def agent(self) -> Agent:
-        """Who learns."""
-        return self.start.agent
 
     def work(self, known: Known) -> Work:
         """Train on every answer, in every epoch."""
@@ -94,23 +94,17 @@ class SFTOnAnswers(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class ConfidentSFT(Stage):
+class ConfidentSFT(TrainingStage):
     """SFT on weak labels with the auxiliary confidence loss."""
 
     kind: ClassVar[str] = "sft"
 
-    start: Policy
     answers: Stage
     config: SFTConfig
     seed: int
     weight: float
     warmup: float
     threshold: float
-
-    @property
-    def agent(self) -> Agent:
-        """Who learns."""
-        return self.start.agent
 
     def work(self, known: Known) -> Work:
         """Train on every answer, in every epoch."""
@@ -127,7 +121,7 @@ class ConfidentSFT(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class SFTOnPairs(Stage):
+class SFTOnPairs(TrainingStage):
     """SFT on the chosen answers of pairs, with the step size of `TrainDPO`: its SFT term alone.
 
     The control that tells contrast from mere sharpening.
@@ -135,15 +129,9 @@ class SFTOnPairs(Stage):
 
     kind: ClassVar[str] = "sft"
 
-    start: Policy
     pairs: Stage
     config: DPOConfig
     seed: int
-
-    @property
-    def agent(self) -> Agent:
-        """Who learns."""
-        return self.start.agent
 
     def work(self, known: Known) -> Work:
         """Train on every chosen answer, in every epoch."""
@@ -157,7 +145,7 @@ class SFTOnPairs(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class TrainDPO(Stage):
+class TrainDPO(TrainingStage):
     """One round of L_DPO(beta) + gamma * L_SFT(chosen) for one agent.
 
     `reference_scores` holds the reference policy's scores of all answers in `pairs`. Which policy
@@ -166,16 +154,10 @@ class TrainDPO(Stage):
 
     kind: ClassVar[str] = "dpo"
 
-    start: Policy
     pairs: Stage
     reference_scores: Stage
     config: DPOConfig
     seed: int
-
-    @property
-    def agent(self) -> Agent:
-        """Who learns."""
-        return self.start.agent
 
     def work(self, known: Known) -> Work:
         """Train on both answers of every pair, in every epoch."""
