@@ -268,3 +268,14 @@ def test_file_map_names_what_is_there() -> None:
 
     assert not {name for name in named if not (SOURCES / name).exists()}
     assert not top - named
+
+
+def test_changelog_citation_and_readme_name_the_version() -> None:
+    version = re.escape(macpo.__version__)
+    for page, pattern in (
+        ("CHANGELOG.md", rf"^## {version}\b"),
+        ("CITATION.cff", rf"^version: {version}$"),
+        ("README.md", rf"macpo-{version}-py3-none-any\.whl"),
+    ):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert re.search(pattern, text, re.MULTILINE), page
