@@ -26,7 +26,7 @@ from macpo.cli import app
 from macpo.compare import load_design
 from macpo.config import check_config
 from macpo.config.reading import parse_yaml
-from macpo.data.formats import detect_format
+from macpo.data.formats import FORMATS, detect_format, get_parser
 from macpo.shipped import is_example, locate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,11 +215,21 @@ def test_shown_python_uses_names_that_exist(block: Block) -> None:
 
 
 def test_rows_of_your_data_are_read_in_the_formats_they_stand_for() -> None:
-    rows = [b for b in blocks("json") if b.page.name == "your-data.md"]
-
-    found = [detect_format([json.loads(block.text)]) for block in rows]
-
-    assert found == ["trl", "trl", "hh", "pku", "macpo"]
+    """A row stands below the paragraph that opens with its format's name."""
+    page = ROOT / "docs" / "your-data.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    shown = set()
+    for block in (b for b in blocks("json") if b.page == page):
+        headings = [re.match(r"\*\*`(\w+)`", line) for line in lines[: block.line]]
+        name = [heading.group(1) for heading in headings if heading][-1]
+        row = json.loads(block.text)
+        assert detect_format([row]) == name, str(block)
+        example = get_parser(detect_format([row]) or "trl")(row)
+        assert example.prompt.messages[-1].content == "Name a prime.", str(block)
+        assert example.chosen == "7", str(block)
+        assert example.rejected.startswith("8"), str(block)
+        shown.add(name)
+    assert shown == set(FORMATS)
 
 
 @cache

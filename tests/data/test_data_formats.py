@@ -97,7 +97,7 @@ def test_hh_prompt_column_is_put_back_before_the_answers() -> None:
         (hh("Hi", "a\n\nAssistant: b"), hh("Hi", "a\n\nAssistant: c"), "no user turn last"),
         ("\n\nAssistant: a", "\n\nAssistant: b", "no user turn last"),
         ("Hi there", "Hi you", "no turn markers (begins with 'Hi there')"),
-        ("Hi" + hh("a", "b"), "Hi" + hh("a", "c"), "no turn markers (begins with 'Hi"),
+        ("Hi\n\nAssistant: b", "Hi\n\nAssistant: c", "no user turn last"),
         ("", "", "no turn markers"),
         (hh("Hi", "a \ud83d"), hh("Hi", "b"), "unpaired surrogate (chosen, character 27)"),
         (3, hh("Hi", "b"), "wrong type (chosen is a number, not text)"),
@@ -216,7 +216,7 @@ def test_trl_seam_holds_when_one_answer_begins_the_other(chosen: str) -> None:
         ),
         (
             {"prompt": "Hi", "chosen": [user("Ho"), assistant("a")], "rejected": "b"},
-            "prompts differ (from turn 2)",
+            "prompts differ (chosen is a conversation without the prompt in it)",
         ),
         ({"chosen": "Yes", "rejected": "No"}, "missing field (prompt)"),
         ({"prompt": "Hi", "chosen": [], "rejected": "No"}, "no assistant turn last (chosen)"),
@@ -234,7 +234,7 @@ def test_trl_seam_holds_when_one_answer_begins_the_other(chosen: str) -> None:
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a"},
-            "wrong type (content is a list, not text)",
+            "wrong type (content holds a part of type image, not text)",
         ),
         (
             {

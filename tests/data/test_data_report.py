@@ -136,6 +136,24 @@ def test_printed_report_says_how_many_rows_had_turns_joined(tmp_path: Path) -> N
     assert "1 rows with neighbouring turns of one speaker, now joined" in printed
 
 
+def test_fields_that_are_not_read_are_listed_with_their_rows(tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": "a", "name": "Ann", "id": None}
+    rows: list[Any] = [
+        {**row("one", "a", "b"), "score": 0.5, "note": ""},
+        {**row("two", "a", "b"), "score": 1, "chosen": [message]},
+        {"prompt": "three", "score": 1},
+    ]
+    report = check_data(write(tmp_path, rows))
+    assert report.loading.unread == {"chosen[].name": 1, "score": 2}
+    assert "not read: chosen[].name (1 rows), score (2 rows)" in text(report).replace("\n", "")
+
+
+def test_report_says_what_was_recognised(tmp_path: Path) -> None:
+    orca = {"question": "A prime?", "chosen": "7", "rejected": "8"}
+    printed = text(check_data(write(tmp_path, [orca]))).replace("\n", "")
+    assert "format orca (detected): Orca's pairs" in printed
+
+
 def test_data_is_not_read_as_markup(tmp_path: Path) -> None:
     printed = text(check_data(write(tmp_path, ["{[red]x[/red] [/]", *ROWS])))
     assert "{[red]x[/red] [/]" in printed

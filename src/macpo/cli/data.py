@@ -27,12 +27,37 @@ Examples:
 """
 
 Format = Annotated[
-    Literal["auto", "hh", "pku", "macpo", "trl"],
+    Literal[
+        "auto",
+        "hh",
+        "pku",
+        "macpo",
+        "trl",
+        "orca",
+        "alpaca",
+        "sharegpt",
+        "argilla",
+        "openai",
+        "helpsteer",
+        "stack",
+        "shp",
+        "arena",
+        "swift",
+    ],
     typer.Option("--format", help="What the rows look like."),
 ]
 Criterion = Annotated[
     Literal["helpful", "harmless"],
     typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        help="Columns that hold prompt, system, chosen and rejected, such as "
+        "prompt=question,chosen=good,rejected=bad.",
+    ),
 ]
 HubConfig = Annotated[
     str | None, typer.Option("--hub-config", help="Configuration or folder of a hub data set.")
@@ -57,6 +82,7 @@ def _data() -> None:
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or a hub name.")],
     format: Format = "auto",
+    columns: Columns = None,
     criterion: Criterion = "helpful",
     hub_config: HubConfig = None,
     hub_split: HubSplit = "train",
@@ -81,6 +107,7 @@ def check(
         hub_split=hub_split,
         hub_config=hub_config,
         hub_revision=hub_revision,
+        columns=parse_columns(columns),
     )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
@@ -102,6 +129,7 @@ def convert(
         ),
     ],
     format: Format = "auto",
+    columns: Columns = None,
     criterion: Criterion = "helpful",
     hub_config: HubConfig = None,
     hub_split: HubSplit = "train",
@@ -119,10 +147,30 @@ def convert(
         hub_split=hub_split,
         hub_config=hub_config,
         hub_revision=hub_revision,
+        columns=parse_columns(columns),
     )
     from macpo.report.console import stdout_console
 
     stdout_console().print(render_conversion(converted))
+
+
+def parse_columns(text: str | None) -> dict[str, str] | None:
+    """Read what --columns says, as `data.columns` would.
+
+    Raises:
+        ConfigError: it is not PART=COLUMN, separated by commas.
+    """
+    from macpo.errors import ConfigError
+
+    if text is None:
+        return None
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(equals and part.strip() and column.strip() for part, equals, column in parts):
+        raise ConfigError(
+            f"--columns {text!r}: write PART=COLUMN, separated by commas, such as "
+            "prompt=question,chosen=good,rejected=bad"
+        )
+    return {part.strip(): column.strip() for part, _, column in parts}
 
 
 def load_counter(model: str) -> Tokenizer:

@@ -16,6 +16,7 @@ from macpo.config.methods import MethodConfig, method_name
 from macpo.config.sections import (
     CHAT_TEMPLATES,
     AgentConfig,
+    ColumnsConfig,
     DataConfig,
     DPOConfig,
     EngineConfig,
@@ -37,6 +38,7 @@ from macpo.config.values import parse_layers
 __all__ = [
     "CHAT_TEMPLATES",
     "AgentConfig",
+    "ColumnsConfig",
     "DPOConfig",
     "DataConfig",
     "EngineConfig",

@@ -53,19 +53,59 @@ class SplitsConfig(Section):
         return self
 
 
+class ColumnsConfig(Section):
+    """Which columns of the data hold what, where no format knows their names.
+
+    `chosen` and `rejected` may hold an answer each or whole conversations; then `prompt` can be
+    left out.
+    """
+
+    prompt: Text | None = None
+    system: Text | None = None
+    chosen: Text
+    rejected: Text
+
+    def as_columns(self) -> dict[str, Any]:
+        """Return the arguments of `macpo.data.columns.Columns`."""
+        return {
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+            "prompt": () if self.prompt is None else (self.prompt,),
+            "system": () if self.system is None else (self.system,),
+        }
+
+
 class DataConfig(Section):
     """Where the preference data is and how it is divided.
 
-    `source` is a path (.jsonl, .json, either with .gz; relative to the config file), or
-    `testbed:NUMBER` for as many pairs of the testbed's world (a scheme; plugins can add others), or
-    a hub name, which `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow
-    down. `max_bad_rows` is a number
-    of rows, or a fraction of all rows when it is below 1. `noise` is the share of the teacher
-    half's pairs whose labels are swapped.
+    `source` is a path (.jsonl, .json, .csv, .tsv, each also with .gz or .zst, .parquet, .arrow, or
+    a folder that `datasets` saved; relative to the config file), or `testbed:NUMBER` for as many
+    pairs of the testbed's world (a scheme; plugins can add others), or a hub name, which
+    `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow down. `columns`
+    says which columns hold what, where no `format` fits. `max_bad_rows` is a number of rows, or a
+    fraction of all rows when it is below 1. `noise` is the share of the teacher half's pairs whose
+    labels are swapped.
     """
 
     source: Text
-    format: Literal["auto", "hh", "pku", "macpo", "trl"] = "auto"
+    format: Literal[
+        "auto",
+        "hh",
+        "pku",
+        "macpo",
+        "trl",
+        "orca",
+        "alpaca",
+        "sharegpt",
+        "argilla",
+        "openai",
+        "helpsteer",
+        "stack",
+        "shp",
+        "arena",
+        "swift",
+    ] = "auto"
+    columns: ColumnsConfig | None = None
     criterion: Literal["helpful", "harmless"] = "helpful"  # which PKU-SafeRLHF label decides
     hub_split: Text = "train"
     hub_config: Text | None = None
@@ -73,6 +113,12 @@ class DataConfig(Section):
     max_bad_rows: NonNegative = 0.05
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     splits: SplitsConfig = SplitsConfig()
+
+    @model_validator(mode="after")
+    def _columns_or_format(self) -> DataConfig:
+        if self.columns is not None and self.format != "auto":
+            raise ValueError("columns and format both say what the rows look like; remove one")
+        return self
 
     @field_validator("max_bad_rows")
     @classmethod

@@ -2,7 +2,10 @@
 
 | module | holds |
 |---|---|
-| formats | one parser per format: HH-RLHF, PKU-SafeRLHF, MACPO's released JSON, TRL |
+| formats | all formats by name, and which of them fits |
+| columns | rows with a column each for prompt and answers: TRL, HH-RLHF, Orca, Alpaca, ... |
+| labelled | rows with two answers and a label: PKU-SafeRLHF, HelpSteer, ... |
+| transcripts | conversations that stand in one text: markers, templates' marks, JSON |
 | official | the MACPO authors' released format, read and written |
 | turns | what all formats share: turns, and the rules for a usable row |
 | files, hub | rows out of local files and of hub data sets |
@@ -14,16 +17,16 @@
 
 from __future__ import annotations
 
+from macpo.data.columns import parse_hh
 from macpo.data.convert import Conversion, convert_data, render_conversion, write_trl
 from macpo.data.formats import (
     FORMATS,
     FormatName,
     detect_format,
     get_parser,
-    parse_hh,
-    parse_pku,
     parse_trl,
 )
+from macpo.data.labelled import parse_pku
 from macpo.data.loading import (
     LoadedData,
     LoadReport,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from macpo.data.files import ROWS_SUFFIXES
-from macpo.data.formats import Criterion, FormatName
+from macpo.data.formats import FormatName
+from macpo.data.labelled import Criterion
 from macpo.data.loading import LoadReport, SkippedRows, excerpt, read_source
 from macpo.data.official import official_row, write_official
 from macpo.data.report import render_loading, skipped_table
@@ -54,6 +55,7 @@ def convert_data(
     hub_split: str = "train",
     hub_config: str | None = None,
     hub_revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Read all of a data set and write its pairs in another format.
 
@@ -68,6 +70,7 @@ def convert_data(
         hub_split: as `data.hub_split`.
         hub_config: as `data.hub_config`.
         hub_revision: as `data.hub_revision`.
+        columns: as `data.columns`.
 
     Raises:
         DataError: `out` exists or has a name that does not tell JSON; the source cannot be read, an
@@ -89,6 +92,7 @@ def convert_data(
         hub_split=hub_split,
         hub_config=hub_config,
         hub_revision=hub_revision,
+        columns=columns,
     )
     fit, left_out = _fit(loaded.examples, to)
     if not fit:

@@ -1,8 +1,8 @@
-"""Rows out of local files: JSON lines or one JSON list, plain or gzip, streamed with their numbers.
+"""Rows out of local files: JSON lines, one JSON list, csv, parquet, arrow, with their numbers.
 
-What a file holds is seen from its first character, not from its name: "[" opens a list, anything
-else is read line by line. Rows that are no JSON come out as bad rows, which the loader counts; a
-file that cannot be read at all is a `DataError`.
+What a file of JSON holds is seen from its first character, not from its name: "[" opens a list,
+anything else is read line by line. Rows that are no JSON come out as bad rows, which the loader
+counts; a file that cannot be read at all is a `DataError`.
 """
 
 from __future__ import annotations
@@ -10,47 +10,34 @@ from __future__ import annotations
 import codecs
 import difflib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
-from macpo.data.turns import BadRow, json_type
+from macpo.data.rows import RawRow, RowSource
+from macpo.data.tables import CELLS_SUFFIXES, TABLE_SUFFIXES, open_table, read_cells
+from macpo.data.turns import BadRow
 from macpo.errors import DataError
 from macpo.seeds import file_digest
 from macpo.shipped import is_example, locate
 
 ROWS_SUFFIXES = (".jsonl", ".json")
-SUFFIXES = (*ROWS_SUFFIXES, ".jsonl.gz", ".json.gz")
-OTHER_SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip", ".zst")  # refused
+TEXT_SUFFIXES = (*ROWS_SUFFIXES, *CELLS_SUFFIXES)
+PACKED = (".gz", ".zst")
+SUFFIXES = (
+    *TEXT_SUFFIXES,
+    *(f"{suffix}{packed}" for suffix in TEXT_SUFFIXES for packed in PACKED),
+    *TABLE_SUFFIXES,
+)
+OTHER_SUFFIXES = (*PACKED, ".txt", ".zip", ".xlsx")  # refused
+WRAPPERS = ("data", "rows", "examples", "items", "instances", "records", "train")
 GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 HEAD_BYTES = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row before its format is known.
-
-    `number` counts from 1: lines of a file, blank ones too, or items of a list, or rows of a table.
-    `value` is the parsed JSON; when `bad` is set, the row's text as far as it could be had.
-    """
-
-    number: int
-    value: object
-    bad: BadRow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RowSource:
-    """Rows to be read once, in order; `total` is their count where it is known beforehand."""
-
-    name: str
-    unit: Literal["line", "item", "row"]
-    rows: Iterator[RawRow]
-    total: int | None = None
 
 
 def is_local(source: str) -> bool:
@@ -76,14 +63,21 @@ def open_file(source: str) -> RowSource:
         DataError: there is no such file, or it is not of a kind that can be read.
     """
     path = _find(source)
+    if path.name.endswith(TABLE_SUFFIXES):
+        return open_table(path)
     with _reading(path), _open(path) as file:
         head = file.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: not UTF-8 but UTF-16; {_recode(path, 'UTF-16')}")
     if not head:
         raise DataError(f"{path}: holds no rows; check that the file was written in full")
-    if head.startswith(b"[") or _is_one_object(path, head):
-        items = _read_list(path)
+    if any(suffix in CELLS_SUFFIXES for suffix in path.suffixes[-2:]):
+        with _reading(path), _open(path) as file:
+            text = _decode(path, file.read().removeprefix(codecs.BOM_UTF8))
+        return RowSource(str(path), "row", read_cells(path, text))
+    items = _read_object(path, head)
+    if head.startswith(b"[") or items is not None:
+        items = _read_list(path) if items is None else items
         rows = (RawRow(number, item) for number, item in enumerate(items, 1))
         return RowSource(str(path), "item", rows, len(items))
     return RowSource(str(path), "line", _read_lines(path))
@@ -123,15 +117,32 @@ def _find(source: str) -> Path:
 def _open(path: Path) -> IO[bytes]:
     """Open for reading bytes, through gzip where the content (not the name) says so."""
     file = path.open("rb")
-    magic = file.read(2)
+    magic = file.read(4)
     file.seek(0)
-    if magic == GZIP_MAGIC:
+    if magic[:2] == GZIP_MAGIC:
         file.close()
         return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix == ".gz" and magic:
+    if magic == ZSTD_MAGIC:
         file.close()
-        raise DataError(f"{path}: not gzip, for all its name; rename it without .gz, or fetch anew")
+        return _open_zstd(path)
+    for suffix, what in ((".gz", "gzip"), (".zst", "zstd")):
+        if path.suffix == suffix and magic:
+            file.close()
+            raise DataError(
+                f"{path}: not {what}, for all its name; rename it without {suffix}, or fetch anew"
+            )
     return file
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    """Open a file that zstd packed; it is unpacked as a whole, which preference data bear."""
+    import pyarrow as pa
+
+    try:
+        with pa.input_stream(str(path), compression="zstd") as stream:
+            return io.BytesIO(stream.read())
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged zstd ({error}); fetch the file again") from error
 
 
 @contextmanager
@@ -149,9 +160,8 @@ def _read_lines(path: Path) -> Iterator[RawRow]:
     """Yield one row a line; blank lines hold none."""
     with _reading(path), _open(path) as file:
         for number, line in enumerate(file, 1):
-            text = _decode(
-                path, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number
-            )
+            # Files that were joined have a mark in their midst, too.
+            text = _decode(path, line.removeprefix(codecs.BOM_UTF8), number)
             if text.strip():
                 yield _parse_line(number, text.rstrip())
 
@@ -186,32 +196,53 @@ def _read_list(path: Path) -> list[Any]:
             f"{path}: begins as a JSON list but is not valid JSON ({where}); mend it, or write one "
             "object a line (JSON lines), where single bad rows can be skipped"
         ) from error
-    if not isinstance(value, list):
-        raise DataError(
-            f"{path}: holds {json_type(value)} over several lines, not rows; write a list of "
-            "objects, or one object a line"
-        )
-    return value
+    return cast(list[Any], value)  # it begins with "["
 
 
-def _is_one_object(path: Path, head: bytes) -> bool:
-    """Say whether the whole file is one JSON object printed over several lines, which is no rows.
+def _read_object(path: Path, head: bytes) -> list[Any] | None:
+    """Read a file that is one JSON object in which its rows are; None if it is not.
 
-    Only asked so that the message can say so, instead of counting each line as bad.
+    Such are {"data": [...]} and what pandas writes: {"prompt": {"0": ..., "1": ...}, ...}.
+
+    Raises:
+        DataError: it is one object over several lines that holds no rows. This is asked so that the
+            message can say so, instead of counting each line as bad.
     """
-    if not head.startswith(b"{") or b"\n" not in head or _is_json(head.split(b"\n", 1)[0]):
-        return False
+    line, _, more = head.partition(b"\n")
+    if not head.startswith(b"{") or (more.strip() and _parse(line) is not None):
+        return None
     with _reading(path), _open(path) as file:
-        return _is_json(file.read().removeprefix(codecs.BOM_UTF8))
+        value = _parse(file.read().removeprefix(codecs.BOM_UTF8))
+    rows = _unwrap(value) if isinstance(value, dict) else None
+    if value is not None and rows is None and more.strip():
+        raise DataError(
+            f"{path}: holds an object over several lines, not rows; write a list of objects, or "
+            "one object a line"
+        )
+    return rows
 
 
-def _is_json(raw: bytes) -> bool:
-    """Say whether `raw` parses."""
+def _unwrap(value: dict[str, Any]) -> list[Any] | None:
+    """Return the rows inside of an object."""
+    columns = list(value.values())
+    if columns and all(isinstance(cells, dict) and cells for cells in columns):
+        index = list(columns[0])
+        if all(key.isdecimal() and list(c) == index for c in columns for key in index):
+            return [{name: cells[i] for name, cells in value.items()} for i in index]
+    for name in WRAPPERS:
+        rows = value.get(name)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    return None
+
+
+def _parse(raw: bytes) -> object:
+    """Return the JSON value that `raw` is; None if it is none."""
     try:
-        json.loads(raw.decode())
+        value: object = json.loads(raw.decode())
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
+    return value
 
 
 def _decode(path: Path, raw: bytes, number: int | None = None) -> str:
@@ -223,15 +254,19 @@ def _decode(path: Path, raw: bytes, number: int | None = None) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1 if number is None else number
+        # In LATIN1 these bytes are control characters, in WINDOWS-1252 quotes and dashes.
+        with _open(path) as file:
+            windows = any(0x80 <= byte <= 0x9F for byte in set(file.read()))
         raise DataError(
             f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); "
-            f"{_recode(path, 'LATIN1')}"
+            f"{_recode(path, 'WINDOWS-1252' if windows else 'LATIN1')}"
         ) from error
 
 
 def _recode(path: Path, encoding: str) -> str:
     """Say how to convert a file to UTF-8."""
-    unzip = f"gzip -dc {path} | " if path.suffix == ".gz" else ""
+    program = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    unzip = f"{program} -dc {path} | " if program else ""
     return f"convert it, for example: {unzip}iconv -f {encoding} -t UTF-8" + (
         "" if unzip else f" {path}"
     )

@@ -1,54 +1,217 @@
 """One pure function per format: a parsed JSON row in, a `PreferenceExample` out, or `BadRow`.
 
-    hh      {"chosen": "\\n\\nHuman: … \\n\\nAssistant: …", "rejected": …}   HH-RLHF
-    pku     {"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"}
-    macpo   {"instruction": "USER: …", "input": "", "output": [chosen, rejected]}
-    trl     {"prompt", "chosen", "rejected"}, texts or lists of messages
+    hh         {"chosen": "\\n\\nHuman: … \\n\\nAssistant: …", "rejected": …}   HH-RLHF
+    macpo      {"instruction": "USER: …", "input": "", "output": [chosen, rejected]}
+    trl        {"prompt", "chosen", "rejected"}, texts or lists of messages
+    orca, alpaca, sharegpt, argilla, stack, openai      the same under other names, see `SHAPES`
+    pku, helpsteer, shp, arena, swift                   see `macpo.data.labelled`
 
-Fields beyond these are ignored.
+Fields that a format does not read are counted by the loader; those of `MEANINGFUL` are refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from macpo.data.official import parse_macpo
-from macpo.data.turns import (
-    BadRow,
-    build_example,
-    clean_text,
-    get_field,
-    get_text,
-    json_type,
-    read_message,
-    split_turns,
+from macpo.data.columns import MEANINGFUL, Columns, parse_columns, parse_hh, parse_named
+from macpo.data.labelled import (
+    Criterion,
+    parse_arena,
+    parse_helpsteer,
+    parse_pku,
+    parse_shp,
+    parse_swift,
 )
-from macpo.records import Message, PreferenceExample, Role
+from macpo.data.official import parse_macpo
+from macpo.data.turns import BadRow, is_absent, refuse_fields
+from macpo.records import PreferenceExample
 
-FormatName = Literal["hh", "pku", "macpo", "trl"]
-Criterion = Literal["helpful", "harmless"]
+FormatName = Literal[
+    "hh",
+    "pku",
+    "macpo",
+    "trl",
+    "orca",
+    "alpaca",
+    "sharegpt",
+    "argilla",
+    "openai",
+    "helpsteer",
+    "stack",
+    "shp",
+    "arena",
+    "swift",
+]
+NamedFormat = FormatName | Literal["columns"]
 Parser = Callable[[Mapping[str, Any]], PreferenceExample]
 
-# Where a row fits two formats the earlier wins: HH-RLHF rows with a prompt column also read as TRL
-# texts, but then their turns would be lost inside one user message.
-FORMATS: tuple[FormatName, ...] = ("pku", "macpo", "hh", "trl")
 
-HH_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-HH_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A format: what people call it, its parser, and the fields that the parser reads.
+
+    `refused` are fields that must say nothing where they are not read.
+    """
+
+    title: str
+    parse: Parser
+    reads: tuple[str, ...]
+    refused: tuple[str, ...] = MEANINGFUL
+
+    def read(self, row: Mapping[str, Any]) -> PreferenceExample:
+        """Read a row.
+
+        Raises:
+            BadRow: the row is unfit, or says something in a field that is not read and matters.
+        """
+        example = self.parse(row)
+        refuse_fields(row, [field for field in self.refused if field not in self.reads])
+        return example
+
+
+SYSTEM = ("system", "system_prompt")
+
+
+def _shape(title: str, columns: Columns) -> Shape:
+    return Shape(title, partial(parse_columns, columns=columns), columns.names)
+
+
+SHAPES: Mapping[FormatName, Shape] = {
+    "pku": Shape(
+        "PKU-SafeRLHF",
+        parse_pku,
+        (
+            *("prompt", "response_0", "response_1", "better_response_id", "safer_response_id"),
+            *SYSTEM,
+        ),
+    ),
+    "helpsteer": Shape(
+        "HelpSteer's preferences",
+        parse_helpsteer,
+        (
+            *("prompt", "response_1", "response_2", "preference_strength"),
+            *("context", "response1", "response2", "overall_preference"),
+            *SYSTEM,
+        ),
+    ),
+    "shp": Shape(
+        "Stanford Human Preferences",
+        parse_shp,
+        ("history", "human_ref_A", "human_ref_B", "labels", *SYSTEM),
+    ),
+    "arena": Shape(
+        "Chatbot Arena's battles",
+        parse_arena,
+        ("conversation_a", "conversation_b", "winner", *SYSTEM),
+    ),
+    "openai": _shape(
+        "OpenAI's preference rows",
+        Columns("preferred_output", "non_preferred_output", prompt=("input",)),
+    ),
+    "swift": Shape(
+        "ms-swift's preference rows",
+        parse_swift,
+        ("messages", "rejected_messages", "rejected_response", *SYSTEM),
+    ),
+    "macpo": Shape(
+        "the MACPO authors' files, LLaMA-Factory's pairs",
+        parse_macpo,
+        ("instruction", "input", "output", "history", "system"),
+    ),
+    "hh": Shape("HH-RLHF", parse_hh, ("prompt", "chosen", "rejected", *SYSTEM)),
+    "trl": _shape(
+        "TRL's preference rows",
+        Columns("chosen", "rejected", prompt=("prompt",), history=("history",)),
+    ),
+    "sharegpt": _shape(
+        "ShareGPT conversations with two answers",
+        Columns("chosen", "rejected", prompt=("conversations", "conversation")),
+    ),
+    "alpaca": _shape(
+        "Alpaca with two answers",
+        Columns(
+            "chosen", "rejected", prompt=("instruction",), more=("input",), history=("history",)
+        ),
+    ),
+    "argilla": _shape(
+        "Argilla's and distilabel's pairs",
+        Columns(
+            "chosen_response",
+            "rejected_response",
+            prompt=("instruction", "prompt", "input"),
+            more=("input",),
+        ),
+    ),
+    "stack": _shape(
+        "paired answers of Stack Exchange",
+        Columns("response_j", "response_k", prompt=("question",)),
+    ),
+    "orca": _shape(
+        "Orca's pairs", Columns("chosen", "rejected", prompt=("question", "input", "query"))
+    ),
+}
+"""All formats that can be detected; where a row fits two, the earlier wins.
+
+HH-RLHF rows with a prompt column also read as TRL's texts, but then their turns would be lost
+inside one user message.
+"""
+
+FORMATS: tuple[FormatName, ...] = tuple(SHAPES)
+
+WITHOUT_PAIRS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "rows of KTO",
+        ("completion", "label"),
+        "one answer and its label; join a good and a bad one of a prompt into chosen and rejected",
+    ),
+    ("ranked answers", ("answers",), "a list of answers; write two of them as chosen, rejected"),
+    (
+        "rated completions",
+        ("completions",),
+        "a list of answers; write two of them as chosen, rejected",
+    ),
+    (
+        "rows for SFT",
+        ("completion",),
+        "one answer; a pair needs a worse one too, in a column rejected",
+    ),
+    (
+        "rows for SFT",
+        ("messages",),
+        "one conversation; a pair needs a worse answer too, in a column rejected_response",
+    ),
+)
+"""Well-known rows that hold no pairs: what they are, by which fields, and what they lack."""
 
 
 def get_parser(format: FormatName, criterion: Criterion = "helpful") -> Parser:
     """Return the parser of a format; `criterion` decides which label of PKU-SafeRLHF counts."""
-    parsers: dict[FormatName, Parser] = {
-        "hh": parse_hh,
-        "pku": partial(parse_pku, criterion=criterion),
-        "macpo": parse_macpo,
-        "trl": parse_trl,
-    }
-    return parsers[format]
+    return get_shape(format, criterion).read
+
+
+def get_shape(format: FormatName, criterion: Criterion = "helpful") -> Shape:
+    """Return a format; `criterion` decides which label of PKU-SafeRLHF counts."""
+    shape = SHAPES[format]
+    if format != "pku":
+        return shape
+    return replace(shape, parse=partial(parse_pku, criterion=criterion))
+
+
+def named_shape(columns: Columns) -> Shape:
+    """Return the format `columns`: what the user names is read, and nothing else matters."""
+    return Shape("columns as named", partial(parse_named, columns=columns), columns.names, ())
+
+
+def parse_trl(row: Mapping[str, Any]) -> PreferenceExample:
+    """Read a preference row of TRL, conversational or plain; see `parse_columns`.
+
+    Raises:
+        BadRow: the row is unfit.
+    """
+    return SHAPES["trl"].read(row)
 
 
 def detect_format(rows: Iterable[object]) -> FormatName | None:
@@ -56,78 +219,34 @@ def detect_format(rows: Iterable[object]) -> FormatName | None:
     samples = list(rows)
     best: FormatName | None = None
     most = 0
-    for name in FORMATS:
-        parse = get_parser(name)
-        good = sum(_is_good(parse, row) for row in samples)
+    for name, shape in SHAPES.items():
+        good = sum(_is_good(shape.read, row) for row in samples)
         if good > most:
             best, most = name, good
     return best
 
 
-def parse_hh(row: Mapping[str, Any]) -> PreferenceExample:
-    """Read a row of HH-RLHF: two whole conversations as text.
+def why_undetected(row: Mapping[str, Any]) -> str:
+    """Say why a row is in no known format, and what to do.
 
-    A few rows diverge before the last turn, end in an empty answer, or repeat a speaker; some
-    assistant texts hold "Human:" in the middle of a line, which is no marker (a blank line must
-    precede one). Derived data sets cut the common part off into `prompt`: it is put back.
-
-    Raises:
-        BadRow: the row is unfit.
+    The nearest format is the one of which the row has the most fields.
     """
-    prompt = "" if row.get("prompt") is None else row["prompt"]
-
-    def turns(side: str) -> list[Message]:
-        answer = get_field(row, side)
-        for name, value in (("prompt", prompt), (side, answer)):
-            clean_text(value, name)  # for its checks; the blank line at the seam must stay
-        return split_turns(prompt + answer, HH_MARKER, HH_ROLES)
-
-    return build_example(turns("chosen"), turns("rejected"))
-
-
-def parse_pku(row: Mapping[str, Any], criterion: Criterion = "helpful") -> PreferenceExample:
-    """Read a row of PKU-SafeRLHF: two responses, with one label for help and one for safety.
-
-    Raises:
-        BadRow: the row is unfit.
-    """
-    label = "better_response_id" if criterion == "helpful" else "safer_response_id"
-    user = Message("user", get_text(row, "prompt"))
-    responses = [Message("assistant", get_text(row, f"response_{i}")) for i in (0, 1)]
-    winner = get_field(row, label)
-    if isinstance(winner, bool) or not isinstance(winner, int):
-        raise BadRow("wrong type", f"{label} is {json_type(winner)}, not 0 or 1")
-    if winner not in (0, 1):
-        raise BadRow("no such response", f"{label} is {winner}")
-    return build_example([user, responses[winner]], [user, responses[1 - winner]])
-
-
-def parse_trl(row: Mapping[str, Any]) -> PreferenceExample:
-    """Read a preference row of TRL, conversational or plain.
-
-    Conversational rows may leave `prompt` out, or repeat it: then `chosen` and `rejected` are whole
-    conversations. A prompt given as text is the user's one turn.
-
-    Raises:
-        BadRow: the row is unfit.
-    """
-    prompt = row.get("prompt")
-    before: list[Message] = []
-    if isinstance(prompt, list):
-        before = [read_message(item, "prompt") for item in prompt]
-    elif prompt is not None:
-        before = [Message("user", clean_text(prompt, "prompt"))]
-
-    def conversation(side: str) -> list[Message]:
-        answer = get_field(row, side)
-        if not isinstance(answer, list):
-            get_field(row, "prompt")
-            return [*before, Message("assistant", clean_text(answer, side))]
-        messages = [read_message(item, side) for item in answer]
-        repeated = messages[: len(before)] == before
-        return messages if repeated else [*before, *messages]
-
-    return build_example(conversation("chosen"), conversation("rejected"))
+    reasons: list[tuple[int, bool, FormatName, BadRow]] = []
+    for name in reversed(FORMATS):
+        shape = SHAPES[name]
+        try:
+            shape.read(row)
+        except BadRow as why:
+            present = sum(not is_absent(row.get(field)) for field in shape.reads)
+            reasons.append((present, why.reason != "missing field", name, why))
+    present, complete, name, bad = max(reasons, key=lambda entry: entry[:2])
+    if complete:
+        return f"read as {name} it is unfit: {bad}; mend or leave out such rows"
+    for what, fields, lack in WITHOUT_PAIRS:
+        if all(row.get(field) is not None for field in fields):
+            return f"these are {what}: {lack}"
+    lacks = f"the nearest, {name}, has: {bad}; " if present else ""
+    return f"{lacks}set data.columns to say which columns hold prompt, chosen and rejected"
 
 
 def _is_good(parse: Parser, row: object) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from macpo.data.files import RawRow, RowSource
+from macpo.data.rows import RawRow, RowSource
 from macpo.errors import DataError
 from macpo.seeds import digest
 

@@ -7,17 +7,29 @@ more is an error, because by then the file or the format is wrong, not some rows
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from macpo.data.files import RawRow, RowSource
-from macpo.data.formats import Criterion, FormatName, Parser, detect_format, get_parser
+from macpo.data.columns import Columns
+from macpo.data.formats import (
+    FormatName,
+    NamedFormat,
+    Shape,
+    detect_format,
+    get_shape,
+    named_shape,
+    why_undetected,
+)
+from macpo.data.labelled import Criterion
+from macpo.data.rows import RawRow, RowSource
 from macpo.data.sources import find_source, refuse_unused
-from macpo.data.turns import BadRow, join_turns, json_type, prompt_key
+from macpo.data.turns import MESSAGE_FIELDS, BadRow, is_absent, join_turns, json_type, prompt_key
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
 
@@ -44,11 +56,13 @@ class LoadReport:
 
     Every row is in exactly one of: a pair, `duplicates` (row numbers of pairs seen before with the
     same prompt and answers), `skipped`. `prompts` counts prompts that differ in more than
-    whitespace; `joined` the rows in which one speaker had several turns in a row.
+    whitespace; `joined` the rows in which one speaker had several turns in a row. `unread` are
+    fields that the format does not read, with the number of rows in which they say something.
     """
 
     source: str
-    format: FormatName
+    format: NamedFormat
+    title: str
     detected: bool
     unit: str
     rows: int
@@ -57,6 +71,7 @@ class LoadReport:
     joined: int
     duplicates: tuple[int, ...]
     skipped: tuple[SkippedRows, ...]
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bad_rows(self) -> int:
@@ -88,6 +103,7 @@ class _Tally:
     duplicates: list[int] = field(default_factory=list)
     first: dict[str, tuple[RawRow, BadRow]] = field(default_factory=dict)
     numbers: dict[str, list[int]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def add_bad(self, row: RawRow, bad: BadRow) -> None:
         """Count a bad row."""
@@ -145,7 +161,7 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     head = list(itertools.islice(source.rows, DETECTION_ROWS))
     if not head:
         raise DataError(f"{source.name}: holds no rows; check that it was written in full")
-    format = _detect(source, head) if config.format == "auto" else config.format
+    format, shape = _shape(config, source, head)
     if config.criterion != "helpful" and format != "pku":
         raise DataError(
             f"data.criterion: {config.criterion} has no effect on format {format}, only on pku; "
@@ -153,9 +169,8 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
         )
     tally = _Tally()
     total = source.total
-    parse = get_parser(format, config.criterion)
     for row in itertools.chain(head, source.rows):
-        good = _take(tally, row, parse)
+        good = _take(tally, row, shape)
         if not good and _too_many(tally.bad_rows, max_bad_rows, total):
             raise _too_many_error(source, tally, max_bad_rows, format, head)
     if _too_many(tally.bad_rows, max_bad_rows, tally.rows):
@@ -163,7 +178,8 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     report = LoadReport(
         source=source.name,
         format=format,
-        detected=config.format == "auto",
+        title=shape.title,
+        detected=config.format == "auto" and config.columns is None,
         unit=source.unit,
         rows=tally.rows,
         pairs=len(tally.examples),
@@ -171,6 +187,7 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
         joined=tally.joined,
         duplicates=tuple(tally.duplicates),
         skipped=tally.skipped(),
+        unread=dict(sorted(tally.unread.items())),
     )
     return LoadedData(tuple(tally.examples), report)
 
@@ -183,6 +200,7 @@ def read_source(
     hub_split: str = "train",
     hub_config: str | None = None,
     hub_revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> LoadedData:
     """Read all of a data set that is named outside of a config; bad rows are reported, all of them.
 
@@ -194,18 +212,45 @@ def read_source(
     from macpo.config import DataConfig
 
     try:
-        config = DataConfig(
-            source=source,
-            format=format,
-            criterion=criterion,
-            hub_split=hub_split,
-            hub_config=hub_config,
-            hub_revision=hub_revision,
+        config = DataConfig.model_validate(
+            {
+                "source": source,
+                "format": format,
+                "criterion": criterion,
+                "hub_split": hub_split,
+                "hub_config": hub_config,
+                "hub_revision": hub_revision,
+                "columns": columns,
+            }
         )
     except ValidationError as error:
         fault = error.errors()[0]
-        raise DataError(f"{fault['loc'][0]}: {fault['msg']} (got {fault['input']!r})") from None
+        where = ".".join(map(str, fault["loc"])) or "data"
+        raise DataError(f"{where}: {fault['msg']} (got {fault['input']!r})") from None
     return read_preferences(config)
+
+
+def _shape(config: DataConfig, source: RowSource, head: list[RawRow]) -> tuple[NamedFormat, Shape]:
+    """Return the format that the config names, or else that of the first rows."""
+    if config.columns is not None:
+        columns = Columns(**config.columns.as_columns())
+        _check_columns(columns, source, head)
+        return "columns", named_shape(columns)
+    format = _detect(source, head) if config.format == "auto" else config.format
+    return format, get_shape(format, config.criterion)
+
+
+def _check_columns(columns: Columns, source: RowSource, head: list[RawRow]) -> None:
+    """Refuse columns that none of the first rows has."""
+    there = {str(name): None for r in head if isinstance(r.value, Mapping) for name in r.value}
+    for name in columns.names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DataError(
+                f"{source.name}: has no column {name!r}, which data.columns names; {hint}"
+                f"its columns: {excerpt(', '.join(there)) or 'none'}"
+            )
 
 
 def _detect(source: RowSource, head: list[RawRow]) -> FormatName:
@@ -214,20 +259,21 @@ def _detect(source: RowSource, head: list[RawRow]) -> FormatName:
     if found is not None:
         return found
     first = head[0]
+    remedy = "write one JSON object a line, see docs/your-data.md"
     if first.bad is not None:
         seen = str(first.bad)
     elif isinstance(first.value, Mapping):
         seen = f"its fields: {excerpt(', '.join(map(str, first.value))) or 'none'}"
+        remedy = why_undetected(first.value)
     else:
         seen = json_type(first.value)
     raise DataError(
         f"{source.name}: none of the first {len(head)} rows fits a known format "
-        f"({source.unit} {first.number}: {seen}); set data.format to hh, pku, macpo or trl to see "
-        "what each row lacks"
+        f"({source.unit} {first.number}: {seen}); {remedy}"
     )
 
 
-def _take(tally: _Tally, row: RawRow, parse: Parser) -> bool:
+def _take(tally: _Tally, row: RawRow, shape: Shape) -> bool:
     """Enter one row into the tally; return whether it was good."""
     tally.rows += 1
     try:
@@ -235,10 +281,11 @@ def _take(tally: _Tally, row: RawRow, parse: Parser) -> bool:
             raise row.bad
         if not isinstance(row.value, Mapping):
             raise BadRow("not an object", json_type(row.value))
-        example = parse(row.value)
+        example = shape.read(row.value)
     except BadRow as bad:
         tally.add_bad(row, bad)
         return False
+    tally.unread.update(_unread(row.value, shape))
     prompt = join_turns(example.prompt)
     if prompt is not example.prompt:
         tally.joined += 1
@@ -251,6 +298,17 @@ def _take(tally: _Tally, row: RawRow, parse: Parser) -> bool:
     return True
 
 
+def _unread(row: Mapping[str, Any], shape: Shape) -> Iterator[str]:
+    """Yield the fields of a row that say something and are not read, those of messages too."""
+    for name, value in row.items():
+        if name not in shape.reads:
+            if not is_absent(value):
+                yield str(name)
+        elif isinstance(value, list):
+            inside = {key for m in value if isinstance(m, Mapping) for key in m if m[key]}
+            yield from (f"{name}[].{key}" for key in inside - set(MESSAGE_FIELDS))
+
+
 def _too_many(bad: int, limit: float, rows: int | None) -> bool:
     """Say whether `bad` rows of `rows` (None while not yet known) are past the limit."""
     if limit >= 1 or limit == 0:
@@ -259,7 +317,7 @@ def _too_many(bad: int, limit: float, rows: int | None) -> bool:
 
 
 def _too_many_error(
-    source: RowSource, tally: _Tally, limit: float, format: FormatName, head: list[RawRow]
+    source: RowSource, tally: _Tally, limit: float, format: NamedFormat, head: list[RawRow]
 ) -> DataError:
     """Say which rows are bad, and what to do about it."""
     row, bad = next(iter(tally.first.values()))

@@ -22,6 +22,7 @@ from typing import Any
 from macpo.data.turns import (
     BadRow,
     build_example,
+    clean_answer,
     clean_text,
     get_field,
     get_text,
@@ -59,7 +60,7 @@ def parse_macpo(row: Mapping[str, Any]) -> PreferenceExample:
         raise BadRow("not a pair", f"output holds {len(output)} texts")
     before = [Message("system", system), *before]
     chosen, rejected = (
-        [*before, Message("assistant", clean_text(text, "output"))] for text in output
+        [*before, Message("assistant", clean_answer(text, "output"))] for text in output
     )
     return build_example(chosen, rejected)
 

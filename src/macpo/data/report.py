@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from macpo.data.formats import Criterion, FormatName
+from macpo.data.formats import FormatName
+from macpo.data.labelled import Criterion
 from macpo.data.loading import LoadReport, SkippedRows, read_source
 from macpo.records import PreferenceExample, Prompt
 
@@ -85,6 +86,7 @@ def check_data(
     hub_split: str = "train",
     hub_config: str | None = None,
     hub_revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> DataReport:
     """Read all of a data set and describe it; bad rows are reported, however many there are.
 
@@ -96,6 +98,7 @@ def check_data(
         hub_split: as `data.hub_split`.
         hub_config: as `data.hub_config`.
         hub_revision: as `data.hub_revision`.
+        columns: as `data.columns`.
 
     Raises:
         DataError: the source cannot be read, holds no rows, or none in a known format; or an
@@ -109,6 +112,7 @@ def check_data(
         hub_split=hub_split,
         hub_config=hub_config,
         hub_revision=hub_revision,
+        columns=columns,
     )
     return describe(loaded.examples, loaded.report, tokenizer)
 
@@ -170,7 +174,7 @@ def render_loading(loading: LoadReport) -> list[RenderableType]:
 
     how = "detected" if loading.detected else "as told"
     lines = [
-        f"{loading.source}: format {loading.format} ({how})",
+        f"{loading.source}: format {loading.format} ({how}): {loading.title}",
         f"{loading.rows:,} rows: {loading.pairs:,} pairs on {loading.prompts:,} prompts, "
         f"{len(loading.duplicates):,} duplicates dropped, {loading.bad_rows:,} bad rows skipped",
     ]
@@ -178,6 +182,9 @@ def render_loading(loading: LoadReport) -> list[RenderableType]:
         lines.append(f"duplicates: {_numbers(loading.unit, loading.duplicates)}")
     if loading.joined:
         lines.append(f"{loading.joined:,} rows with neighbouring turns of one speaker, now joined")
+    if loading.unread:
+        fields = ", ".join(f"{name} ({rows:,} rows)" for name, rows in loading.unread.items())
+        lines.append(f"not read: {fields}")
     parts: list[RenderableType] = [Text(line) for line in lines]
     if loading.skipped:
         parts.append(skipped_table("skipped rows", loading.skipped, loading.unit, "rows"))

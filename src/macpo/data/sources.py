@@ -6,10 +6,13 @@ DATA_SCHEMES.register("mine", MySource())      # data.source: mine:...
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from macpo.data.files import RowSource, is_local, local_digest, open_file
+from macpo.data.files import is_local, local_digest, open_file
 from macpo.data.hub import hub_digest, open_hub
+from macpo.data.rows import RowSource
+from macpo.data.tables import is_saved_folder, open_saved, saved_digest
 from macpo.errors import DataError
 from macpo.registry import Registry
 from macpo.shipped import locate
@@ -71,6 +74,25 @@ class LocalFile:
         return locate(config.source).expanduser().exists()
 
 
+class SavedFolder:
+    """A folder that `datasets` saved, of one split or several."""
+
+    what = "the saved data set"
+    unused: tuple[str, ...] = ("hub_config", "hub_revision")
+
+    def open(self, config: DataConfig) -> RowSource:
+        """See `DataSource.open`."""
+        return open_saved(Path(config.source).expanduser(), config.hub_split)
+
+    def digest(self, config: DataConfig) -> str:
+        """See `DataSource.digest`: of the bytes of its tables, wherever it lies."""
+        return saved_digest(Path(config.source).expanduser(), config.hub_split)
+
+    def is_here(self, config: DataConfig) -> bool:
+        """See `DataSource.is_here`."""
+        return True
+
+
 class Hub:
     """A data set on the Hugging Face hub."""
 
@@ -100,6 +122,8 @@ def find_source(source: str) -> DataSource:
     found = DATA_SCHEMES.find(scheme) if colon else None
     if found is not None:
         return found
+    if is_saved_folder(Path(source).expanduser()):
+        return SavedFolder()
     return LocalFile() if is_local(source) else Hub()
 
 

@@ -42,7 +42,7 @@ class SplitData(Stage):
     """
 
     kind: ClassVar[str] = "data"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "data", "agents"})
 
     data: DataConfig

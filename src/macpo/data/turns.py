@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, cast
 
-from macpo.records import ROLES, Message, PreferenceExample, Prompt, Role
+from macpo.records import Message, PreferenceExample, Prompt, Role
 
 Reason = Literal[
     "not JSON",
+    "wrong number of cells",
     "not an object",
     "missing field",
     "wrong type",
@@ -34,7 +35,39 @@ Reason = Literal[
     "no user turn last",
     "no assistant turn last",
     "turn marker in text",
+    "not supported",
+    "rendered text",
+    "message list as text",
+    "system differs",
+    "no preference",
 ]
+
+ROLE_NAMES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",  # OpenAI's newer name for it
+    "user": "user",
+    "human": "user",  # ShareGPT
+    "assistant": "assistant",
+    "gpt": "assistant",  # ShareGPT
+    "model": "assistant",  # Gemma, Gemini
+    "bot": "assistant",
+}
+"""What data sets call the three speakers, in small letters."""
+
+MESSAGE_FIELDS = ("role", "content", "from", "value")
+
+NOT_TEXT = (
+    *("tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking"),
+    *("images", "image", "videos", "audio", "audios", "prefix"),
+)
+"""Fields of a message that say what its text does not: without them it would mean another thing."""
+
+
+END_MARKS = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eot|end_of_text|endoftext|end)\|>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>|</s>))+\s*\Z"
+)
+"""Ends of a turn as templates write them, at the end of a text."""
 
 
 class BadRow(Exception):
@@ -89,38 +122,147 @@ def clean_text(value: object, name: str) -> str:
     return value.strip()
 
 
-def read_message(value: object, name: str) -> Message:
-    """Read one {"role", "content"} object, the form that chat templates take.
+def clean_answer(value: object, name: str) -> str:
+    """Check an answer as `clean_text` does, and strip it of all but the indentation of its start.
+
+    Code may differ in that alone. Blank lines before it go, and so does a single space, which
+    separates an answer from "Assistant:" in many data sets. An end of turn that a template wrote
+    behind the answer goes too, or it would be learnt as text.
 
     Raises:
-        BadRow: it is no such object, or the role is not system, user or assistant.
+        BadRow: as `clean_text`.
+    """
+    clean_text(value, name)
+    text = cast(str, value)
+    text = (text if "<s>" in text else END_MARKS.sub("", text)).rstrip()  # <s>…</s> is HTML, too
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text)
+    indented = text.startswith("\t") or len(text) - len(text.lstrip()) > 1
+    return text if indented else text.lstrip()
+
+
+def is_absent(value: object) -> bool:
+    """Say whether a field says nothing: tables fill cells that a row lacks with such values."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null", "None")
+    return value is None or value is False or (isinstance(value, (list, Mapping)) and not value)
+
+
+def refuse_fields(row: Mapping[str, Any], fields: Sequence[str], where: str = "") -> None:
+    """Refuse fields that would change what the row means, were they left unread.
+
+    Raises:
+        BadRow: the row has one that says something.
+    """
+    for field in fields:
+        if field in row and not is_absent(row[field]):
+            raise BadRow("not supported", f"{field} in {where}" if where else field)
+
+
+def read_message(value: object, name: str) -> Message:
+    """Read one {"role", "content"} object, the form that chat templates take, or {"from", "value"}.
+
+    Content in parts is read if every part is text.
+
+    Raises:
+        BadRow: it is no such object, the role is not one of `ROLE_NAMES`, or it holds what is not
+            text, such as tool calls.
     """
     if not isinstance(value, Mapping):
         raise BadRow("wrong type", f"{name} holds {json_type(value)}, not messages")
-    role = get_field(value, "role")
-    if role not in ROLES:
-        raise BadRow("unknown role", f"{name}: {str(role)[:20]!r}")
-    return Message(cast(Role, role), get_text(value, "content"))
+    refuse_fields(value, NOT_TEXT, name)
+    sharegpt = "from" in value and is_absent(value.get("role"))
+    spelled = get_field(value, "from" if sharegpt else "role")
+    role = ROLE_NAMES.get(str(spelled).strip().lower())
+    if role is None:
+        raise BadRow("unknown role", f"{name}: {str(spelled)[:20]!r}")
+    field = "value" if sharegpt else "content"
+    content = _join_parts(get_field(value, field), field)
+    return Message(role, (clean_answer if role == "assistant" else clean_text)(content, field))
 
 
-def split_turns(text: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> list[Message]:
+def _join_parts(content: object, name: str) -> object:
+    """Return the text of content that is given as a list of text parts; other content as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind is None:
+            raise BadRow("wrong type", f"{name} holds a list of {json_type(part)}, not text")
+        if kind != "text":
+            raise BadRow("wrong type", f"{name} holds a part of type {str(kind)[:20]}, not text")
+        texts.append(clean_text(part.get("text"), name))
+    return "\n\n".join(texts)
+
+
+def split_turns(
+    text: str, marker: re.Pattern[str], roles: Mapping[str, Role], head_role: Role | None = None
+) -> list[Message]:
     """Split text in which a marker such as "Human:" opens each turn.
 
     Args:
         text: the whole conversation.
         marker: matches a marker, its one group the speaker.
         roles: the role of each speaker.
+        head_role: whose turn it is that stands before the first marker; by default there is none.
 
     Raises:
-        BadRow: the text does not begin with a marker.
+        BadRow: there is no marker, or text before the first that is nobody's.
     """
     head, *rest = marker.split(text)
-    if head.strip() or not rest:
+    if (head.strip() and head_role is None) or not rest:
         raise BadRow("no turn markers", f"begins with {text.strip()[:20]!r}")
+    opening = [Message(head_role, head.strip())] if head_role and head.strip() else []
     return [
-        Message(roles[speaker], content.strip())
-        for speaker, content in zip(rest[::2], rest[1::2], strict=True)
+        *opening,
+        *(
+            Message(roles[speaker], content.strip())
+            for speaker, content in zip(rest[::2], rest[1::2], strict=True)
+        ),
     ]
+
+
+def join_conversation(
+    before: Sequence[Message], answer: Sequence[Message], side: str
+) -> list[Message]:
+    """Put a prompt before an answer, be the answer its last turn alone or the whole conversation.
+
+    An answer that opens with a user's turn is the whole conversation. The prompt then has to be in
+    it: its beginning, or its last turns. A system turn may stand in either.
+
+    Raises:
+        BadRow: "prompts differ" or "system differs": the prompt says other things.
+    """
+    prompt_system, prompt = _split_system(before)
+    system, turns = _split_system(answer)
+    if not turns or turns[0].role != "user" or not prompt:
+        return add_system(prompt_system, [*system, *prompt, *turns])
+    known, given = ([(m.role, m.content.split()) for m in part] for part in (turns, prompt))
+    asked = known[:-1] if turns[-1].role == "assistant" else known
+    if given not in (known[: len(given)], asked[-len(given) :]):
+        if prompt[-1].role == "user":
+            raise BadRow("prompts differ", f"{side} is a conversation without the prompt in it")
+        turns = [*prompt, *turns]  # a prompt that ends with an answer: earlier turns, cut off
+    return add_system(prompt_system, [*system, *turns])
+
+
+def add_system(system: Sequence[Message], conversation: Sequence[Message]) -> list[Message]:
+    """Put a system turn, if there is one, before a conversation.
+
+    Raises:
+        BadRow: the conversation has another one.
+    """
+    spoken = [m for m in system if m.content]
+    own, turns = _split_system(conversation)
+    if spoken and own and own[0].content and spoken != own:
+        raise BadRow("system differs", f"{own[0].content[:20]!r}, {spoken[0].content[:20]!r}")
+    return [*(spoken or own), *turns]
+
+
+def _split_system(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """Split the system turn off the front, if there is one."""
+    at = 1 if messages and messages[0].role == "system" else 0
+    return list(messages[:at]), list(messages[at:])
 
 
 def build_example(chosen: Sequence[Message], rejected: Sequence[Message]) -> PreferenceExample:

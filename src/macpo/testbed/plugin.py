@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from macpo.data.files import RawRow, RowSource
+from macpo.data.rows import RawRow, RowSource
 from macpo.data.sources import DATA_SCHEMES, HUB_OPTIONS
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.models.cache import build_once, model_folder
