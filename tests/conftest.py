@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.runs import FinishedRun
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set first
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# That a machine is busy is no fault of the code.
+settings.register_profile("macpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("macpo")
 
 
 @pytest.fixture(autouse=True, scope="session")

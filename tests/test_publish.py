@@ -149,6 +149,17 @@ def test_published_folders_stay_when_nothing_changed(finished: Path) -> None:
     assert {p: p.stat().st_ino for p in sorted((finished / "final").rglob("*"))} == before
 
 
+def test_another_policy_replaces_the_one_that_was_published(finished: Path, tmp_path: Path) -> None:
+    base = finished.parent / "models" / "student"
+    pool = PolicyPool(CPU, lambda key: base)
+    published = []
+    for name in ("init/student/positive", "round-1/student/train"):
+        policy = Policy(make_agent(base), "positive", Written(name, name))
+        publish(policy, finished / "stages" / name, tmp_path / "out", pool, "card")
+        published.append(digests(tmp_path / "out")["adapter_model.safetensors"])
+    assert published[0] != published[1]
+
+
 def test_metrics_have_one_line_per_policy_round_and_metric(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     keys = [(row["policy"], row["round"], row["metric"]) for row in rows]

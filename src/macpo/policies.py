@@ -236,10 +236,14 @@ def _with_adapter(model: Any, agent: Agent) -> Any:
         ModelError: a target names no linear layer, or the LM head, or PEFT refuses the model.
     """
     from peft import get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     _check_targets(model, agent)
+    config = lora_config(agent)
+    # PEFT would find this out by itself, and warn that it did.
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
-        peft_model = get_peft_model(model, lora_config(agent), autocast_adapter_dtype=True)
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -85,6 +85,7 @@ def test_trl_trains_on_a_runs_pairs(finished: FinishedRun, tmp_path: Path) -> No
             per_device_train_batch_size=2,
             report_to=[],
             use_cpu=True,
+            activation_checkpointing=False,
             bf16=False,
             disable_tqdm=True,
         ),

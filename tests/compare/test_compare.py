@@ -224,11 +224,13 @@ def test_cells_are_ordinary_runs_over_one_store(finished: Finished, tmp_path: Pa
 
 
 def test_results_hold_every_measurement_of_every_cell(finished: Finished) -> None:
-    rows = [json.loads(line) for line in (finished.folder / "results.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (finished.folder / "results.jsonl").read_text().splitlines()
+    ]
     count = Counter((r["method"], r["seed"]) for r in rows if r["policy"] != "teachers")
 
     for cell in cells_of(finished.folder):
-        measured = [json.loads(line) for line in (cell / "metrics.jsonl").open()]
+        measured = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
         method, seed = cell.parent.name, int(cell.name.removeprefix("seed-"))
         gaps = [
             r

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from macpo import answering
 from macpo.agents import Policy
 from macpo.answering import Respond
 from macpo.config import SamplingConfig, TuningConfig
@@ -91,3 +92,11 @@ def test_seed_decides_what_is_sampled(scene: Scene) -> None:
         return [r.text for r in read_responses(scene.bench.run(stage).path)]
 
     assert sample(0) != sample(1)
+
+
+def test_prompts_are_answered_in_shards_as_all_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = scene.answers(scene.positive)
+    monkeypatch.setattr(answering, "SHARD", 2)
+    assert Scene(tmp_path / "shards").answers(scene.positive) == whole

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from macpo.likelihood import LikelihoodEngine, PromptGroup
 from tests.tiny import tiny_model
@@ -59,7 +60,13 @@ def shared_engine(name: str, **overrides: Any) -> LikelihoodEngine:
 
 def with_adapter(model: Any, targets: str | list[str] = "all-linear") -> Any:
     """Put a LoRA adapter over `model` of which A and B are random, so that it does something."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        lora_alpha=4,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
     peft_model = get_peft_model(model, config).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in peft_model.parameters():

@@ -36,6 +36,15 @@ def test_another_seed_draws_everything_anew_and_changes_nothing_else(name: str) 
     assert not keys & {stage.key for stage in other}  # all of it stands on the split
 
 
+def test_what_several_methods_do_alike_draws_alike() -> None:
+    """Differences between methods are then the methods', and not luck."""
+    known: dict[str, int] = {}
+    for method in PROGRAMS.values():
+        for name, seed in seeds(lay_out(method)).items():
+            assert known.setdefault(name, seed) == seed, name
+    assert {"data", "init/student/positive", "round-2/student/train"} <= known.keys()
+
+
 def test_what_draws_says_so() -> None:
     """Of the stages of all programs, these have a seed, and so a key that follows the run's."""
     kinds = {

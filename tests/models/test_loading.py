@@ -77,7 +77,7 @@ def test_code_of_a_model_is_not_run_unless_trusted(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
-    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     remedy = "needs Python code that came with it; set trust_remote_code: true if you trust it"
     with pytest.raises(ModelError, match=remedy):
         load_model(resolved(folder), torch.float32, "cpu")

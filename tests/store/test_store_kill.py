@@ -46,10 +46,8 @@ class KillServer:
 @pytest.fixture(scope="module")
 def server() -> Iterator[KillServer]:
     server = KillServer()
-    yield server
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    server.process.wait()
+    with server.process:  # at its end the pipes are closed, which ends the process
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ class Oracle:
                 report_to=[],
                 use_cpu=True,
                 bf16=False,
-                gradient_checkpointing=False,
+                activation_checkpointing=False,
             ),
             # Never looked at: the batches below are ids. The trainer copies the adapter that it is
             # given here as its reference.

@@ -1,0 +1,789 @@
+"""The mutations: one line of the code each, and the tests that are to notice.
+
+A mutation is named by the fault that it puts in. When code moves, its mutation moves along;
+`tests/test_mutants.py` says which no longer fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WIRING = ("tests/methods/test_wiring_macpo.py",)
+OTHERS = ("tests/methods/test_wiring_others.py",)
+SEEDS = ("tests/methods/test_wiring_seeds.py",)
+FILTERED = ("tests/test_filter.py",)
+LOSSES = ("tests/test_losses.py",)
+JUDGING = ("tests/test_judging.py",)
+TRAINING = ("tests/training/test_training_stages.py",)
+TRAINER = ("tests/training/test_trainer.py",)
+KEYS = ("tests/training/test_stage_keys.py",)
+DATA = ("tests/data/test_data_stage.py", "tests/data/test_data_splits.py")
+SCORING = ("tests/likelihood/test_scoring.py",)
+EXECUTION = ("tests/test_execution.py",)
+PUBLISH = ("tests/test_publish.py",)
+POLICIES = ("tests/test_policies.py",)
+RESPOND = ("tests/generation/test_respond.py",)
+EVALUATION = ("tests/test_evaluation.py",)
+
+MACPO = "src/macpo/methods/macpo.py"
+PROGRAM = "src/macpo/program.py"
+ROUNDS = "src/macpo/rounds.py"
+FILTER = "src/macpo/filter.py"
+NEGATIVES = "src/macpo/negatives.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A fault: `before`, which stands once in `file`, becomes `after`."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+    def applied(self, source: str) -> str:
+        """Return the source with the fault in it.
+
+        Raises:
+            ValueError: `before` does not stand in it exactly once.
+        """
+        count = source.count(self.before)
+        if count != 1:
+            raise ValueError(f"{self.name}: {self.before!r} stands {count} times in {self.file}")
+        return source.replace(self.before, self.after)
+
+
+MUTATIONS = (
+    # Initialisation (Algorithm 1, before the rounds)
+    Mutation(
+        "negatives start from the base and not from the positive policy",
+        NEGATIVES,
+        'name: program.fine_tune_on_dataset(policy, "negative")',
+        'name: program.fine_tune_on_dataset(program.untrained(policy.agent), "negative")',
+        WIRING,
+    ),
+    Mutation(
+        "the student's negative learns good weak labels",
+        NEGATIVES,
+        "labels = program.weak_labels(negative)",
+        "labels = program.weak_labels(naive.teachers)",
+        WIRING,
+    ),
+    Mutation(
+        "the student's negative starts from its base",
+        NEGATIVES,
+        'program.fine_tune_on_answers(naive.student, "negative", labels)',
+        'program.fine_tune_on_answers(program.untrained(naive.student.agent), "negative", labels)',
+        WIRING,
+    ),
+    Mutation(
+        "negatives learn the good side",
+        PROGRAM,
+        '"chosen" if role == "positive" else "rejected"',
+        '"chosen"',
+        WIRING,
+    ),
+    Mutation(
+        "negatives are trained by the section of positives",
+        PROGRAM,
+        '            "chosen" if role == "positive" else "rejected",\n'
+        '            agent.sft if role == "positive" else agent.negative_sft,',
+        '            "chosen" if role == "positive" else "rejected",\n            agent.sft,',
+        WIRING,
+    ),
+    Mutation(
+        "weak labels are the last teacher's",
+        PROGRAM,
+        "first = teachers[self.team.teachers[0].name]",
+        "first = teachers[self.team.teachers[-1].name]",
+        WIRING,
+    ),
+    Mutation(
+        "weak labels are of the test prompts",
+        PROGRAM,
+        'return self.respond("init", first, "student", 0)',
+        'return self.respond("init", first, "test", 0)',
+        WIRING,
+    ),
+    Mutation(
+        "teachers see the student's half",
+        PROGRAM,
+        'self.fine_tune_on_dataset(self.untrained(teacher), "positive")',
+        'self.fine_tune_on_dataset(self.untrained(teacher), "positive", "student")',
+        WIRING,
+    ),
+    # Rounds
+    Mutation(
+        "every round starts from the initial policy",
+        ROUNDS,
+        "program.contrast(t, learner.positive, pairs, learner.initial, scores)",
+        "program.contrast(t, learner.initial, pairs, learner.initial, scores)",
+        WIRING,
+    ),
+    Mutation(
+        "every round without contrast starts from the initial policy",
+        ROUNDS,
+        "program.imitate(t, learner.positive, pairs)",
+        "program.imitate(t, learner.initial, pairs)",
+        WIRING,
+    ),
+    Mutation(
+        "the round's policy is not handed on",
+        ROUNDS,
+        "return replace(learner, positive=policy)",
+        "return learner",
+        WIRING,
+    ),
+    Mutation(
+        "the filter is the bare base",
+        ROUNDS,
+        'student.initial if sieve.policy == "initial" else student.positive',
+        "program.untrained(student.positive.agent)",
+        WIRING,
+    ),
+    Mutation(
+        "filter_policy is ignored",
+        ROUNDS,
+        'student.initial if sieve.policy == "initial" else student.positive',
+        "student.positive",
+        WIRING,
+    ),
+    Mutation(
+        "the filter's scores always stand in for the reference's",
+        ROUNDS,
+        "scores if serves else None",
+        "scores",
+        WIRING,
+    ),
+    Mutation(
+        "teachers answer as they were before the first round",
+        ROUNDS,
+        'program.respond(f"round-{t}", teacher.positive, "student", t, sample=sample)',
+        'program.respond(f"round-{t}", teacher.initial, "student", t, sample=sample)',
+        WIRING,
+    ),
+    Mutation(
+        "the filter sees the first teacher alone",
+        ROUNDS,
+        "        for teacher in teachers\n",
+        "        for teacher in teachers[:1]\n",
+        WIRING,
+    ),
+    Mutation(
+        "samples is ignored",
+        ROUNDS,
+        "for sample in range(sieve.samples)",
+        "for sample in range(1)",
+        WIRING,
+    ),
+    Mutation(
+        "teachers learn from the student's first policy",
+        ROUNDS,
+        'chosen = program.respond(f"round-{t}", tutor.positive, "student", t)',
+        'chosen = program.respond(f"round-{t}", tutor.initial, "student", t)',
+        WIRING,
+    ),
+    Mutation(
+        "teachers contrast with the student's negative",
+        ROUNDS,
+        "program.pair(t, teacher.name, chosen, teacher.rejected)",
+        "program.pair(t, teacher.name, chosen, tutor.rejected)",
+        WIRING,
+    ),
+    Mutation(
+        "chosen and rejected are exchanged",
+        PROGRAM,
+        'DirectPairs(f"round-{t}/{learner}/pairs", chosen, rejected)',
+        'DirectPairs(f"round-{t}/{learner}/pairs", rejected, chosen)',
+        WIRING,
+    ),
+    Mutation(
+        "the schedule is ignored",
+        MACPO,
+        'tutor = after if self.schedule == "sequential" else student',
+        "tutor = after",
+        WIRING,
+    ),
+    Mutation(
+        "teachers never wait for the student",
+        MACPO,
+        'tutor = after if self.schedule == "sequential" else student',
+        "tutor = student",
+        WIRING,
+    ),
+    Mutation(
+        "teachers reinforce their own answers",
+        MACPO,
+        'teacher if self.positives == "own" else tutor,',
+        "teacher,",
+        WIRING,
+    ),
+    Mutation(
+        "the student reinforces its own answers",
+        MACPO,
+        '            if self.positives == "own":\n                after',
+        "            if True:\n                after",
+        WIRING,
+    ),
+    Mutation(
+        "there is one round too few",
+        MACPO,
+        "range(1, program.config.rounds + 1)",
+        "range(1, program.config.rounds)",
+        WIRING,
+    ),
+    # The filter
+    Mutation(
+        "the contrast filter is scored by the positive policy",
+        FILTER,
+        'ScoreResponses(f"{here}/negative-scores", negative, tuple(answers))',
+        'ScoreResponses(f"{here}/negative-scores", judge, tuple(answers))',
+        WIRING,
+    ),
+    Mutation(
+        "the filter does not score the rejected answers",
+        FILTER,
+        "judge, (*answers, rejected))",
+        "judge, (*answers,))",
+        WIRING,
+    ),
+    Mutation("top_k is ignored", FILTER, "self.top_k, self.kind", "1, self.kind", WIRING),
+    Mutation(
+        "the kind of filter is ignored",
+        FILTER,
+        "self.top_k, self.kind, against",
+        'self.top_k, "perplexity", against',
+        WIRING,
+    ),
+    # Negatives
+    Mutation(
+        "decoding is pushed away from itself",
+        NEGATIVES,
+        "away_from=positive[name], strength",
+        "away_from=policy, strength",
+        WIRING,
+    ),
+    Mutation(
+        "hard negatives and others' are mixed up",
+        NEGATIVES,
+        "answers[first if name == student else student]",
+        "answers[student if name == student else first]",
+        WIRING,
+    ),
+    Mutation(
+        "the bad prompt is left out",
+        NEGATIVES,
+        '"student", 0, system=system)',
+        '"student", 0)',
+        WIRING,
+    ),
+    Mutation(
+        "worst of n knows one sample",
+        NEGATIVES,
+        '"student", 0, sample=n)',
+        '"student", 0)',
+        WIRING,
+    ),
+    Mutation(
+        "worst of n keeps the best",
+        NEGATIVES,
+        "max(scored, key=",
+        "min(scored, key=",
+        ("tests/test_negatives.py",),
+    ),
+    # Program
+    Mutation(
+        "dpo.reference is ignored",
+        PROGRAM,
+        "reference[agent.dpo.reference]",
+        'reference["previous"]',
+        WIRING,
+    ),
+    Mutation(
+        "reference: base means the initial policy",
+        PROGRAM,
+        '"base": self.untrained(agent)}',
+        '"base": initial}',
+        WIRING,
+    ),
+    Mutation(
+        "reference: initial means the base",
+        PROGRAM,
+        '"initial": initial, ',
+        '"initial": self.untrained(agent), ',
+        WIRING,
+    ),
+    Mutation(
+        "the run's seed is ignored",
+        PROGRAM,
+        "stable_seed(self.config.seed, *parts)",
+        "stable_seed(*parts)",
+        SEEDS,
+    ),
+    Mutation(
+        "all agents share one SFT seed",
+        PROGRAM,
+        'self.seed("sft" if role == "positive" else "negative-sft", agent.name)',
+        'self.seed("sft" if role == "positive" else "negative-sft")',
+        WIRING,
+    ),
+    Mutation(
+        "positive and negative SFT share one seed",
+        PROGRAM,
+        'self.seed("sft" if role == "positive" else "negative-sft", agent.name)',
+        'self.seed("sft", agent.name)',
+        WIRING,
+    ),
+    Mutation(
+        "every round trains with the same seed",
+        PROGRAM,
+        '        seed = self.seed("dpo", agent.name, t)\n        stage = TrainDPO(',
+        '        seed = self.seed("dpo", agent.name)\n        stage = TrainDPO(',
+        WIRING,
+    ),
+    Mutation(
+        "test answers are drawn anew in every round",
+        PROGRAM,
+        'self.respond(when, policy, "test", 0, count)',
+        'self.respond(when, policy, "test", t, count)',
+        WIRING,
+    ),
+    Mutation(
+        "every round samples with the same seed",
+        PROGRAM,
+        'parts = ("respond", policy.name, split, t, ',
+        'parts = ("respond", policy.name, split, 0, ',
+        WIRING,
+    ),
+    Mutation(
+        "all agents sample with the same seed",
+        PROGRAM,
+        'parts = ("respond", policy.name, split, t, ',
+        'parts = ("respond", split, t, ',
+        WIRING,
+    ),
+    Mutation(
+        "an agent's own dpo section is ignored",
+        PROGRAM,
+        "config = agent.dpo if gamma is None",
+        "config = self.config.dpo if gamma is None",
+        SEEDS,
+    ),
+    Mutation(
+        "an agent's own section loses to the run's",
+        "src/macpo/agents.py",
+        "return run.model_copy(update={",
+        "return run if True else run.model_copy(update={",
+        ("tests/test_agents.py",),
+    ),
+    Mutation(
+        "gamma is that of the config where the method has none",
+        PROGRAM,
+        'agent.dpo.model_copy(update={"gamma": gamma})',
+        "agent.dpo",
+        OTHERS,
+    ),
+    # The other methods
+    Mutation(
+        "SPIN's sides are exchanged",
+        "src/macpo/methods/spin.py",
+        "naive.labels, own)",
+        "own, naive.labels)",
+        OTHERS,
+    ),
+    Mutation(
+        "SPIN starts every round from SFT",
+        "src/macpo/methods/spin.py",
+        "student = program.contrast(t, student, pairs",
+        "student = program.contrast(t, naive.student, pairs",
+        OTHERS,
+    ),
+    Mutation(
+        "self-rewarding is judged by the initial student",
+        "src/macpo/methods/self_rewarding.py",
+        'Grade(f"{when}/{name}/grades", student, candidates',
+        'Grade(f"{when}/{name}/grades", initial, candidates',
+        OTHERS,
+    ),
+    Mutation(
+        "RLAIF compares an answer with itself",
+        "src/macpo/methods/rlaif.py",
+        "return Compare(name, judge, one, other,",
+        "return Compare(name, judge, one, one,",
+        OTHERS,
+    ),
+    Mutation(
+        "RLCD's prompts are exchanged",
+        "src/macpo/methods/rlcd.py",
+        "for system in (self.positive_prompt, self.negative_prompt)",
+        "for system in (self.negative_prompt, self.positive_prompt)",
+        OTHERS,
+    ),
+    Mutation(
+        "the ceiling sees the teachers' half",
+        "src/macpo/methods/ceiling.py",
+        'program.fine_tune_on_dataset(student, "positive", "student")',
+        'program.fine_tune_on_dataset(student, "positive", "teacher")',
+        OTHERS,
+    ),
+    Mutation(
+        "the ceiling's pairs are the teachers'",
+        "src/macpo/methods/ceiling.py",
+        'program.data, "student")',
+        'program.data, "teacher")',
+        OTHERS,
+    ),
+    Mutation(
+        "confident SFT has other luck than Naive SFT",
+        "src/macpo/methods/confident_loss.py",
+        'program.seed("sft", student.name)',
+        'program.seed("confident", student.name)',
+        SEEDS,
+    ),
+    # Positives
+    Mutation(
+        "the filter prefers what perplexes most",
+        FILTER,
+        "return -candidate.score.mean_nll",
+        "return candidate.score.mean_nll",
+        FILTERED,
+    ),
+    Mutation(
+        "the filter goes by sums and not by means",
+        FILTER,
+        "return -candidate.score.mean_nll",
+        "return candidate.score.sum_logprob",
+        FILTERED,
+    ),
+    Mutation(
+        "contrast filters prefer what the negative policy likes",
+        FILTER,
+        "candidate.score.sum_logprob - candidate.negative_score.sum_logprob",
+        "candidate.negative_score.sum_logprob - candidate.score.sum_logprob",
+        FILTERED,
+    ),
+    Mutation(
+        "contrast-mean is contrast-sum",
+        FILTER,
+        'contrast / candidate.score.tokens if filter == "contrast-mean" else contrast',
+        "contrast",
+        FILTERED,
+    ),
+    Mutation(
+        "ties go to the last teacher",
+        FILTER,
+        "(-merit(candidates[i], filter), i))",
+        "(-merit(candidates[i], filter), -i))",
+        FILTERED,
+    ),
+    Mutation(
+        "an empty rejected answer makes a pair",
+        FILTER,
+        "if not negative.is_empty else []",
+        "",
+        FILTERED,
+    ),
+    # Losses and objectives
+    Mutation(
+        "the margin's sign is turned",
+        "src/macpo/losses.py",
+        "return beta * (chosen - rejected)",
+        "return beta * (rejected - chosen)",
+        LOSSES,
+    ),
+    Mutation(
+        "the rejected reference is forgotten",
+        "src/macpo/losses.py",
+        "rejected = policy_rejected - reference_rejected",
+        "rejected = policy_rejected",
+        LOSSES,
+    ),
+    Mutation(
+        "the SFT loss is a sum",
+        "src/macpo/losses.py",
+        "return -sum_logprobs / tokens",
+        "return -sum_logprobs",
+        LOSSES,
+    ),
+    Mutation(
+        "the model is confident where it is not",
+        "src/macpo/losses.py",
+        "own_logprobs.detach() >= math.log(threshold)",
+        "own_logprobs.detach() <= math.log(threshold)",
+        LOSSES,
+    ),
+    Mutation(
+        "the SFT term is left out of DPO",
+        "src/macpo/training/objectives.py",
+        "contrast + self.gamma * likelihood",
+        "contrast",
+        LOSSES,
+    ),
+    Mutation(
+        "the reference's sides are exchanged",
+        "src/macpo/training/objectives.py",
+        "reference[:, 0], reference[:, 1], self.beta",
+        "reference[:, 1], reference[:, 0], self.beta",
+        LOSSES,
+    ),
+    Mutation(
+        "confidence does not warm up",
+        "src/macpo/training/objectives.py",
+        "min(1.0, progress / self.warmup) if self.warmup else 1.0",
+        "1.0",
+        LOSSES,
+    ),
+    # Training
+    Mutation(
+        "SFT on pairs learns the rejected side",
+        "src/macpo/training/stages.py",
+        "[(p.prompt, p.chosen) for p in pairs]",
+        "[(p.prompt, p.rejected) for p in pairs]",
+        TRAINING,
+    ),
+    Mutation(
+        "SFT on ground truth learns the good side always",
+        "src/macpo/training/stages.py",
+        "getattr(e, self.side)",
+        "e.chosen",
+        TRAINING,
+    ),
+    Mutation(
+        "DPO's sides are exchanged",
+        "src/macpo/training/stages.py",
+        "self.start.agent, p.prompt, (p.chosen, p.rejected))",
+        "self.start.agent, p.prompt, (p.rejected, p.chosen))",
+        TRAINING,
+    ),
+    Mutation(
+        "DPO's gamma is ignored",
+        "src/macpo/training/stages.py",
+        "self.config.beta, self.config.gamma",
+        "self.config.beta, 0.2",
+        TRAINING,
+    ),
+    Mutation(
+        "training's order does not follow the seed",
+        "src/macpo/training/loop.py",
+        'stable_seed(self.seed, "data")',
+        "0",
+        TRAINER,
+    ),
+    Mutation(
+        "the loss is a sum over the batch",
+        "src/macpo/training/loop.py",
+        "loss = scored.losses.sum() / len(batch)",
+        "loss = scored.losses.sum()",
+        TRAINER,
+    ),
+    Mutation(
+        "a resumed training forgets its steps",
+        "src/macpo/training/loop.py",
+        "        return step\n",
+        "        return 0\n",
+        ("tests/training/test_resume.py",),
+    ),
+    # Data
+    Mutation(
+        "noise is ignored",
+        "src/macpo/data/stages.py",
+        'if name == "teacher":',
+        "if False:",
+        DATA,
+    ),
+    Mutation(
+        "noise falls on the test split",
+        "src/macpo/data/stages.py",
+        'if name == "teacher":',
+        'if name in ("teacher", "test"):',
+        DATA,
+    ),
+    Mutation(
+        "noise always falls on the same labels",
+        "src/macpo/data/splits.py",
+        "np.random.Philox(seed)",
+        "np.random.Philox(0)",
+        DATA,
+    ),
+    Mutation(
+        "the split ignores its seed",
+        "src/macpo/data/splits.py",
+        "(stable_seed(seed, key), key)",
+        "(stable_seed(key), key)",
+        DATA,
+    ),
+    Mutation(
+        "ground truth is paired the wrong way round",
+        "src/macpo/data/stages.py",
+        "                dataset_response(e.prompt, e.chosen),\n"
+        "                dataset_response(e.prompt, e.rejected),\n",
+        "                dataset_response(e.prompt, e.rejected),\n"
+        "                dataset_response(e.prompt, e.chosen),\n",
+        DATA,
+    ),
+    # Scoring, judging, evaluation
+    Mutation(
+        "a reference pass knows the chosen side alone",
+        "src/macpo/scoring.py",
+        "[(p.prompt, [p.chosen, p.rejected]) for p in pairs]",
+        "[(p.prompt, [p.chosen, p.chosen]) for p in pairs]",
+        SCORING,
+    ),
+    Mutation(
+        "empty answers are scored",
+        "src/macpo/scoring.py",
+        "[r for r in responses if not r.is_empty]",
+        "list(responses)",
+        SCORING,
+    ),
+    Mutation(
+        "the judge sees one order alone",
+        "src/macpo/judging.py",
+        "for a, b in ((one, other), (other, one))",
+        "for a, b in ((one, other), (one, other))",
+        JUDGING,
+    ),
+    Mutation(
+        "the worst answer is chosen",
+        "src/macpo/judging.py",
+        "best = max(judged",
+        "best = min(judged",
+        JUDGING,
+    ),
+    Mutation(
+        "grades count from the best",
+        "src/macpo/judging.py",
+        "for grade, p in enumerate(probs, 1))",
+        "for grade, p in enumerate(reversed(probs), 1))",
+        JUDGING,
+    ),
+    Mutation(
+        "evaluation rewards the rejected answer",
+        "src/macpo/evaluation/preference.py",
+        "1.0 if chosen.mean_nll < rejected.mean_nll else",
+        "1.0 if chosen.mean_nll > rejected.mean_nll else",
+        EVALUATION,
+    ),
+    Mutation(
+        "evaluation looks at the teachers' half",
+        "src/macpo/evaluation/preference.py",
+        'read_examples(context.path(self.data), "test")',
+        'read_examples(context.path(self.data), "teacher")',
+        EVALUATION,
+    ),
+    # Generation
+    Mutation(
+        "an answering policy is pushed away from itself",
+        "src/macpo/generation/local.py",
+        "policies.load(speaker.away_from).model",
+        "policies.load(speaker.policy).model",
+        RESPOND,
+    ),
+    Mutation(
+        "the push is away from nobody",
+        "src/macpo/generation/local.py",
+        "        away_from=other,\n",
+        "        away_from=None,\n",
+        RESPOND,
+    ),
+    Mutation(
+        "the push has another strength",
+        "src/macpo/generation/local.py",
+        "strength=speaker.strength",
+        "strength=0.5",
+        RESPOND,
+    ),
+    Mutation(
+        "everybody answers as the bare base",
+        "src/macpo/generation/local.py",
+        "loaded = policies.load(speaker.policy)",
+        'loaded = policies.load(type(speaker.policy)(speaker.policy.agent, "positive"))',
+        RESPOND,
+    ),
+    Mutation(
+        "answers are drawn with one seed whatever the stage's",
+        "src/macpo/answering.py",
+        "self.sampling, (self.seed,))",
+        "self.sampling, (0,))",
+        RESPOND,
+    ),
+    Mutation(
+        "the answers of an unfinished shard are put with other prompts",
+        "src/macpo/answering.py",
+        "prompts[len(responses) : len(responses) + SHARD]",
+        "prompts[:SHARD]",
+        RESPOND,
+    ),
+    # Keys, execution, policies, publishing
+    Mutation(
+        "a key does not know the role of a policy",
+        "src/macpo/stage.py",
+        '"role": value.role, ',
+        "",
+        KEYS,
+    ),
+    Mutation(
+        "a key does not know the weights of a policy",
+        "src/macpo/stage.py",
+        ', "weights": value.weights_key}',
+        "}",
+        KEYS,
+    ),
+    Mutation(
+        "an agent is known by its name alone",
+        "src/macpo/agents.py",
+        '"base": self.base.digest or f"unresolved:{self.base.name}",',
+        '"base": self.base.name,',
+        KEYS,
+    ),
+    Mutation(
+        "changed inputs of an artifact are accepted",
+        "src/macpo/execution/local.py",
+        "if artifact is not None and dict(artifact.inputs) != self._input_digests(stage):",
+        "if False:",
+        EXECUTION,
+    ),
+    Mutation(
+        "finished stages run again",
+        "src/macpo/execution/local.py",
+        "        return artifact, None\n",
+        "        return None, None\n",
+        EXECUTION,
+    ),
+    Mutation(
+        "a policy trained before stands in for the one asked for",
+        "src/macpo/policies.py",
+        "if base.holds != policy.weights_key or base.holds is None:",
+        "if base.holds is None:",
+        POLICIES,
+    ),
+    Mutation(
+        "what trains is taken for what it started from",
+        "src/macpo/policies.py",
+        "        base = self._base(policy.agent)\n        base.holds = None\n",
+        "        base = self._base(policy.agent)\n",
+        POLICIES,
+    ),
+    Mutation(
+        "every fresh adapter is the same",
+        "src/macpo/policies.py",
+        "torch.Generator().manual_seed(seed)",
+        "torch.Generator().manual_seed(0)",
+        POLICIES,
+    ),
+    Mutation(
+        "an adapter is published with alpha = rank",
+        "src/macpo/publish.py",
+        "lora_alpha=agent.tuning.alpha",
+        "lora_alpha=agent.tuning.rank",
+        PUBLISH,
+    ),
+    Mutation(
+        "what was published before stays",
+        "src/macpo/publish.py",
+        "        return dict(read_manifest(folder).fields) == fields\n",
+        "        return bool(read_manifest(folder).fields)\n",
+        PUBLISH,
+    ),
+)
