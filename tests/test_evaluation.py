@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from macpo.agents import Policy
+from macpo.config import LimitsConfig
 from macpo.errors import DamagedError
 from macpo.evaluation.answers import MeasureAnswers, copying, repetition
 from macpo.evaluation.measures import METRICS_FILE, read_measures, write_measures
@@ -105,6 +106,19 @@ def test_evaluation_scores_the_pairs_of_the_test_split(tmp_path: Path) -> None:
     assert measures.metrics == made.meta
     assert measures.metrics["gold_perplexity"] > 1
     assert measures.metrics["preference_accuracy"] in (0.0, 0.5, 1.0)
+
+
+def test_answers_that_are_equal_after_the_cut_tie(tmp_path: Path) -> None:
+    """In every pack and layout: rounding must not decide."""
+    bench = Workbench(tmp_path)
+    examples = [
+        PreferenceExample(make_prompt(f"Question {i}?"), "Yes, of course.", "Yes, why not?")
+        for i in range(5)
+    ]
+    agent = make_agent(limits=LimitsConfig(response_tokens=1))
+    data = bench.write_examples("data", "test", examples)
+    metrics = bench.run(Evaluate("evaluate", Policy(agent, "positive"), data)).meta
+    assert metrics["preference_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"metrics": {}}', '{"metrics": 1, "counts": {}}'])

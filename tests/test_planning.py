@@ -67,6 +67,17 @@ def test_plan_counts_data_and_measures_lengths_here(planned: Planner) -> None:
     assert by_name(report)["init/weak-a/positive-answers"].work.at_most
 
 
+def test_plan_says_what_limits_cut_off_once_for_those_who_read_alike(planned: Planner) -> None:
+    report = planned("limits.response_tokens=2", "sampling.max_new_tokens=2")
+
+    assert {cuts.pairs for cuts in report.cuts.values()} == {24}
+    assert set(report.cuts) == {agent.name for agent in report.agents}
+    said = [note for note in report.notes if "answers are cut at 2 tokens" in note]
+    assert sum(note.count(agent.name) for note in said for agent in report.agents) == 3
+    assert all(note.endswith("raise limits.response_tokens") for note in said)
+    assert json.loads(json.dumps(report.to_json()))["cuts"]["student"]["response_tokens"] == 2
+
+
 def test_plan_counts_the_testbeds_data_though_no_file_holds_it(home: Path) -> None:
     raw = yaml.safe_load((home / "tiny.yaml").read_text())
     raw["data"] = {"source": "testbed:60", "splits": {"teacher": 9, "student": 8, "test": 7}}

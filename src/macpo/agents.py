@@ -55,11 +55,12 @@ class Agent:
     dpo: DPOConfig
 
     def reader(self) -> str:
-        """Return a digest of how this agent reads text: tokenizer, template and prompt limit."""
+        """Return a digest of how this agent reads text: tokenizer, template and limits."""
         folder = Path(self.base.location)
         files = [folder / name for name in TOKENIZER_FILES]
         found = [[file.name, remembered_digest(file)] for file in files if file.is_file()]
-        return digest([found or self.base.name, self._template(), self.limits.prompt_tokens])
+        limits = self.limits.model_dump(mode="json")
+        return digest([found or self.base.name, self._template(), limits])
 
     def _template(self) -> str | None:
         """Return what stands for the chat template in a digest: a name, or a file's content."""

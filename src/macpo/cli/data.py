@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from macpo.data.report import Tokenizer
+    from macpo.models.chat import Chat
 
 CHECK_EXAMPLES = """\
 Examples:
@@ -90,19 +91,31 @@ def check(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            "--tokenizer", metavar="MODEL", help="Count tokens of this model instead of words."
+            "--tokenizer",
+            metavar="MODEL",
+            help="Count tokens of this model instead of words, and what limits cut off.",
         ),
     ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="As limits.prompt_tokens.")
+    ] = 512,
+    response_tokens: Annotated[
+        int, typer.Option("--response-tokens", min=1, help="As limits.response_tokens.")
+    ] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read all of PATH and say what is in it: pairs, bad rows, duplicates, lengths, turns."""
     from macpo.data import check_data
 
-    count = load_counter(tokenizer) if tokenizer is not None else None
+    count, chat = (None, None) if tokenizer is None else load_reader(tokenizer)
+    from macpo.config import LimitsConfig
+
     report = check_data(
         path,
         format,
         count,
+        chat=chat,
+        limits=LimitsConfig(prompt_tokens=prompt_tokens, response_tokens=response_tokens),
         criterion=criterion,
         hub_split=hub_split,
         hub_config=hub_config,
@@ -173,8 +186,10 @@ def parse_columns(text: str | None) -> dict[str, str] | None:
     return {part.strip(): column.strip() for part, _, column in parts}
 
 
-def load_counter(model: str) -> Tokenizer:
-    """Return a function from text to the token ids of a model, without special tokens.
+def load_reader(model: str) -> tuple[Tokenizer, Chat | None]:
+    """Return a function from text to the token ids of a model, and its chat if it has a template.
+
+    The function adds no special tokens.
 
     Raises:
         ConfigError: `model` is no model's name.
@@ -184,6 +199,7 @@ def load_counter(model: str) -> Tokenizer:
 
     from macpo.config import ModelConfig
     from macpo.errors import ConfigError
+    from macpo.models.chat import Chat
     from macpo.models.loading import load_tokenizer
     from macpo.models.sources import resolve
 
@@ -191,5 +207,7 @@ def load_counter(model: str) -> Tokenizer:
         section = ModelConfig(source=model)
     except ValidationError as error:
         raise ConfigError(f"--tokenizer {model!r}: {error.errors()[0]['msg']}") from None
-    encode: Callable[..., list[int]] = load_tokenizer(resolve(section)).encode
-    return lambda text: encode(text, add_special_tokens=False)
+    tokenizer = load_tokenizer(resolve(section))
+    encode: Callable[..., list[int]] = tokenizer.encode
+    chat = Chat(tokenizer) if tokenizer.chat_template else None
+    return lambda text: encode(text, add_special_tokens=False), chat

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from macpo.data.formats import FormatName
@@ -16,6 +16,10 @@ from macpo.records import PreferenceExample, Prompt
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from macpo.config import LimitsConfig
+    from macpo.data.cuts import Cuts
+    from macpo.models.chat import Chat
 
 Tokenizer = Callable[[str], Sequence[int]]
 """Text to token ids, without special tokens."""
@@ -41,7 +45,8 @@ class DataReport:
     `turns` counts pairs by the number of user turns in their prompt. `lengths` has the keys
     prompt, chosen, rejected, in `unit`, over pairs; a prompt's length is that of its texts, without
     what a chat template adds. Empty if no row could be used. `opposed` counts the pairs whose
-    answers another pair of the same prompt ranks the other way round.
+    answers another pair of the same prompt ranks the other way round. `cuts` is what limits would
+    cut off, where a chat was given.
     """
 
     loading: LoadReport
@@ -51,6 +56,7 @@ class DataReport:
     chosen_longer: int
     rejected_longer: int
     opposed: int
+    cuts: Cuts | None = None
 
     @property
     def multi_turn_share(self) -> float:
@@ -74,6 +80,7 @@ class DataReport:
             "rejected_longer": self.rejected_longer,
             "chosen_longer_share": self.chosen_longer_share,
             "opposed": self.opposed,
+            "cuts": None if self.cuts is None else asdict(self.cuts),
         }
 
 
@@ -87,6 +94,8 @@ def check_data(
     hub_config: str | None = None,
     hub_revision: str | None = None,
     columns: Mapping[str, str] | None = None,
+    chat: Chat | None = None,
+    limits: LimitsConfig | None = None,
 ) -> DataReport:
     """Read all of a data set and describe it; bad rows are reported, however many there are.
 
@@ -99,6 +108,8 @@ def check_data(
         hub_config: as `data.hub_config`.
         hub_revision: as `data.hub_revision`.
         columns: as `data.columns`.
+        chat: a tokenizer with its template, to count what limits cut off.
+        limits: as `limits`, for that.
 
     Raises:
         DataError: the source cannot be read, holds no rows, or none in a known format; or an
@@ -114,7 +125,13 @@ def check_data(
         hub_revision=hub_revision,
         columns=columns,
     )
-    return describe(loaded.examples, loaded.report, tokenizer)
+    report = describe(loaded.examples, loaded.report, tokenizer)
+    if chat is None:
+        return report
+    from macpo.config import LimitsConfig
+    from macpo.data.cuts import count_cuts
+
+    return replace(report, cuts=count_cuts(chat, loaded.examples, limits or LimitsConfig()))
 
 
 def describe(
@@ -165,6 +182,10 @@ def render(report: DataReport) -> RenderableType:
                 f"pairs, rejected in {report.rejected_longer / loading.pairs:.0%}"
             )
         )
+    if report.cuts is not None:
+        parts += [Text(line) for line in report.cuts.lines()]
+        if report.cuts.warning is not None:
+            parts.append(Text(f"warning: {report.cuts.warning}", style="yellow"))
     return Group(*parts)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
+from macpo.data.cuts import Cuts, count_cuts
 from macpo.data.loading import LoadReport, load_preferences, source_digest
 from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
@@ -17,6 +19,7 @@ from macpo.models.chat import PromptTooLong
 from macpo.records import (
     SPLITS,
     Pair,
+    PreferenceExample,
     Prompt,
     Split,
     dataset_response,
@@ -27,6 +30,8 @@ from macpo.records import (
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
+
+_log = logging.getLogger("macpo")
 
 REPORT_FILE = "report.json"
 
@@ -59,6 +64,7 @@ class SplitData(Stage):
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write teacher.jsonl, student.jsonl, test.jsonl, and report.json: what was left out."""
         loaded = load_preferences(self.data)
+        cuts = self._cuts(loaded.examples, context)
         readable = [e for e in loaded.examples if self._fits(e.prompt, context)]
         too_long = len(loaded.examples) - len(readable)
         if not readable:
@@ -73,8 +79,19 @@ class SplitData(Stage):
                 examples = with_noise(examples, self.data.noise, stable_seed(self.seed, "noise"))
             counts[name] = len(examples)
             write_examples(context.output, name, examples)
-        _write_report(loaded.report, too_long, context.output / REPORT_FILE)
+        _write_report(loaded.report, too_long, cuts, context.output / REPORT_FILE)
         return {"pairs": counts, "prompts_too_long": too_long}
+
+    def _cuts(self, examples: Sequence[PreferenceExample], context: StageContext) -> list[Cuts]:
+        """Count what each way of reading cuts off, and warn where it is much."""
+        readers = {agent.reader(): agent for agent in self.agents}
+        found = []
+        for _, agent in sorted(readers.items()):
+            cuts = count_cuts(context.policies.chat(agent), examples, agent.limits)
+            if cuts.warning is not None:
+                _log.warning("data, as %s reads it: %s", agent.name, cuts.warning)
+            found.append(cuts)
+        return found
 
     def _fits(self, prompt: Prompt, context: StageContext) -> bool:
         for agent in self.agents:
@@ -113,12 +130,18 @@ class DatasetPairs(Stage):
         return {"pairs": len(pairs), "prompts_without_pair": 0}
 
 
-def _write_report(loading: LoadReport, too_long: int, path: Path) -> None:
-    """Write which rows were not taken and why, for readers.
+def _write_report(loading: LoadReport, too_long: int, cuts: Sequence[Cuts], path: Path) -> None:
+    """Write which rows were not taken and why, and what limits cut off, for readers.
+
+    `cuts` has an entry for each way in which agents read text.
 
     The source's name is not in it: where the data lies must not change the artifact.
     """
-    report = {**loading.to_json(), "prompts_too_long": too_long}
+    report = {
+        **loading.to_json(),
+        "prompts_too_long": too_long,
+        "cuts": [asdict(entry) for entry in cuts],
+    }
     del report["source"]
     path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -54,7 +54,7 @@ class Evaluate(Stage):
     """Scores the test split's pairs under a policy."""
 
     kind: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     policy: Policy
     data: Stage
@@ -85,7 +85,11 @@ class Evaluate(Stage):
         ]
         engine = loaded.engine(context.engine.pack_tokens)
         scored = engine.score(groups, context.counter(len(groups)))
-        pairs = [(chosen, rejected) for chosen, rejected in scored]
+        # Answers that are the same tokens, perhaps after the cut, tie: rounding must not decide.
+        pairs = [
+            (chosen, chosen if len(set(group.completions)) == 1 else rejected)
+            for group, (chosen, rejected) in zip(groups, scored, strict=True)
+        ]
         metrics = {
             "preference_accuracy": preference_accuracy(pairs),
             "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),

@@ -13,6 +13,7 @@ therefore does not matter.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,6 +106,8 @@ class Chat:
         # Llama's) leave a control character alone, or a line break.
         spelled_end = str(tokenizer.convert_ids_to_tokens(self.end_of_turn))
         self._text = TextEncoder(tokenizer, control, contexts=(spelled_end, "\x01", "\n"))
+        spelled = filter(None, map(str, tokenizer.convert_ids_to_tokens(sorted(control))))
+        self._spellings = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         self._silent = frozenset(tokenizer.all_special_ids) | {self.end_of_turn}
         self.fingerprint = digest([_backend_json(tokenizer), self._template, self.end_of_turn])
         # Per chat, so that a memory goes with its tokenizer; errors are not remembered.
@@ -160,6 +163,10 @@ class Chat:
         if not set(ids) - {self.end_of_turn}:
             raise DataError(f"answer to prompt {response.prompt_id}: empty; leave the row out")
         return ids
+
+    def changes(self, text: str) -> bool:
+        """Say whether a text spells special tokens, and so is changed before it is encoded."""
+        return self._spellings.search(text) is not None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, without end of turn and other special tokens."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from macpo.agents import Agent
 from macpo.config import RunConfig
+from macpo.data.cuts import Cuts, count_cuts
 from macpo.data.loading import load_preferences
 from macpo.data.sources import find_source
 from macpo.data.splits import DataSplits, split_examples
@@ -23,6 +24,8 @@ from macpo.work import Lengths, SplitSizes
 
 SAMPLE = 48
 """Pairs whose lengths are measured."""
+CUT_SAMPLE = 600
+"""Pairs in which is counted what limits cut off."""
 
 
 def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSplits | None:
@@ -75,7 +78,7 @@ def measure_lengths(agent: Agent, splits: DataSplits | None) -> Lengths:
     if chat is None:
         return upper
     measured = []
-    for example in _sample(splits):
+    for example in _sample(splits, SAMPLE):
         try:
             prompt = chat.encode_prompt(example.prompt, limits.prompt_tokens).ids
         except PromptTooLong:  # left out of the run as well
@@ -91,9 +94,17 @@ def measure_lengths(agent: Agent, splits: DataSplits | None) -> Lengths:
     return Lengths(means[0], means[1], means[2], measured=True)
 
 
-def _sample(splits: DataSplits) -> Sequence[PreferenceExample]:
+def find_cuts(agent: Agent, splits: DataSplits | None) -> Cuts | None:
+    """Count what an agent's limits cut off some pairs; None where data or tokenizer is not here."""
+    chat = None if splits is None else _chat(agent)
+    if splits is None or chat is None:
+        return None
+    return count_cuts(chat, _sample(splits, CUT_SAMPLE), agent.limits)
+
+
+def _sample(splits: DataSplits, pairs: int) -> Sequence[PreferenceExample]:
     """Return some pairs: splits are ordered by hash, so their first ones are a fair sample."""
-    each = SAMPLE // 3
+    each = pairs // 3
     return [*splits.teacher[:each], *splits.student[:each], *splits.test[:each]]
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from macpo.agents import Agent, Team, assemble_team
 from macpo.backends import find_backend
 from macpo.config import RunConfig
+from macpo.data.cuts import Cuts
+from macpo.data.splits import DataSplits
 from macpo.data.stages import content_digest
 from macpo.dtype import Resolved, known_dtype
 from macpo.methods.build import build_plan
 from macpo.models.loading import parameter_count
 from macpo.planning.costs import Memory, flops, memory, model_shape
-from macpo.planning.measured import find_splits, measure_lengths, split_sizes
+from macpo.planning.measured import find_cuts, find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
 from macpo.program import Plan
 from macpo.run_directory import RunDir
@@ -62,7 +64,8 @@ class PlanReport:
     `gflops` is the measured speed of matrix products in `dtype`, None when it was not measured.
     `paced` holds the kinds of stages whose times are estimated at the pace of this run's finished
     ones of that kind; those of other kinds are at the speed of matrix products alone, so too short.
-    `notes` say what the plan could not know.
+    `notes` say what the plan could not know, and what is lost. `cuts` has what an agent's limits
+    cut off a sample of the pairs, by the agent's name, where data and tokenizer are here.
     """
 
     name: str
@@ -75,6 +78,7 @@ class PlanReport:
     agents: tuple[AgentPlan, ...]
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...]
+    cuts: Mapping[str, Cuts] = field(default_factory=dict)
 
     @property
     def to_run(self) -> tuple[StagePlan, ...]:
@@ -112,6 +116,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     sizes = split_sizes(config, splits, notes)
     lengths = {agent.name: measure_lengths(agent, splits) for agent in team.agents}
     _note_missing(lengths, team, notes)
+    cuts = _find_cuts(team, splits, notes)
     agents = {agent.name: _agent_plan(config, agent) for agent in team.agents}
     known = None if sizes is None else Known(sizes, lengths, recorded.answers())
     stages = _stage_plans(layout, recorded, known, agents)
@@ -128,6 +133,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
         agents=tuple(agents.values()),
         stages=tuple(_with_time(stage, pace, gflops) for stage in stages),
         notes=tuple(notes),
+        cuts=cuts,
     )
 
 
@@ -179,6 +185,24 @@ def _note_missing(lengths: Mapping[str, Lengths], team: Team, notes: list[str]) 
             f"weights of {', '.join(missing)} are not on this machine: their stages' keys are "
             "provisional, so none of these shows as done"
         )
+
+
+def _find_cuts(team: Team, splits: DataSplits | None, notes: list[str]) -> dict[str, Cuts]:
+    """Count what limits cut off, once for agents that read alike, and say it."""
+    readers: dict[str, list[str]] = {}
+    by_name = {agent.name: agent for agent in team.agents}
+    for agent in team.agents:
+        readers.setdefault(agent.reader(), []).append(agent.name)
+    found: dict[str, Cuts] = {}
+    for names in readers.values():
+        cuts = find_cuts(by_name[names[0]], splits)
+        if cuts is None:
+            continue
+        found |= dict.fromkeys(names, cuts)
+        said = cuts.warning or "; ".join(cuts.lines())
+        if said:
+            notes.append(f"data, as {', '.join(names)} read it, in {cuts.pairs:,} pairs: {said}")
+    return found
 
 
 def _agent_plan(config: RunConfig, agent: Agent) -> AgentPlan:
