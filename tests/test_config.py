@@ -63,7 +63,7 @@ def write_minimal(folder: Path, **sections: Any) -> Path:
 def test_the_defaults_are_the_papers() -> None:
     config = check_config(MINIMAL)
     assert (config.rounds, config.tuning.rank, config.tuning.alpha) == (3, 8, 16)
-    assert config.tuning.targets == ("q_proj", "v_proj")
+    assert config.tuning.targets == ("auto",)  # q_proj, v_proj where a model has them
     assert (config.sft.epochs, config.sft.learning_rate, config.sft.batch_size) == (3, 5e-5, 32)
     assert (config.negative_sft.epochs, config.negative_sft.learning_rate) == (1, 5e-5)
     assert (config.dpo.epochs, config.dpo.learning_rate, config.dpo.batch_size) == (1, 1e-5, 16)
@@ -99,7 +99,7 @@ def test_a_default_written_out_gives_the_same_key_as_one_left_out() -> None:
             "rank": 8,
             "alpha": 16,
             "dropout": 0,
-            "targets": ["q_proj", "v_proj"],
+            "targets": ["auto"],
         },
         sft={"epochs": 3.0, "batch_size": "32", "max_grad_norm": 1},
         data={"source": "org/preferences", "splits": {"teacher": 5000}},
@@ -485,11 +485,15 @@ def test_greedy_decoding_takes_no_filters() -> None:
         ([7], "tuning.targets.0: must be text; put it in quotes (got 7)"),
         (
             {"q_proj", "v_proj"},
-            "tuning.targets: must be a list of layer names, or the one word all-linear",
+            "tuning.targets: must be a list of layer names, or one word: auto or all-linear",
         ),
         (
             ["all-linear", "q_proj"],
             "tuning: targets: all-linear stands alone; remove it or the other names",
+        ),
+        (
+            ["auto", "q_proj"],
+            "tuning: targets: auto stands alone; remove it or the other names",
         ),
     ],
 )

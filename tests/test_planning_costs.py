@@ -54,14 +54,14 @@ def test_shape_counts_the_adapter_that_peft_makes(tmp_path: Path, targets: Any) 
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from macpo.policies import lora_config
+    from macpo.adapters import lora_config
 
     folder = tiny_folder(tmp_path / "model", "mistral", layers=3)
     agent = make_agent(folder, tuning=TuningConfig(rank=4, targets=targets))
 
     shape = model_shape(agent)
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora_config(agent))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora_config(agent.tuning))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert isinstance(model.base_model.model.lm_head, torch.nn.Linear)
     assert shape == ModelShape(layers=3, hidden=32, intermediate=64, adapter=trained)

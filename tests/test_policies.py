@@ -258,7 +258,7 @@ def test_gpt2s_linear_layers_are_found(bench: Workbench, tmp_path: Path) -> None
     assert len(loaded.trainable) == 4
     assert expected_bytes(agent) == sum(4 * p.numel() for p in loaded.model.parameters())
     with pytest.raises(ModelError, match=r"linear layers are c_attn, c_fc, c_proj$"):
-        bench.train_from(make_agent(folder))
+        bench.train_from(make_agent(folder, tuning=TuningConfig(targets=("q_proj",))))
 
 
 def test_what_peft_refuses_is_reported_with_its_reason(bench: Workbench, tmp_path: Path) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from macpo.agents import Policy, assemble_team
-from macpo.config import load_config
+import macpo.publish as publishing
+from macpo.agents import Agent, Policy, assemble_team
+from macpo.config import TuningConfig, load_config
 from macpo.data.stages import content_digest
 from macpo.errors import ModelError, StoreError
 from macpo.methods.build import build_plan
 from macpo.models.sources import ResolvedModel
-from macpo.policies import PolicyPool
+from macpo.policies import LoadedPolicy, PolicyPool, snapshot
 from macpo.publish import merge_adapter, publish
 from macpo.runner import run
+from tests.likelihood.plain import make_model
 from tests.runs import write_config
 from tests.test_resume import Quiet, digests
-from tests.workbench import CPU, Written, make_agent
+from tests.tiny import tiny_tokenizer
+from tests.workbench import CPU, Workbench, Written, make_agent, randomise
 
 OVERRIDES = [
     "rounds=1",
@@ -48,7 +53,6 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 def load_peft(adapter: Path) -> torch.nn.Module:
     """Load an adapter as a user of PEFT would."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     config = json.loads((adapter / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
@@ -69,8 +73,6 @@ def test_student_loads_with_peft_and_holds_the_trained_weights(finished: Path) -
 @pytest.mark.parametrize("name", ["student", "weak-a", "weak-b"])
 def test_published_policy_says_what_the_runs_own_policy_says(finished: Path, name: str) -> None:
     """The same logits as the pool's policy after the last round; other ones than the base's."""
-    from transformers import AutoModelForCausalLM
-
     config = load_config(finished.parent / "tiny.yaml", OVERRIDES)
     team = assemble_team(config, "float32", fetch=True)
     plan = build_plan(config, team, content_digest(config.data, fetch=True))
@@ -89,7 +91,6 @@ def test_published_policy_says_what_the_runs_own_policy_says(finished: Path, nam
 
 def test_whole_teacher_is_a_full_model_with_the_trained_weights(finished: Path) -> None:
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
     folder = finished / "final" / "weak-b"
     assert not (folder / "adapter_config.json").exists()
@@ -102,7 +103,7 @@ def test_whole_teacher_is_a_full_model_with_the_trained_weights(finished: Path) 
 def test_merged_export_gives_the_logits_of_base_plus_adapter(
     finished: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     merge_adapter(finished / "final" / "student", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -120,9 +121,10 @@ def test_adapter_of_a_hub_model_names_the_revision_it_was_trained_on(
 
     base = finished.parent / "models" / "student"
     found = ResolvedModel("o/m", str(base), "c0ffee", "digest", local=True, hub_name="o/m")
-    pool = PolicyPool(CPU, lambda key: base)
-    policy = Policy(make_agent(base, base=found), "positive", Written("weights", "weights"))
-    publish(policy, finished / "stages/round-1/student/train", tmp_path / "out", pool, "card")
+    pool = PolicyPool(CPU, lambda key: finished / "stages/round-1/student/train")
+    tuning = TuningConfig(rank=4, alpha=24)
+    agent = make_agent(base, base=found, tuning=tuning)
+    publish(Policy(agent, "positive", Written("w", "w")), tmp_path / "out", pool, "card")
     config = PeftConfig.from_pretrained(str(tmp_path / "out"))
     assert (config.base_model_name_or_path, config.revision) == ("o/m", "c0ffee")
 
@@ -170,3 +172,76 @@ def test_metrics_have_one_line_per_policy_round_and_metric(finished: Path) -> No
                 assert (policy, number, metric) in keys
         assert (policy, 1, "train_margin") in keys
     assert digests(finished / "final")
+
+
+@pytest.fixture(params=["mixtral", "qwen3_moe", "gpt_neox", "gpt2"])
+def adapted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Workbench, Policy]:
+    """A policy with random weights on all linear layers; experts are parameters, not layers."""
+    folder = tmp_path / "model"
+    make_model(request.param).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    bench = Workbench(tmp_path)
+    tuning = TuningConfig(rank=2, alpha=12, targets="all-linear")
+    agent = make_agent(folder, tuning=tuning)
+    weights = snapshot(bench.train_from(agent).trainable)
+    randomise(weights, seed=3)
+    return bench, Policy(agent, "positive", bench.write_weights("weights", weights))
+
+
+def test_adapter_on_all_layers_is_published_with_the_config_that_peft_resolved(
+    adapted: tuple[Workbench, Policy], tmp_path: Path
+) -> None:
+    bench, policy = adapted
+    own = logits_of(bench.pool.load(policy).model)
+    base = logits_of(bench.pool.load(Policy(policy.agent, "positive")).model)
+    publish(policy, tmp_path / "out", bench.pool, "card")
+    published = load_peft(tmp_path / "out")
+    assert torch.allclose(logits_of(published), own, rtol=0, atol=1e-5)
+    assert (own - base).abs().max() > 0.1
+    merge_adapter(tmp_path / "out", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(logits_of(merged), own, rtol=0, atol=1e-4)
+    assert torch.equal(logits_of(bench.pool.load(policy).model), own)  # the pool goes on
+
+
+def test_equal_adapters_are_equal_bytes(adapted: tuple[Workbench, Policy], tmp_path: Path) -> None:
+    bench, policy = adapted
+    for name in ("one", "two"):
+        publish(policy, tmp_path / name, bench.pool, "card")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.fixture
+def bench_policy(tmp_path: Path) -> tuple[Workbench, Policy]:
+    bench = Workbench(tmp_path)
+    weights = snapshot(bench.train_from(make_agent()).trainable)
+    randomise(weights, seed=3)
+    return bench, Policy(make_agent(), "positive", bench.write_weights("weights", weights))
+
+
+def test_adapter_that_peft_loads_as_another_model_is_not_handed_out(
+    bench_policy: tuple[Workbench, Policy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, policy = bench_policy
+
+    def spoil(change: dict[str, Any]) -> str:
+        write = publishing._write_adapter
+
+        def written(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
+            write(loaded, agent, folder)
+            file = folder / "adapter_config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "_write_adapter", written)
+            with pytest.raises(ModelError) as raised:
+                publish(policy, tmp_path / "out", bench.pool, "card")
+        assert not (tmp_path / "out").exists()
+        return str(raised.value)
+
+    head = f"student: its adapter over {policy.agent.base.name} cannot be handed out, since "
+    assert spoil({"lora_alpha": 1}).startswith(f"{head}with PEFT its logits are off by ")
+    refused = spoil({"target_modules": ["nothing"]})
+    assert refused.startswith(f"{head}PEFT cannot load it (Target modules ")
+    assert refused.endswith("Name other layers in tuning.targets, such as q_proj and v_proj")

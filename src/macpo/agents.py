@@ -8,11 +8,14 @@ artifacts of training stages, and `macpo.policies` loads them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from macpo.config import (
+    AUTO,
+    PAPER_TARGETS,
     AgentConfig,
     DPOConfig,
     LimitsConfig,
@@ -22,6 +25,7 @@ from macpo.config import (
     TuningConfig,
 )
 from macpo.models.cache import remembered_digest
+from macpo.models.folders import CONFIG
 from macpo.models.sources import ResolvedModel, resolve
 from macpo.seeds import digest
 
@@ -139,12 +143,13 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
     """
 
     def agent(name: str, section: AgentConfig) -> Agent:
+        base = resolve(section.model, fetch=fetch)
         return Agent(
             name=name,
-            base=resolve(section.model, fetch=fetch),
+            base=base,
             chat_template=section.model.chat_template,
             dtype=dtype,
-            tuning=section.tuning or config.tuning,
+            tuning=_with_targets(section.tuning or config.tuning, base),
             limits=config.limits,
             sft=_merge(config.sft, section.sft),
             negative_sft=_merge(config.negative_sft, section.negative_sft),
@@ -153,6 +158,37 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
 
     teachers = tuple(agent(teacher.name, teacher) for teacher in config.active_teachers)
     return Team(agent(STUDENT, config.student), teachers)
+
+
+@functools.cache
+def _with_targets(tuning: TuningConfig, base: ResolvedModel) -> TuningConfig:
+    """Say which layers `targets: auto` stands for, so that a key says it; unknown it stays.
+
+    Models that train whole have no targets, but their keys name the paper's.
+    """
+    if tuning.targets != (AUTO,):
+        return tuning
+    if tuning.kind == "full":
+        return tuning.model_copy(update={"targets": PAPER_TARGETS})
+    if not (Path(base.location) / CONFIG).is_file():
+        return tuning
+    from macpo.adapters import choose_targets
+    from macpo.models.loading import empty_model
+
+    return tuning.model_copy(update={"targets": choose_targets(empty_model(base))})
+
+
+def say_chosen_targets(config: RunConfig, team: Team) -> str:
+    """Say for whom `targets: auto` found other layers than the paper's; empty if for nobody."""
+    sections = (config.student, *config.active_teachers)
+    said = [
+        f"{agent.name}: {', '.join(agent.tuning.targets)}"
+        for agent, section in zip(team.agents, sections, strict=True)
+        if (section.tuning or config.tuning).targets == (AUTO,)
+        and agent.tuning.targets not in ((AUTO,), PAPER_TARGETS)
+    ]
+    missing = f"no {' and '.join(PAPER_TARGETS)} to adapt (tuning.targets: auto), so these layers"
+    return f"{missing}: {'; '.join(said)}" if said else ""
 
 
 def _merge(run: Merged, agent: Merged | None) -> Merged:

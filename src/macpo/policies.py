@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from macpo.adapters import adapter_weights, draw_adapter, with_adapter
 from macpo.agents import Agent, Policy
 from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
@@ -115,11 +116,17 @@ class PolicyPool:
         base = self._base(policy.agent)
         base.holds = None
         if policy.weights is None and policy.agent.tuning.kind == "lora":
-            _draw_adapter(base.trainable, seed)
+            draw_adapter(base.trainable, seed)
+        return loaded
+
+    def take(self, policy: Policy) -> LoadedPolicy:
+        """Return a policy for the caller to change as he likes: the pool forgets its base."""
+        loaded = self.load(policy)
+        del self._bases[_key(policy.agent)]
         return loaded
 
     def _base(self, agent: Agent) -> _Base:
-        key = repr((agent.base.location, agent.dtype, agent.tuning.model_dump_json()))
+        key = _key(agent)
         if key in self._bases:
             self._bases[key] = self._bases.pop(key)  # most recently used last
             return self._bases[key]
@@ -131,7 +138,7 @@ class PolicyPool:
             _log.info("%s: padded rows, since %s", agent.base.name, architecture.fallback_reason)
         model.requires_grad_(agent.tuning.kind == "full")
         if agent.tuning.kind == "lora":
-            model = _with_adapter(model, agent)
+            model = with_adapter(model, agent.tuning, agent.base.name)
         model.eval()  # no dropout but LoRA's own, which training turns on
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
         self._make_room(_bytes_of(model))  # should it have come out larger than expected
@@ -151,39 +158,18 @@ class PolicyPool:
                 torch.cuda.empty_cache()
 
 
+def _key(agent: Agent) -> str:
+    """Return what agents that share a base in memory have in common."""
+    return repr((agent.base.location, agent.dtype, agent.tuning.model_dump_json()))
+
+
 def expected_bytes(agent: Agent) -> int:
     """Return what an agent's base will take in memory, adapter slot included, by its config."""
     model = empty_model(agent.base)
     size = sum(p.numel() for p in model.parameters()) * getattr(torch, agent.dtype).itemsize
     if agent.tuning.kind == "lora":
-        size += adapter_weights(model, agent) * torch.float32.itemsize
+        size += adapter_weights(model, agent.tuning, agent.base.name) * torch.float32.itemsize
     return int(size)
-
-
-def adapter_weights(model: Any, agent: Agent) -> int:
-    """Return how many weights an agent's adapter over a model has; its targets must fit."""
-    targets = agent.tuning.targets
-    head = model.get_output_embeddings()
-    shapes = [
-        tuple(layer.weight.shape)
-        for name, layer in _linear_layers(model)
-        if (layer is not head if targets == ("all-linear",) else _meets(name, targets))
-    ]
-    return sum(agent.tuning.rank * (rows + columns) for rows, columns in shapes)
-
-
-def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an adapter can be put over."""
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D):
-            yield name, module
-
-
-def _meets(name: str, targets: Sequence[str]) -> bool:
-    """Tell whether PEFT adapts the layer of that name."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def snapshot(trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,75 +199,6 @@ def restore(trainable: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> N
 def save_weights(trainable: Mapping[str, Tensor], path: Path) -> None:
     """Write parameters to a safetensors file; equal weights give equal bytes."""
     save_file(snapshot(dict(sorted(trainable.items()))), path)
-
-
-def lora_config(agent: Agent) -> Any:
-    """Return PEFT's config for an agent's adapters."""
-    from peft import LoraConfig
-
-    targets = agent.tuning.targets
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=agent.tuning.rank,
-        lora_alpha=agent.tuning.alpha,
-        lora_dropout=agent.tuning.dropout,
-        target_modules="all-linear" if targets == ("all-linear",) else sorted(targets),
-    )
-
-
-def _with_adapter(model: Any, agent: Agent) -> Any:
-    """Put an adapter slot over a model; adapter weights are float32 whatever the base is.
-
-    Raises:
-        ModelError: a target names no linear layer, or the LM head, or PEFT refuses the model.
-    """
-    from peft import get_peft_model
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-    _check_targets(model, agent)
-    config = lora_config(agent)
-    # PEFT would find this out by itself, and warn that it did.
-    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
-    try:
-        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"{agent.base.name}: PEFT cannot adapt {', '.join(agent.tuning.targets)} ({reason}); "
-            "change tuning.targets"
-        ) from error
-    for parameter in peft_model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return peft_model
-
-
-def _check_targets(model: Any, agent: Agent) -> None:
-    """Refuse a target that PEFT would pass over, or that the likelihood engine would."""
-    names = [name for name, _ in _linear_layers(model)]
-    head = model.get_output_embeddings()
-    heads = [name for name, module in model.named_modules() if module is head]
-    layers = sorted({name.rpartition(".")[2] for name in names if name not in heads})
-    for target in agent.tuning.targets:
-        met = [name for name in names if _meets(name, (target,))]
-        if target != "all-linear" and (not met or set(met) & set(heads)):
-            raise ModelError(
-                f"{agent.base.name}: tuning.targets: {target} fits no layer that can be adapted; "
-                f"this model's linear layers are {', '.join(layers)}"
-            )
-
-
-def _draw_adapter(trainable: Mapping[str, Tensor], seed: int) -> None:
-    """Initialise a LoRA adapter as PEFT does (Kaiming uniform A, zero B), from a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            if ".lora_A." in name:
-                bound = parameter.shape[1] ** -0.5  # kaiming_uniform_(a=sqrt(5)) over fan-in
-                draw = torch.rand(parameter.shape, generator=generator)
-                parameter.copy_((2 * draw - 1) * bound)
-            else:
-                parameter.zero_()
 
 
 def _bytes_of(model: Any) -> int:

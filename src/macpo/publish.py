@@ -10,35 +10,43 @@ import json
 from pathlib import Path
 from typing import Any
 
+from macpo.adapters import quiet_peft
 from macpo.agents import Agent, Policy
+from macpo.attention import base_model
 from macpo.errors import MacpoError, ModelError, StoreError
 from macpo.metrics import in_order
-from macpo.policies import WEIGHTS_FILE, PolicyPool
+from macpo.policies import LoadedPolicy, PolicyPool
+from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
 from macpo.store import new_directory, read_manifest
 from macpo.store.atomic import remove_tree
 
+CHECKED_TOKENS = 24
 
-def publish(policy: Policy, weights: Path, folder: Path, policies: PolicyPool, card: str) -> None:
+
+def publish(policy: Policy, folder: Path, policies: PolicyPool, card: str) -> None:
     """Write a trained policy as a folder that PEFT, transformers and vLLM load.
 
-    An equal folder that is there already is left as it is; another one is replaced.
+    What is handed out has been tried: PEFT loads an adapter and gives the policy's logits. An equal
+    folder that is there already is left as it is; another one is replaced.
 
     Args:
         policy: a policy with weights.
-        weights: the folder of its training artifact.
         folder: where it goes, for example `RUN/final/student`.
-        policies: to load a policy that trained whole, and for the tokenizer.
+        policies: to load the policy.
         card: text of the model card.
 
     Raises:
         StoreError: it cannot be written.
+        ModelError: others could not use it.
     """
     fields = {"policy": policy.name, "weights": policy.weights_key, "card": card}
     if _is_published(folder, fields):
         return
     with new_directory(folder, fields) as partial:
         if policy.agent.tuning.kind == "lora":
-            _write_adapter(policy.agent, weights, partial)
+            loaded = policies.take(policy)
+            _write_adapter(loaded, policy.agent, partial)
+            _check_adapter(loaded, policy.agent, partial)
         else:
             policies.load(policy).model.save_pretrained(partial)
         policies.chat(policy.agent).tokenizer.save_pretrained(partial)
@@ -72,7 +80,8 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             base, revision=config.get("revision") or "main", use_safetensors=True
         )
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        with quiet_peft():
+            merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter))
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -145,28 +154,63 @@ def _is_published(folder: Path, fields: dict[str, Any]) -> bool:
         return False
 
 
-def _write_adapter(agent: Agent, weights: Path, folder: Path) -> None:
-    """Write adapter weights and config as PEFT names them."""
-    from peft import LoraConfig
-    from safetensors.torch import load_file, save_file
+def _write_adapter(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
+    """Write adapter weights and config as PEFT names them.
+
+    The config is PEFT's own, with what it made of the targets: experts of a mixture, for example,
+    are parameters there, with ranks of their own, and cannot be found again from tensors' names.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
 
     tensors = {
-        name.replace(".default.", "."): tensor
-        for name, tensor in load_file(weights / WEIGHTS_FILE).items()
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in sorted(get_peft_model_state_dict(loaded.model).items())
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    targets = {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_reference(agent),
-        revision=agent.base.revision if agent.base.hub_name is not None else None,
-        r=agent.tuning.rank,
-        lora_alpha=agent.tuning.alpha,
-        lora_dropout=agent.tuning.dropout,
-        target_modules=sorted(targets),
-        inference_mode=True,
-    ).to_dict()
+    config = {
+        **loaded.model.peft_config["default"].to_dict(),
+        "base_model_name_or_path": base_reference(agent),
+        "revision": agent.base.revision if agent.base.hub_name is not None else None,
+        "inference_mode": True,
+    }
     # Sets have no order of their own: sorted, so that equal adapters are equal bytes.
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     text = json.dumps(plain, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_adapter(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
+    """Let PEFT load a written adapter over the base, and compare it with the policy.
+
+    Args:
+        loaded: the policy, whose adapter is taken off its base.
+        agent: whose it is.
+        folder: what `_write_adapter` wrote.
+
+    Raises:
+        ModelError: PEFT cannot load it, or makes another model of it.
+    """
+    import torch
+    from peft import PeftModel
+
+    ids = [probe_ids(base_model(loaded.model), CHECKED_TOKENS)]
+    with torch.inference_mode():
+        [own] = own_logits(loaded.model, ids)
+    try:
+        with quiet_peft():
+            again = PeftModel.from_pretrained(loaded.model.unload(), str(folder)).eval()
+        with torch.inference_mode():
+            [theirs] = own_logits(again, ids)
+    except Exception as error:  # whatever it is, others would meet it as well
+        fault = f"PEFT cannot load it ({first_line(error)})"
+    else:
+        if agree(theirs, own, own.dtype):
+            return
+        off = relative_error(theirs, own, own.dtype)
+        fault = f"with PEFT its logits are off by {off:.2g} of their spread"
+    raise ModelError(
+        f"{agent.name}: its adapter over {agent.base.name} cannot be handed out, since {fault}; "
+        "the trained weights stay in the run's store. Name other layers in tuning.targets, such "
+        "as q_proj and v_proj"
+    )

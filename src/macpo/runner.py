@@ -57,7 +57,7 @@ def run(
         MacpoError: something is wrong; see macpo.errors.
         KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
     """
-    from macpo.agents import assemble_team
+    from macpo.agents import assemble_team, say_chosen_targets
     from macpo.data.stages import content_digest
     from macpo.execution.local import LocalExecutor
     from macpo.methods.build import build_plan
@@ -74,6 +74,8 @@ def run(
         _write(home.config_file, dump_config(config))
         _write(home.resolved_config_file, dump_resolved(config, resolved.dtype))
         team = assemble_team(config, resolved.dtype, fetch=True)
+        if chosen := say_chosen_targets(config, team):
+            observer.note(chosen)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")
@@ -160,9 +162,8 @@ def _publish_all(
             if row.policy == agent.name and row.round == last
         }
         target = home.final / agent.name
-        weights = artifacts[policy.weights_key].path
         caution = find_backend(config.generation.backend).caution
         card = model_card(policy, config.name, method_name(config.method), last, own, caution)
-        publish(policy, weights, target, policies, card)
+        publish(policy, target, policies, card)
         final[agent.name] = target
     return final

@@ -146,6 +146,18 @@ def _gpt_oss(**overrides: Any) -> Any:
     )
 
 
+def _mixtral(**overrides: Any) -> Any:
+    mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    return transformers.MixtralConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
+
+
+def _qwen3_moe(**overrides: Any) -> Any:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return transformers.Qwen3MoeConfig(
+        **{**_SHAPE, **_HEADS, **mixture, "head_dim": 8, **overrides}
+    )
+
+
 def _granite(**overrides: Any) -> Any:
     return transformers.GraniteConfig(**{**_SHAPE, **_HEADS, **overrides})
 
@@ -170,6 +182,8 @@ _CONFIGS: dict[str, Callable[..., Any]] = {
     "mamba": _mamba,
     "jamba": _jamba,
     "gpt_oss": _gpt_oss,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
     "granite": _granite,
     "bloom": _bloom,
     "phi": _phi,

@@ -14,7 +14,10 @@ from macpo.config.base import Section
 from macpo.config.loading import check_config, load_config
 from macpo.config.methods import MethodConfig, method_name
 from macpo.config.sections import (
+    ALL_LINEAR,
+    AUTO,
     CHAT_TEMPLATES,
+    PAPER_TARGETS,
     AgentConfig,
     ColumnsConfig,
     DataConfig,
@@ -36,7 +39,10 @@ from macpo.config.sections import (
 from macpo.config.values import parse_layers
 
 __all__ = [
+    "ALL_LINEAR",
+    "AUTO",
     "CHAT_TEMPLATES",
+    "PAPER_TARGETS",
     "AgentConfig",
     "ColumnsConfig",
     "DPOConfig",

@@ -32,6 +32,8 @@ from macpo.errors import ConfigError
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RESERVED_NAMES = frozenset({"student", "dataset"})
 CHAT_TEMPLATES = ("vicuna", "alpaca", "chatml")
+AUTO, ALL_LINEAR = "auto", "all-linear"
+PAPER_TARGETS = ("q_proj", "v_proj")
 
 
 class SplitsConfig(Section):
@@ -156,14 +158,16 @@ class ModelConfig(Section):
 class TuningConfig(Section):
     """Which weights train: LoRA adapters (the paper: r=8, alpha=16 on q_proj, v_proj), or all.
 
-    `targets` are names of linear layers as PEFT takes them, or the one word `all-linear`.
+    `targets` are names of linear layers as PEFT takes them, or one word: `all-linear`, or `auto`,
+    which is the paper's where a model has these, else what PEFT takes for models of its type, else
+    all linear layers.
     """
 
     kind: Literal["lora", "full"] = "lora"
     rank: Count = 8
     alpha: Positive = 16
     dropout: Ratio = 0.0
-    targets: tuple[Text, ...] = ("q_proj", "v_proj")
+    targets: tuple[Text, ...] = (AUTO,)
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -171,7 +175,7 @@ class TuningConfig(Section):
         if isinstance(value, str):
             return (value,)
         if not isinstance(value, list | tuple):  # a YAML set would have an order of its own
-            raise ValueError("must be a list of layer names, or the one word all-linear")
+            raise ValueError("must be a list of layer names, or one word: auto or all-linear")
         return value
 
     @model_validator(mode="after")
@@ -181,8 +185,9 @@ class TuningConfig(Section):
             raise ValueError(f"{', '.join(extra)}: only for kind: lora; remove from kind: full")
         if not self.targets:
             raise ValueError("targets is empty: no weight would train; name at least one layer")
-        if "all-linear" in self.targets and len(self.targets) > 1:
-            raise ValueError("targets: all-linear stands alone; remove it or the other names")
+        for word in (AUTO, ALL_LINEAR):
+            if word in self.targets and len(self.targets) > 1:
+                raise ValueError(f"targets: {word} stands alone; remove it or the other names")
         return self
 
 

@@ -86,17 +86,18 @@ def model_shape(agent: Agent) -> ModelShape | None:
     """Read the shape of an agent's model off its config; None when that is not here.
 
     Raises:
-        ModelError: the config cannot be read.
+        ModelError: the config cannot be read, or `tuning.targets` does not fit the model.
     """
     folder = Path(agent.base.location)
     if not (folder / CONFIG).is_file():
         return None
+    from macpo.adapters import adapter_weights
     from macpo.models.loading import empty_model
-    from macpo.policies import adapter_weights
 
     model = empty_model(agent.base)
     text = model.config.get_text_config()
     hidden = int(text.hidden_size)
     intermediate = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-    adapter = adapter_weights(model, agent)
+    lora = agent.tuning.kind == "lora"
+    adapter = adapter_weights(model, agent.tuning, agent.base.name) if lora else 0
     return ModelShape(int(text.num_hidden_layers), hidden, intermediate, adapter)

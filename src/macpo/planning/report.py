@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from macpo.agents import Agent, Team, assemble_team
+from macpo.agents import Agent, Team, assemble_team, say_chosen_targets
 from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.cuts import Cuts
@@ -108,6 +108,8 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     resolved = None if folder is None else RunDir(folder).resolved()
     dtype = _dtype(config, resolved, notes)
     team = assemble_team(config, dtype, fetch=False)
+    if chosen := say_chosen_targets(config, team):
+        notes.append(chosen)
     with hub_offline():
         digest = content_digest(config.data, fetch=False)
     layout = build_plan(config, team, digest)

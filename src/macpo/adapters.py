@@ -1,0 +1,163 @@
+"""LoRA adapters over a base model: which layers they go over, and putting them there.
+
+Everything is asked of PEFT itself, on the model or on one without weights (the meta device): what a
+plan says of targets, what a run refuses before its first stage and what is trained are the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from macpo.config import ALL_LINEAR, AUTO, PAPER_TARGETS, TuningConfig
+from macpo.errors import ModelError
+
+
+def choose_targets(model: Any) -> tuple[str, ...]:
+    """Return the layers to adapt where a config leaves that open (`targets: auto`).
+
+    The paper's `q_proj` and `v_proj` where both are; else the linear layers among those that PEFT
+    adapts in models of this type; else all linear layers.
+
+    Args:
+        model: a transformers causal LM, with or without weights.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    names = [name for name, _ in _linear_layers(model)]
+    if all(any(_meets(name, (target,)) for name in names) for target in PAPER_TARGETS):
+        return PAPER_TARGETS
+    usual = DEFAULTS.get(model.config.model_type, ())
+    if isinstance(usual, str):  # a pattern of names
+        usual = ()
+    found = tuple(t for t in usual if any(_meets(name, (t,)) for name in names))
+    return found or (ALL_LINEAR,)
+
+
+def lora_config(tuning: TuningConfig) -> Any:
+    """Return PEFT's config for adapters over a model whose targets are settled."""
+    from peft import LoraConfig
+
+    targets = tuning.targets
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else sorted(targets),
+    )
+
+
+def with_adapter(model: Any, tuning: TuningConfig, name: str) -> Any:
+    """Put an adapter slot over a model; adapter weights are float32 whatever the base is.
+
+    Args:
+        model: a transformers causal LM; over one on the meta device the adapter is there, too.
+        tuning: of kind `lora`; `auto` stands for `choose_targets`.
+        name: of the model, for errors.
+
+    Returns:
+        A PEFT model, whose `peft_config["default"]` says what PEFT made of the targets.
+
+    Raises:
+        ModelError: a target names no linear layer, or the LM head, or PEFT refuses the model.
+    """
+    from peft import get_peft_model
+
+    if tuning.targets == (AUTO,):
+        tuning = tuning.model_copy(update={"targets": choose_targets(model)})
+    _check_targets(model, tuning, name)
+    try:
+        with quiet_peft():
+            peft_model = get_peft_model(
+                model,
+                lora_config(tuning),
+                autocast_adapter_dtype=True,
+                low_cpu_mem_usage=model.device.type == "meta",
+            )
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{name}: PEFT cannot adapt {', '.join(tuning.targets)} ({reason}); "
+            "change tuning.targets"
+        ) from error
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft_model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence what PEFT 0.21 says of things that it does right.
+
+    It looks for the ranks of fused experts among modules, and they are parameters; and it sees by
+    itself that GPT-2's layers are transposed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        yield
+
+
+def adapter_weights(model: Any, tuning: TuningConfig, name: str) -> int:
+    """Return how many weights an adapter over a model has.
+
+    Args:
+        model: a transformers causal LM on the meta device, good for nothing else afterwards.
+        tuning: see `with_adapter`.
+        name: likewise.
+
+    Raises:
+        ModelError: see `with_adapter`.
+    """
+    model.requires_grad_(False)
+    adapted = with_adapter(model, tuning, name)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def draw_adapter(trainable: Mapping[str, Tensor], seed: int) -> None:
+    """Initialise a LoRA adapter as PEFT does (Kaiming uniform A, zero B), from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            if ".lora_A." in name:
+                bound = parameter.shape[1] ** -0.5  # kaiming_uniform_(a=sqrt(5)) over fan-in
+                draw = torch.rand(parameter.shape, generator=generator)
+                parameter.copy_((2 * draw - 1) * bound)
+            else:
+                parameter.zero_()
+
+
+def _check_targets(model: Any, tuning: TuningConfig, model_name: str) -> None:
+    """Refuse a target that PEFT would pass over, or that the likelihood engine would."""
+    names = [name for name, _ in _linear_layers(model)]
+    head = model.get_output_embeddings()
+    heads = [name for name, module in model.named_modules() if module is head]
+    layers = sorted({name.rpartition(".")[2] for name in names if name not in heads})
+    for target in tuning.targets:
+        met = [name for name in names if _meets(name, (target,))]
+        if target != ALL_LINEAR and (not met or set(met) & set(heads)):
+            raise ModelError(
+                f"{model_name}: tuning.targets: {target} fits no layer that can be adapted; "
+                f"this model's linear layers are {', '.join(layers)}"
+            )
+
+
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an adapter can be put over."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            yield name, module
+
+
+def _meets(name: str, targets: Sequence[str]) -> bool:
+    """Tell whether PEFT adapts the layer of that name."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
