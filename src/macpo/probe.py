@@ -28,6 +28,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
 
+SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+"""What configs call a cap on the final logits, and a factor on them."""
+
 TRIAL_ERRORS = (ModelError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 """What a model that does not play along may raise in a trial."""
 
@@ -52,7 +56,8 @@ class Declared:
     `attends_through_interface` that its attention can be replaced. `layer_types` has one entry per
     layer; a config without such a list means sliding ones where it has a window. `window` is the
     sliding window in tokens, None if no layer slides. `logit_softcap` is Gemma 2's cap on the final
-    logits.
+    logits; `logit_scales` are the factors on them that the config may mean, 1 first: Granite
+    divides by the number that HyperCLOVA X multiplies by, under one name.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Declared:
     window: int | None
     ropes: tuple[Rope, ...]
     logit_softcap: float | None
+    logit_scales: tuple[float, ...]
 
     @property
     def other_layer_types(self) -> tuple[str, ...]:
@@ -100,8 +106,24 @@ def declared(causal_lm: Any) -> Declared:
         layer_types=types,
         window=window if SLIDING in types else None,
         ropes=_ropes(config),
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        logit_softcap=next(
+            (cap for name in SOFTCAPS if (cap := getattr(config, name, None)) is not None), None
+        ),
+        logit_scales=_logit_scales(config),
     )
+
+
+def _logit_scales(config: Any) -> tuple[float, ...]:
+    """Return the factors on the logits that a config may mean, 1 first."""
+    found = [1.0]
+    for name in SCALES:
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value:
+            found += [float(value), 1 / value]
+    part = getattr(config, "dim_model_base", None)  # MiniCPM
+    if part:
+        found.append(part / config.hidden_size)
+    return tuple(dict.fromkeys(found))
 
 
 def _ropes(config: Any) -> tuple[Rope, ...]:

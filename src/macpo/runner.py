@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,9 +82,9 @@ def run(
         metrics = _MetricsFile(observer, home, written)
         make = executor or LocalExecutor
         runs = make(home.path, Store(home.store), config.engine, device, metrics)
-        artifacts = runs.execute(plan)
+        runs.execute(plan)
         measured = metrics.write()
-        final = _publish_all(home, config, team, plan, measured.rows, artifacts, runs.policies)
+        final = _publish_all(home, config, team, plan, measured.rows, runs.policies)
     return RunResult(home.path, list(measured.rows), measured.pairs, final)
 
 
@@ -147,7 +147,6 @@ def _publish_all(
     team: Team,
     plan: Plan,
     metrics: Sequence[MetricRow],
-    artifacts: Mapping[str, Artifact],
     policies: PolicyPool,
 ) -> dict[str, Path]:
     """Write RUN/final/<agent> for everybody."""

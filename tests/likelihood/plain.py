@@ -25,6 +25,9 @@ VOCABULARY = 512
 TREES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt2")
 """Architectures on which completions branch from a shared prompt."""
 
+SCALED = ("cohere", "hyperclovax", "minicpm3", "phi")
+"""Architectures whose head has a scale or a bias."""
+
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -49,7 +52,11 @@ def make_model(name: str, **overrides: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = _CONFIGS[name](**overrides)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        bias = model.get_output_embeddings().bias
+        if bias is not None:
+            torch.nn.init.normal_(bias)  # transformers begins with zeros
+        return model
 
 
 @functools.cache
@@ -162,6 +169,25 @@ def _granite(**overrides: Any) -> Any:
     return transformers.GraniteConfig(**{**_SHAPE, **_HEADS, **overrides})
 
 
+def _hyperclovax(**overrides: Any) -> Any:
+    return transformers.HyperCLOVAXConfig(**{**_SHAPE, **_HEADS, **overrides})
+
+
+def _cohere(**overrides: Any) -> Any:
+    return transformers.CohereConfig(**{**_SHAPE, **_HEADS, **overrides})
+
+
+def _minicpm3(**overrides: Any) -> Any:
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    heads = {"v_head_dim": 8, "num_key_value_heads": 4}
+    return transformers.MiniCPM3Config(**{**_SHAPE, **_HEADS, **ranks, **heads, **overrides})
+
+
+def _gemma3_text(**overrides: Any) -> Any:
+    gemma = {"query_pre_attn_scalar": 8, "sliding_window": 64, "head_dim": 8}
+    return transformers.Gemma3TextConfig(**{**_SHAPE, **_HEADS, **gemma, **overrides})
+
+
 def _bloom(**overrides: Any) -> Any:
     sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
     ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
@@ -185,6 +211,10 @@ _CONFIGS: dict[str, Callable[..., Any]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
     "granite": _granite,
+    "hyperclovax": _hyperclovax,
+    "cohere": _cohere,
+    "minicpm3": _minicpm3,
+    "gemma3_text": _gemma3_text,
     "bloom": _bloom,
     "phi": _phi,
     "llama4": _llama4,

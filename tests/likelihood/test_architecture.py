@@ -94,12 +94,41 @@ def test_window_that_the_config_hides_is_an_error_and_not_another_number() -> No
     assert tree_layout(pack, torch.float32, model.device).longest == 9
 
 
-def test_logit_scale_is_refused() -> None:
-    assert refusal(make_model("granite", logits_scaling=2.0)) == (
-        "GraniteForCausalLM: its logits are not its LM head times its hidden states "
-        "(a logit scale?); this architecture is not supported"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "overrides", "scale"),
+    [
+        ("granite", {"logits_scaling": 1.0}, 1.0),
+        ("granite", {"logits_scaling": 2.0}, 0.5),
+        ("granite", {"logits_scaling": 0.9}, 1 / 0.9),  # in bfloat16 1 would do
+        ("hyperclovax", {"logits_scaling": 2.0}, 2.0),  # the same name, the other way round
+        ("cohere", {}, 0.0625),
+        ("minicpm3", {"dim_model_base": 8}, 0.25),
+    ],
+)
+def test_scale_of_the_logits_is_found(
+    name: str, overrides: dict[str, Any], scale: float, dtype: torch.dtype
+) -> None:
+    found = inspect_architecture(make_model(name, **overrides).to(dtype))
+    assert found.logit_scale == pytest.approx(scale)
+    assert found.fallback_reason == ""
+
+
+def test_logits_that_no_scale_of_the_config_explains_are_refused() -> None:
+    model = make_model("llama")
+    model.lm_head.register_forward_hook(lambda module, args, logits: 3 * logits)
+    assert refusal(model) == (
+        "LlamaForCausalLM: its logits are not its LM head times its hidden states, nor scaled as "
+        "its config says; this architecture is not supported"
     )
-    assert inspect_architecture(make_model("granite", logits_scaling=1.0)).fallback_reason == ""
+
+
+def test_model_that_looks_ahead_is_refused() -> None:
+    model = make_model("gemma3_text", use_bidirectional_attention=True)
+    assert refusal(model) == (
+        "Gemma3ForCausalLM: what it makes of a token depends on later ones, so that it is no "
+        "causal language model; use another model"
+    )
 
 
 def test_adapter_on_the_lm_head_is_refused() -> None:
@@ -109,10 +138,10 @@ def test_adapter_on_the_lm_head_is_refused() -> None:
         LikelihoodEngine(model)
 
 
-def test_bias_of_the_lm_head_is_refused() -> None:
-    assert refusal(make_model("phi")) == (
-        "PhiForCausalLM: its LM head has a bias, which is not supported; use another model"
-    )
+def test_bias_of_the_lm_head_is_part_of_it() -> None:
+    model = make_model("phi")
+    assert model.lm_head.bias is not None
+    assert inspect_architecture(model).fallback_reason == ""
 
 
 def test_decoder_out_of_reach_is_refused() -> None:
@@ -179,5 +208,8 @@ def test_inspecting_changes_nothing(name: str) -> None:
 
 
 def test_refusals_are_one_line() -> None:
-    for name, overrides in (("granite", {"logits_scaling": 2.0}), ("phi", {}), ("llama4", {})):
+    for name, overrides in (
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("llama4", {}),
+    ):
         assert not re.search(r"\n", refusal(make_model(name, **overrides)))

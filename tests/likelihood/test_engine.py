@@ -14,6 +14,7 @@ from torch import Tensor
 from macpo.likelihood import LikelihoodEngine, PromptGroup, engine, layout
 from macpo.records import CompletionScore
 from tests.likelihood.plain import (
+    SCALED,
     TREES,
     completions_of,
     group_lists,
@@ -70,7 +71,7 @@ def assert_scores_are_plain(scorer: LikelihoodEngine, groups: list[PromptGroup])
     assert lengths == [[len(c) for c in group.completions] for group in groups]
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, *SCALED])
 def test_tree_scores_are_those_of_plain_forwards(name: str, paths: dict[str, int]) -> None:
     assert_scores_are_plain(with_budget(name, 2048), GROUPS)
     assert paths == {"tree": 1, "padded": 0}
@@ -259,7 +260,7 @@ def assert_gradients_are_plain(
         assert (ours[name] - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, name
 
 
-@pytest.fixture(params=[*TREES, "mamba", "gpt_oss"])
+@pytest.fixture(params=[*TREES, *SCALED, "mamba", "gpt_oss"])
 def adapted(request: pytest.FixtureRequest) -> LikelihoodEngine:
     targets = {
         "mamba": ["x_proj", "in_proj"],
@@ -289,9 +290,12 @@ def test_adapter_gradients_through_sdpa_and_through_blocks(
     assert_gradients_are_plain(scorer, ALIKE, 2048)
 
 
-@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama", True), ("gemma2", True)])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("llama", False), ("llama", True), ("gemma2", True), ("cohere", True), ("phi", False)],
+)
 def test_gradients_of_all_weights_are_those_of_plain_forwards(name: str, tied: bool) -> None:
-    """With a head that trains, tied to the embeddings or not."""
+    """With a head that trains, tied to the embeddings or not, scaled or with a bias."""
     scorer = LikelihoodEngine(make_model(name, tie_word_embeddings=tied))
     assert_gradients_are_plain(scorer, ALIKE, 2048)
 

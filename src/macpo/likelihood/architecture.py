@@ -8,7 +8,7 @@ sees the whole sequence. `macpo.probe` says how that is found out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack, PromptGroup
-from macpo.likelihood.head import head_logits
+from macpo.likelihood.head import Head, head_logits
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
 from macpo.probe import (
@@ -27,6 +27,8 @@ from macpo.probe import (
     first_line,
     own_logits,
     probe_ids,
+    relative_error,
+    tolerance,
 )
 
 # Tokens of the probe's prompt and completions. What is wrong with a row shows in its later branches
@@ -44,16 +46,22 @@ class Architecture:
 
     `window` is the shortest sliding window of any layer in tokens, None if all see everything;
     `fallback_reason` says why trees are wrong for this model, empty if they are right;
-    `logit_softcap` is Gemma 2's cap on the final logits.
+    `logit_softcap` and `logit_scale` are those of its head (`macpo.likelihood.head.Head`).
     """
 
     fallback_reason: str
     window: int | None
     logit_softcap: float | None
+    logit_scale: float = 1.0
 
     def allows_tree(self, longest: int) -> bool:
         """Tell whether branches whose longest is `longest` tokens may share one row."""
         return not self.fallback_reason and (self.window is None or longest <= self.window)
+
+    def head_of(self, causal_lm: Any) -> Head:
+        """Return the head of the model that was inspected, with the weights that it has now."""
+        head = causal_lm.get_output_embeddings()
+        return Head(head.weight, head.bias, self.logit_scale, self.logit_softcap)
 
 
 def inspect_architecture(causal_lm: Any) -> Architecture:
@@ -61,34 +69,35 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
 
     Raises:
         ModelError: the engine cannot score with this model at all, since its logits are not its
-            LM head times its hidden states.
+            LM head times its hidden states, or depend on what comes after them.
     """
     found = declared(causal_lm)
-    trial = _Trial(causal_lm, _plain_head(causal_lm, found.name), found, _probe_group(causal_lm))
+    refuse_unusable(causal_lm)
+    trial = _Trial(causal_lm, found, _probe_group(causal_lm))
     with torch.inference_mode():
-        plain = trial.plain_rows()
-        reason = _looks_wrong(found) or trial.fault_of_tree(plain)
-    return Architecture(reason, found.window, found.logit_softcap)
+        hidden, scale = trial.plain_rows()
+        plain = Architecture("", found.window, found.logit_softcap, scale)
+        reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain)
+    return replace(plain, fallback_reason=reason)
 
 
-def _plain_head(causal_lm: Any, name: str) -> Tensor:
-    """Return the weight of the LM head, `[vocabulary, width]`, if that is all there is to it."""
+def refuse_unusable(causal_lm: Any) -> None:
+    """Refuse what can be seen to be of no use, also in a model without weights.
+
+    Raises:
+        ModelError: its head is no linear layer, or its decoder cannot be called alone.
+    """
+    name = type(causal_lm).__name__
     head = causal_lm.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         raise ModelError(
             f"{name}: its LM head is a {type(head).__name__}, not a plain linear layer; take "
             "adapters off it (tuning.targets) or use another model"
         )
-    bias: Any = head.bias
-    if bias is not None:
-        raise ModelError(
-            f"{name}: its LM head has a bias, which is not supported; use another model"
-        )
     if causal_lm.base_model is causal_lm:
         raise ModelError(
             f"{name}: its decoder cannot be called without its LM head; use another model"
         )
-    return head.weight
 
 
 def _looks_wrong(found: Declared) -> str:
@@ -109,43 +118,69 @@ def _probe_group(causal_lm: Any) -> PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A model, the weight of its head `[vocabulary, width]`, and the few tokens to try it with."""
+    """A model, and the few tokens to try it with."""
 
     causal_lm: Any
-    head: Tensor
     found: Declared
     group: PromptGroup
 
-    def plain_rows(self) -> list[Tensor]:
-        """Return logits of padded rows and our head, `[tokens, vocabulary]` for each completion.
+    def plain_rows(self) -> tuple[Tensor, float]:
+        """Return hidden states of padded rows, `[tokens, width]`, and the scale of the logits.
 
         Raises:
-            ModelError: they are not those that the model gives for a completion alone.
+            ModelError: with our head they do not give the logits that the model gives for a
+                completion alone, or these depend on later tokens.
         """
-        logits = self._logits(padded_hidden)
-        alone = [[*self.group.prompt, *self.group.completions[n][:-1]] for n in ALONE]
-        for number, own in zip(ALONE, own_logits(self.causal_lm, alone), strict=True):
-            if not self._agree(logits[number], own[len(self.group.prompt) - 1 :]):
-                raise ModelError(
-                    f"{self.found.name}: its logits are not its LM head times its hidden states "
-                    "(a logit scale?); this architecture is not supported"
-                )
-        return logits
+        prompt = self.group.prompt
+        alone = [[*prompt, *self.group.completions[n][:-1]] for n in ALONE]
+        *own, before = own_logits(self.causal_lm, [*alone, prompt])
+        if not self._agree(own[0][: len(prompt)], before):
+            raise ModelError(
+                f"{self.found.name}: what it makes of a token depends on later ones, so that "
+                "it is no causal language model; use another model"
+            )
+        hidden = self._hidden(padded_hidden)
 
-    def fault_of_tree(self, plain: list[Tensor]) -> str:
-        """Forward the group as a tree; name what went wrong, or return an empty string."""
+        def error(scale: float) -> float:
+            head = Architecture("", None, self.found.logit_softcap, scale).head_of(self.causal_lm)
+            logits = self._by_completion(head_logits(hidden, head))
+            return max(
+                relative_error(logits[n], o[len(prompt) - 1 :], self.causal_lm.dtype)
+                for n, o in zip(ALONE, own, strict=True)
+            )
+
+        # The best, not the first that fits: in 16 bits 1 would do for 0.9.
+        scale = min(self.found.logit_scales, key=error)
+        if error(scale) <= tolerance(self.causal_lm.dtype):
+            return hidden, scale
+        raise ModelError(
+            f"{self.found.name}: its logits are not its LM head times its hidden states, nor "
+            "scaled as its config says; this architecture is not supported"
+        )
+
+    def fault_of_tree(self, plain: Tensor, architecture: Architecture) -> str:
+        """Forward the group as a tree; name what went wrong, or return an empty string.
+
+        Args:
+            plain: hidden states of padded rows.
+            architecture: that makes logits of them.
+        """
         try:
-            logits = self._logits(tree_hidden)
+            hidden = self._hidden(tree_hidden)
         except TRIAL_ERRORS as error:
             return f"attention cannot go through a layout ({first_line(error)})"
-        if not all(self._agree(*pair) for pair in zip(logits, plain, strict=True)):
+        head = architecture.head_of(self.causal_lm)
+        ours, theirs = (self._by_completion(head_logits(h, head)) for h in (hidden, plain))
+        if not all(self._agree(*pair) for pair in zip(ours, theirs, strict=True)):
             return "a row with branches gave other hidden states than the branches alone"
         return ""
 
-    def _logits(self, forward: Callable[[Any, Pack, torch.device], Tensor]) -> list[Tensor]:
-        """Forward the group; return logits `[tokens, vocabulary]` for each completion."""
-        hidden = forward(self.causal_lm, Pack((self.group,), (0,)), self.causal_lm.device)
-        logits = head_logits(hidden.to(self.head.dtype), self.head, self.found.logit_softcap)
+    def _hidden(self, forward: Callable[[Any, Pack, torch.device], Tensor]) -> Tensor:
+        """Forward the group; return the hidden states that predict, `[tokens, width]`."""
+        return forward(self.causal_lm, Pack((self.group,), (0,)), self.causal_lm.device)
+
+    def _by_completion(self, logits: Tensor) -> list[Tensor]:
+        """Divide logits into `[tokens, vocabulary]` for each completion."""
         return list(torch.split(logits, [len(c) for c in self.group.completions]))
 
     def _agree(self, ours: Tensor, theirs: Tensor) -> bool:

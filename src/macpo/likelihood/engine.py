@@ -65,8 +65,7 @@ class LikelihoodEngine:
             the order of `score_pack`, and of the most probable token in the place of each.
         """
         hidden = self._hidden(pack)
-        head = self.causal_lm.get_output_embeddings().weight
-        top = most_probable_tokens(hidden, head)
+        top = most_probable_tokens(hidden, self.architecture.head_of(self.causal_lm))
         return self._logprobs(hidden, self._targets(pack)), self._logprobs(hidden, top)
 
     def _hidden(self, pack: Pack) -> Tensor:
@@ -81,8 +80,7 @@ class LikelihoodEngine:
         return torch.tensor(ids, device=self.causal_lm.device)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head = self.causal_lm.get_output_embeddings().weight
-        return token_logprobs(hidden, head, targets, self.architecture.logit_softcap)
+        return token_logprobs(hidden, self.architecture.head_of(self.causal_lm), targets)
 
     def score(
         self,
