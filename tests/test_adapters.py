@@ -100,5 +100,7 @@ def test_layers_other_than_the_papers_are_said(tmp_path: Path) -> None:
 
 def test_plan_refuses_targets_that_fit_no_layer(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path), ["student.tuning.targets=[c_attn]"])
-    with pytest.raises(ModelError, match=r"^student: tuning.targets: c_attn fits no layer"):
+    with pytest.raises(
+        ModelError, match=r"^student: student: tuning.targets: c_attn fits no layer"
+    ):
         plan(config)

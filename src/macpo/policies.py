@@ -22,13 +22,16 @@ from torch import Tensor
 
 from macpo.adapters import adapter_weights, draw_adapter, with_adapter
 from macpo.agents import Agent, Policy
+from macpo.attention import base_model
 from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
 from macpo.models.loading import empty_model, load_model, load_tokenizer
+from macpo.probe import first_line, own_logits, probe_ids
 
 WEIGHTS_FILE = "weights.safetensors"
+TRIED_TOKENS = 4
 
 _log = logging.getLogger("macpo")
 
@@ -133,13 +136,18 @@ class PolicyPool:
         if self._bases:
             self._make_room(expected_bytes(agent))
         model = load_model(agent.base, getattr(torch, agent.dtype), self.device)
-        architecture = inspect_architecture(model)
+        try:
+            architecture = inspect_architecture(model)
+        except ModelError as error:
+            raise ModelError(f"{agent.name} ({agent.base.name}): {error}") from error
         if architecture.fallback_reason:
             _log.info("%s: padded rows, since %s", agent.base.name, architecture.fallback_reason)
         model.requires_grad_(agent.tuning.kind == "full")
         if agent.tuning.kind == "lora":
             model = with_adapter(model, agent.tuning, agent.base.name)
         model.eval()  # no dropout but LoRA's own, which training turns on
+        if agent.tuning.kind == "lora":
+            _try_adapter(model, agent)
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
         self._make_room(_bytes_of(model))  # should it have come out larger than expected
         base = _Base(model, architecture, trainable, snapshot(trainable), holds=None)
@@ -156,6 +164,23 @@ class PolicyPool:
             gc.collect()  # a model refers to itself, and would stay until some later collection
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def _try_adapter(model: Any, agent: Agent) -> None:
+    """Forward a few tokens and back: some models do not bear adapters on some of their layers.
+
+    Raises:
+        ModelError: in one line, with the reason.
+    """
+    trains = [p for p in model.parameters() if p.requires_grad]
+    try:
+        [logits] = own_logits(model, [probe_ids(base_model(model), TRIED_TOKENS)])
+        torch.autograd.grad(logits.sum(), trains, allow_unused=True)
+    except Exception as error:  # whatever the model's code makes of it
+        raise ModelError(
+            f"{agent.name} ({agent.base.name}): cannot be trained with adapters on "
+            f"{', '.join(agent.tuning.targets)} ({first_line(error)}); change tuning.targets"
+        ) from error
 
 
 def _key(agent: Agent) -> str:

@@ -61,6 +61,7 @@ def run(
     from macpo.data.stages import content_digest
     from macpo.execution.local import LocalExecutor
     from macpo.methods.build import build_plan
+    from macpo.preflight import check_agent
 
     home = RunDir(folder)
     device = choose_device(config.device)
@@ -76,6 +77,8 @@ def run(
         team = assemble_team(config, resolved.dtype, fetch=True)
         if chosen := say_chosen_targets(config, team):
             observer.note(chosen)
+        for agent in team.agents:
+            check_agent(agent)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")

@@ -198,6 +198,24 @@ def _phi(**overrides: Any) -> Any:
     return transformers.PhiConfig(**{**_SHAPE, **_HEADS, **overrides})
 
 
+def _phimoe(**overrides: Any) -> Any:
+    mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    return transformers.PhimoeConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
+
+
+def _opt(**overrides: Any) -> Any:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64, "num_attention_heads": 4}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    rest = {"word_embed_proj_dim": 32, "max_position_embeddings": 512, "init_std": 0.15}
+    return transformers.OPTConfig(**{**sizes, **ids, **rest, **overrides})
+
+
+def _gptj(**overrides: Any) -> Any:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 8}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    return transformers.GPTJConfig(**{**sizes, **ids, "initializer_range": 0.15, **overrides})
+
+
 def _llama4(**overrides: Any) -> Any:
     mixture = {"num_local_experts": 2, "intermediate_size_mlp": 64, "head_dim": 8}
     return transformers.Llama4TextConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
@@ -217,5 +235,8 @@ _CONFIGS: dict[str, Callable[..., Any]] = {
     "gemma3_text": _gemma3_text,
     "bloom": _bloom,
     "phi": _phi,
+    "phimoe": _phimoe,
+    "opt": _opt,
+    "gptj": _gptj,
     "llama4": _llama4,
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from macpo.agents import Policy
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
 from macpo.execution.protocol import Observer
@@ -57,6 +58,8 @@ class LocalExecutor:
         self.run = RunDir(folder)
         self.journal = Journal(self.run.journal_file)
         self.artifacts: dict[str, Artifact] = {}
+        self._to_come: list[Stage] = []
+        self._inspected: set[str] = set()
         self.policies = PolicyPool(device, lambda key: self.artifacts[key].path)
 
     def execute(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
@@ -76,6 +79,7 @@ class LocalExecutor:
         told = self._told()
         with _stop_on_signal(self.observer) as stop:
             for number, stage in enumerate(plan, 1):
+                self._to_come = plan[number - 1 :]
                 artifact = self._obtain(stage, number, len(plan), stop, told)
                 self.artifacts[stage.key] = artifact
                 self._link(stage, artifact)
@@ -141,6 +145,8 @@ class LocalExecutor:
 
     def _run(self, stage: Stage, number: int, total: int, stop: threading.Event) -> Artifact:
         """Run one stage and commit its artifact."""
+        if stage.agent is not None:
+            self._inspect_bases()
         self.observer.stage_started(stage, number, total)
         self.journal.append("started", stage=stage.name, key=stage.key)
         started = time.monotonic()
@@ -180,6 +186,19 @@ class LocalExecutor:
         self.store.times.append("finished", key=stage.key, seconds=seconds)
         self.observer.stage_finished(stage, seconds, artifact)
         return artifact
+
+    def _inspect_bases(self) -> None:
+        """Load the bases of all who have something to do still, once, before one of them works.
+
+        So a model that will not do is refused now, not when its turn comes after hours. Whose turn
+        is first comes last, and is in memory then.
+        """
+        agents = {stage.agent.name: stage.agent for stage in self._to_come if stage.agent}
+        for agent in reversed(agents.values()):
+            if agent.name not in self._inspected:
+                with translate_memory_errors(f"loading {agent.name}"):
+                    self.policies.load(Policy(agent, "positive"))
+                self._inspected.add(agent.name)
 
     def _input_digests(self, stage: Stage) -> dict[str, str]:
         return {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}

@@ -20,6 +20,7 @@ from macpo.models.loading import parameter_count
 from macpo.planning.costs import Memory, flops, memory, model_shape
 from macpo.planning.measured import find_cuts, find_splits, measure_lengths, split_sizes
 from macpo.planning.recorded import Recorded, StageState
+from macpo.preflight import check_agent
 from macpo.program import Plan
 from macpo.run_directory import RunDir
 from macpo.work import Known, Lengths, SplitSizes, Work
@@ -100,7 +101,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
 
     Raises:
         DataError: the data is here but cannot be read, or is too small for its splits.
-        ModelError: a model folder that is here cannot be used.
+        ModelError: a model folder that is here cannot be used, or will not do for this run.
         StoreError: the run directory cannot be read.
     """
     caution = find_backend(config.generation.backend).caution
@@ -110,6 +111,8 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     team = assemble_team(config, dtype, fetch=False)
     if chosen := say_chosen_targets(config, team):
         notes.append(chosen)
+    for agent in team.agents:
+        check_agent(agent)
     with hub_offline():
         digest = content_digest(config.data, fetch=False)
     layout = build_plan(config, team, digest)

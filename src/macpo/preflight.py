@@ -1,0 +1,70 @@
+"""What can be told of an agent's model without its weights: whether it will do for the run.
+
+`macpo plan` and the start of a run ask here, so that nobody is refused after others have worked
+for hours. What only weights can tell, `PolicyPool` finds out when it loads them: a run loads
+every base before an agent's first stage (`macpo.execution.local`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from macpo.adapters import with_adapter
+from macpo.agents import Agent
+from macpo.errors import ModelError
+from macpo.likelihood.architecture import refuse_unusable
+from macpo.models.folders import CONFIG
+from macpo.models.loading import empty_model
+
+POSITIONS = re.compile(r"(^|[._])(wpe|pos\w*|\w+_pos\w*)([._]|$)")
+"""What tables of positions are called: `wpe`, `embed_positions`, `position_embeddings`."""
+
+OFFSET = 8
+"""By how many rows at most such a table is longer than the positions it serves (OPT: 2)."""
+
+
+def check_agent(agent: Agent) -> None:
+    """Refuse a model that can be seen not to do; one whose config is not here passes.
+
+    Raises:
+        ModelError: the engine cannot score with it, its targets do not fit it, or prompts and
+            answers may have more tokens than it has positions.
+    """
+    if not (Path(agent.base.location) / CONFIG).is_file():
+        return
+    model = empty_model(agent.base)
+    try:
+        refuse_unusable(model)
+        _check_positions(model, agent)
+        if agent.tuning.kind == "lora":
+            with_adapter(model.requires_grad_(False), agent.tuning, agent.base.name)
+    except ModelError as error:
+        raise ModelError(f"{agent.name}: {error}") from error
+
+
+def _check_positions(model: Any, agent: Agent) -> None:
+    """Refuse limits beyond a table of positions."""
+    known = positions(model)
+    longest = agent.limits.prompt_tokens + agent.limits.response_tokens
+    if known is not None and longest > known:
+        raise ModelError(
+            f"{agent.base.name} has {known} positions, but limits.prompt_tokens + "
+            f"limits.response_tokens are {longest} tokens; lower these to {known} in all"
+        )
+
+
+def positions(model: Any) -> int | None:
+    """Return how many positions a model has a table of; None if it computes them."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    tables = {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.dim() == 2 and POSITIONS.search(name.removesuffix(".weight"))
+    }
+    if any(limit <= len(table) <= limit + OFFSET for table in tables.values()):
+        return limit
+    return None
