@@ -80,6 +80,12 @@ class Declared:
         """The layers that see only the window."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == SLIDING)
 
+    @property
+    def rope_limit(self) -> int | None:
+        """The tokens up to which rotary positions do not depend on the length; None: never."""
+        limits = [rope.limit for rope in self.ropes if rope.kind in LENGTH_DEPENDENT_ROPES]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def rope_changing_within(self, length: int) -> Rope | None:
         """Return rotary positions that are not the same for every batch of up to `length`."""
         for rope in self.ropes:
@@ -138,6 +144,22 @@ def _ropes(config: Any) -> tuple[Rope, ...]:
         )
         for rope in nested or [found]
     )
+
+
+def forget_lengths(causal_lm: Any) -> None:
+    """Let dynamic rotary positions begin anew, as in a model that has seen no sequence yet.
+
+    Once they have seen a long one, transformers keeps its angles for those that are a bit shorter:
+    a sequence's logits would depend on what was forwarded before.
+    """
+    for module in causal_lm.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            for name in [n for n in vars(module) if n.endswith("max_seq_len_cached")]:
+                setattr(module, name, module.original_max_seq_len)
+            buffers = dict(module.named_buffers(recurse=False))
+            for name in [n for n in buffers if n.endswith("original_inv_freq")]:
+                current = name.removesuffix("original_inv_freq") + "inv_freq"
+                setattr(module, current, buffers[name].to(buffers[current].device, copy=True))
 
 
 def probe_ids(causal_lm: Any, count: int) -> list[int]:

@@ -172,3 +172,18 @@ def test_without_stop_tokens_answers_run_to_their_limit() -> None:
     assert [(len(c.token_ids), c.finished) for c in ours] == [(6, False)] * 2
     assert model.training
     assert torch.is_grad_enabled()
+
+
+def test_answers_beyond_the_limit_of_a_longrope_share_no_batch(batches: list[list[int]]) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 20,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    model = tiny_model(rope_parameters=rope)
+    prompts = random_prompts((30, 5, 18, 6, 25))
+    found = answer(model, prompts, greedy(8), decoder=decode_by_generate)
+    assert batches[-4:] == [[30], [25], [18], [6, 5]]  # before these, trials
+    assert found == generated(model, prompts, 8)

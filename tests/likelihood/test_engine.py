@@ -300,6 +300,40 @@ def test_gradients_of_all_weights_are_those_of_plain_forwards(name: str, tied: b
     assert_gradients_are_plain(scorer, ALIKE, 2048)
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 12,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
+
+
+@pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
+def test_ropes_that_depend_on_the_length_are_right_beyond_their_limit(
+    rope: dict[str, Any], paths: dict[str, int]
+) -> None:
+    """Here of 12 tokens: shorter ones share a row, longer ones are forwarded one by one.
+
+    Dynamic ones remember the longest sequence in transformers 5.23, so the oracle is a new model
+    for each sequence, and short ones come after long ones.
+    """
+
+    def fresh() -> Any:
+        return make_model("llama", rope_parameters=rope, max_position_embeddings=12)
+
+    scorer = LikelihoodEngine(fresh().requires_grad_(False))
+    assert scorer.architecture.rope_limit == 12
+    completions = ((5, 6, 7), (8,), (9, 10, 11, 12))
+    long = [PromptGroup(tuple(range(40, 40 + n)), completions) for n in (9, 20)]
+    for groups in (GROUPS[:1], [*GROUPS, *long], GROUPS[:1], long, GROUPS, long[:1]):
+        alone = [PromptGroup(g.prompt, (c,)) for g in groups for c in g.completions]
+        expected = torch.cat([plain_sums(fresh(), [group])[0] for group in alone]).detach()
+        assert (completions_of(scorer.score(groups)) - expected).abs().max() < NATS
+    assert paths == {"tree": 3, "padded": 3}
+
+
 def test_the_active_adapter_counts() -> None:
     scorer = LikelihoodEngine(with_adapter(make_model("llama").requires_grad_(False)))
     adapted_scores = completions_of(scorer.score(GROUPS))

@@ -21,7 +21,7 @@ from macpo.generation.decode import check_prompts
 from macpo.generation.passes import evaluating
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
-from macpo.probe import agree, probe_ids
+from macpo.probe import agree, declared, forget_lengths, probe_ids
 
 TRIAL_STEPS = 3
 
@@ -41,7 +41,8 @@ def decode_by_generate(
 
     Prompts of similar length share a batch, padded on the left. Where a trial shows that padding
     changes the logits (recurrent layers), only prompts of equal length do; where even those change
-    each other's (RWKV in transformers 5.23), none. `memory_gib` is held to by an estimate from the
+    each other's (RWKV in transformers 5.23), none; nor where rotary positions would change with the
+    batch's length. `memory_gib` is held to by an estimate from the
     model's config, but a batch has at least one row.
     """
     check_prompts(model, prompts, seeds, sampling)
@@ -50,14 +51,17 @@ def decode_by_generate(
         if not prompts:
             return []
         sharing = _who_may_share(base)
+        found = declared(base)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
             longest = len(prompts[order[0]])
             rows = _batch_rows(base, longest, sampling.max_new_tokens, memory_gib, pack_tokens)
-            if sharing == "none":
+            rope = found.rope_changing_within(longest + sampling.max_new_tokens)
+            if sharing == "none" or rope is not None:
                 rows = 1
             batch = [i for i in order[:rows] if sharing == "similar" or len(prompts[i]) == longest]
             order = order[len(batch) :]
+            forget_lengths(base)
             chooser = _Chooser(sampling, [seeds[i] for i in batch], longest)
             ids, mask = _left_padded([prompts[i] for i in batch], base.device)
             answers = base.generate(

@@ -46,17 +46,21 @@ class Architecture:
 
     `window` is the shortest sliding window of any layer in tokens, None if all see everything;
     `fallback_reason` says why trees are wrong for this model, empty if they are right;
-    `logit_softcap` and `logit_scale` are those of its head (`macpo.likelihood.head.Head`).
+    `logit_softcap` and `logit_scale` are those of its head (`macpo.likelihood.head.Head`). A
+    sequence of more than `rope_limit` tokens is rotated by angles that depend on the length of the
+    whole batch, so that it has to be forwarded alone; None if there is no such limit.
     """
 
     fallback_reason: str
     window: int | None
     logit_softcap: float | None
     logit_scale: float = 1.0
+    rope_limit: int | None = None
 
     def allows_tree(self, longest: int) -> bool:
         """Tell whether branches whose longest is `longest` tokens may share one row."""
-        return not self.fallback_reason and (self.window is None or longest <= self.window)
+        limits = [limit for limit in (self.window, self.rope_limit) if limit is not None]
+        return not self.fallback_reason and all(longest <= limit for limit in limits)
 
     def head_of(self, causal_lm: Any) -> Head:
         """Return the head of the model that was inspected, with the weights that it has now."""
@@ -76,7 +80,7 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
     trial = _Trial(causal_lm, found, _probe_group(causal_lm))
     with torch.inference_mode():
         hidden, scale = trial.plain_rows()
-        plain = Architecture("", found.window, found.logit_softcap, scale)
+        plain = Architecture("", found.window, found.logit_softcap, scale, found.rope_limit)
         reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain)
     return replace(plain, fallback_reason=reason)
 

@@ -21,6 +21,7 @@ from macpo.likelihood.groups import Pack, PromptGroup, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
+from macpo.probe import forget_lengths
 from macpo.records import CompletionScore
 
 
@@ -71,9 +72,12 @@ class LikelihoodEngine:
     def _hidden(self, pack: Pack) -> Tensor:
         """Forward a pack; return the hidden states that predict, `[tokens, width]`."""
         longest = max(len(g.prompt) + max(map(len, g.completions)) for g in pack.groups)
+        limit = self.architecture.rope_limit
+        if limit is not None:
+            forget_lengths(self.causal_lm)
         if self.architecture.allows_tree(longest):
             return tree_hidden(self.causal_lm, pack, self.causal_lm.device)
-        return padded_hidden(self.causal_lm, pack, self.causal_lm.device)
+        return padded_hidden(self.causal_lm, pack, self.causal_lm.device, limit)
 
     def _targets(self, pack: Pack) -> Tensor:
         ids = [t for g in pack.groups for c in g.completions for t in c]
