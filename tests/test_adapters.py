@@ -38,7 +38,8 @@ def meta_model(name: str) -> Any:
         ("gpt2", ("c_attn",)),
         ("gpt_neox", ("query_key_value",)),
         ("bloom", ("query_key_value",)),
-        ("mamba", ("all-linear",)),  # PEFT knows nothing of it
+        ("phi3", ("all-linear",)),  # PEFT says nothing of it
+        ("mamba", ("dt_proj", "in_proj", "x_proj")),  # PEFT refuses the other one, out_proj
     ],
 )
 def test_targets_are_the_papers_or_those_that_peft_takes(

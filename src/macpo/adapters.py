@@ -17,6 +17,9 @@ from torch import Tensor
 from macpo.config import ALL_LINEAR, AUTO, PAPER_TARGETS, TuningConfig
 from macpo.errors import ModelError
 
+MAMBAS = frozenset({"mamba", "mamba2", "falcon_mamba"})
+"""Types of models whose `out_proj` PEFT does not adapt, and that have nothing but a mixer."""
+
 
 def choose_targets(model: Any) -> tuple[str, ...]:
     """Return the layers to adapt where a config leaves that open (`targets: auto`).
@@ -36,7 +39,17 @@ def choose_targets(model: Any) -> tuple[str, ...]:
     if isinstance(usual, str):  # a pattern of names
         usual = ()
     found = tuple(t for t in usual if any(_meets(name, (t,)) for name in names))
+    if not found and model.config.model_type in MAMBAS:
+        layers = {name.rpartition(".")[2] for name in names} - {"out_proj"}
+        found = tuple(sorted(layers - {_head_name(model)}))
     return found or (ALL_LINEAR,)
+
+
+def _head_name(model: Any) -> str:
+    """Return the last part of the LM head's name."""
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    return names[0].rpartition(".")[2] if names else ""
 
 
 def lora_config(tuning: TuningConfig) -> Any:
@@ -68,15 +81,19 @@ def with_adapter(model: Any, tuning: TuningConfig, name: str) -> Any:
         ModelError: a target names no linear layer, or the LM head, or PEFT refuses the model.
     """
     from peft import get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     if tuning.targets == (AUTO,):
         tuning = tuning.model_copy(update={"targets": choose_targets(model)})
     _check_targets(model, tuning, name)
+    config = lora_config(tuning)
+    # PEFT would find this out by itself, and warn that it did.
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
         with quiet_peft():
             peft_model = get_peft_model(
                 model,
-                lora_config(tuning),
+                config,
                 autocast_adapter_dtype=True,
                 low_cpu_mem_usage=model.device.type == "meta",
             )
@@ -94,14 +111,9 @@ def with_adapter(model: Any, tuning: TuningConfig, name: str) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence what PEFT 0.21 says of things that it does right.
-
-    It looks for the ranks of fused experts among modules, and they are parameters; and it sees by
-    itself that GPT-2's layers are transposed.
-    """
+    """Silence PEFT 0.21's false alarm: it looks for the ranks of fused experts among modules."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         yield
 
 

@@ -198,6 +198,10 @@ def _phi(**overrides: Any) -> Any:
     return transformers.PhiConfig(**{**_SHAPE, **_HEADS, **overrides})
 
 
+def _phi3(**overrides: Any) -> Any:
+    return transformers.Phi3Config(**{**_SHAPE, **_HEADS, **overrides})
+
+
 def _phimoe(**overrides: Any) -> Any:
     mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
     return transformers.PhimoeConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
@@ -235,6 +239,7 @@ _CONFIGS: dict[str, Callable[..., Any]] = {
     "gemma3_text": _gemma3_text,
     "bloom": _bloom,
     "phi": _phi,
+    "phi3": _phi3,
     "phimoe": _phimoe,
     "opt": _opt,
     "gptj": _gptj,

@@ -99,6 +99,12 @@ SMALL: dict[str, Any] = {
     "n_mamba_heads": 2,
     "mamba_expand": 2,
     "index_n_heads": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "attn_layer_indices": [1, 3],
+    "mamba_num_groups": 1,
+    "mamba_n_groups": 1,
+    "n_groups": 1,
     "index_topk": 64,
     "sliding_window": WINDOW,
     "attention_window_size": WINDOW,
@@ -109,11 +115,14 @@ SMALL: dict[str, Any] = {
     "num_kv_shared_layers": 0,
     "bos_token_id": 0,
     "eos_token_id": 1,
-    "pad_token_id": None,
+    "pad_token_id": 2,
     "initializer_range": 0.15,
     "init_std": 0.15,
 }
 """Small values by the name of a config's field."""
+
+ALWAYS = ("attn_layer_indices", "head_dim")
+"""Fields that are set also where the family's default leaves them open."""
 
 
 def families() -> list[str]:
@@ -156,17 +165,16 @@ def _shrunk(config: Any) -> dict[str, Any]:
     """Return small values for the fields that a config has."""
     fields = config.to_dict()
     small = {name: value for name, value in SMALL.items() if name in fields}
-    small |= {n: _unset(fields[n], v) for n, v in small.items() if fields[n] is None}
+    small = {n: v for n, v in small.items() if fields[n] is not None or n in ALWAYS}
+    if "kv_lora_rank" in fields:  # latent attention has a key for each query head
+        small["num_key_value_heads"] = small.get("num_attention_heads", 4)
+    if config.model_type == "mamba2":
+        small |= {"num_heads": 8, "head_dim": 8}
     layers = getattr(config, "num_hidden_layers", None)
     for name, value in fields.items():
         if isinstance(value, list) and layers and len(value) == layers:
             small[name] = _each_kind(value)
     return small
-
-
-def _unset(value: Any, small: Any) -> Any:
-    """Keep None where a family's default has it."""
-    return None
 
 
 def _each_kind(layers: list[Any]) -> list[Any]:
