@@ -56,6 +56,7 @@ class AttentionLayout(Protocol):
         scaling: float,
         softcap: float | None,
         sliding_window: int | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend within one layer.
 
@@ -68,6 +69,8 @@ class AttentionLayout(Protocol):
             softcap: if given, scores become `softcap * tanh(scores / softcap)` before the mask.
             sliding_window: if given, a token sees at most this many of the latest positions,
                 its own included.
+            sinks: `[heads]`; if given, one more score for every token, which takes its share of the
+                probability and has no value (GPT-OSS).
 
         Returns:
             `[1, tokens, heads, value_dim]`.
@@ -86,13 +89,14 @@ def attention_forward(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     macpo_layout: AttentionLayout | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
     """Attend as the layout says; the signature is that of transformers' `AttentionInterface`.
 
     Raises:
-        ModelError: the model asks for something that no layout honours, such as attention sinks;
+        ModelError: the model asks for something that no layout honours;
             `macpo.likelihood.architecture` finds this out beforehand and falls back.
     """
     if macpo_layout is None:
@@ -109,6 +113,7 @@ def attention_forward(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sliding_window=sliding_window,
+        sinks=s_aux,
     )
     return output, None
 

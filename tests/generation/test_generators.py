@@ -12,7 +12,7 @@ from macpo.generation.scripted import ScriptedGenerator, random_words
 from macpo.models.chat import Chat, PromptTooLong
 from macpo.records import Message, Prompt, Response
 from macpo.seeds import stable_seed
-from tests.generation.test_servable import gpt_oss
+from tests.generation.test_servable import biased_llama
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SAMPLING = SamplingConfig(temperature=1.5, top_k=200, top_p=0.99, max_new_tokens=10)
@@ -108,7 +108,7 @@ def test_prompts_over_the_limit_are_refused() -> None:
 def test_a_model_that_cannot_be_packed_answers_through_generate_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = local(gpt_oss())
+    backend = local(biased_llama())
 
     with caplog.at_level(logging.WARNING, logger="macpo.generation.local"):
         first = backend.respond(PROMPTS[:2], SAMPLING, PARTS)
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_packed_answers_through_generate_and_says_so_once
     ours = [r for r in caplog.records if r.name.startswith("macpo")]
     assert [record.getMessage() for record in ours] == [
         "student/positive answers through transformers' generate, which is slower: a trial failed: "
-        "GptOssAttention asks for ['s_aux'], which no layout can honour"
+        "Layer asks for ['position_bias'], which no layout can honour"
     ]
     assert {r.origin.backend.split()[-1] for r in first + second} == {"generate"}
     assert {r.origin.backend.split()[-1] for r in local().respond(PROMPTS, SAMPLING, PARTS)} == {

@@ -16,6 +16,7 @@ from transformers import (
     OPTConfig,
     Qwen3NextConfig,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from macpo.errors import ModelError
 from macpo.generation import layouts
@@ -68,8 +69,27 @@ def deepseek() -> Any:
 
 
 def gpt_oss() -> Any:
+    """Sinks beside the scores, and every second layer with a window."""
     config = {**COMMON, **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
-    return build(GptOssConfig(**config, layer_types=["full_attention"] * 2))
+    model = build(GptOssConfig(**config, sliding_window=16))
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks, mean=2.0)
+    return model
+
+
+class Layer(LlamaAttention):
+    """Attention that asks for more than any layout knows of."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return super().forward(*arguments, position_bias=1, **keywords)
+
+
+def biased_llama() -> Any:
+    """A model that only transformers' own attention serves."""
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Layer
+    return model
 
 
 def llama4() -> Any:
@@ -100,7 +120,7 @@ def test_common_architectures_are_served(architecture: str, dtype: torch.dtype) 
     assert can_decode(tiny_model(architecture).to(dtype), 300) is None
 
 
-@pytest.mark.parametrize("builder", [gpt2, opt, mixtral, deepseek])
+@pytest.mark.parametrize("builder", [gpt2, opt, mixtral, deepseek, gpt_oss])
 def test_other_attention_models_are_served_and_answer_as_generate(builder: Any) -> None:
     model = builder()
     prompts = random_prompts((1, 30, 7, 12, 3))
@@ -121,7 +141,10 @@ def test_keys_and_values_of_unlike_size_are_noted() -> None:
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
-        (gpt_oss, "a trial failed: GptOssAttention asks for ['s_aux'], which no layout can honour"),
+        (
+            biased_llama,
+            "a trial failed: Layer asks for ['position_bias'], which no layout can honour",
+        ),
         (llama4, "Llama4ForCausalLM has layers of type chunked_attention"),
         (mamba, "MambaForCausalLM's forward takes no position_ids"),
         (qwen3_next, "Qwen3NextForCausalLM keeps a recurrent state"),

@@ -22,7 +22,7 @@ from macpo.likelihood import LikelihoodEngine, PromptGroup
 from tests.tiny import tiny_model
 
 VOCABULARY = 512
-TREES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt2")
+TREES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt2", "gpt_oss")
 """Architectures on which completions branch from a shared prompt."""
 
 SCALED = ("cohere", "hyperclovax", "minicpm3", "phi")
@@ -53,6 +53,9 @@ def make_model(name: str, **overrides: Any) -> Any:
         torch.manual_seed(0)
         config = _CONFIGS[name](**overrides)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                torch.nn.init.normal_(parameter, mean=2.0)
         bias = model.get_output_embeddings().bias
         if bias is not None:
             torch.nn.init.normal_(bias)  # transformers begins with zeros
@@ -202,6 +205,12 @@ def _phi3(**overrides: Any) -> Any:
     return transformers.Phi3Config(**{**_SHAPE, **_HEADS, **overrides})
 
 
+def _qwen2_moe(**overrides: Any) -> Any:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    shared = {"shared_expert_intermediate_size": 32}
+    return transformers.Qwen2MoeConfig(**{**_SHAPE, **_HEADS, **mixture, **shared, **overrides})
+
+
 def _phimoe(**overrides: Any) -> Any:
     mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
     return transformers.PhimoeConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
@@ -240,6 +249,7 @@ _CONFIGS: dict[str, Callable[..., Any]] = {
     "bloom": _bloom,
     "phi": _phi,
     "phi3": _phi3,
+    "qwen2_moe": _qwen2_moe,
     "phimoe": _phimoe,
     "opt": _opt,
     "gptj": _gptj,

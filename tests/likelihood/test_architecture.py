@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from macpo.errors import ModelError
-from macpo.likelihood import LikelihoodEngine, PromptGroup, pack_groups
-from macpo.likelihood import layout as layout_module
+from macpo.likelihood import LikelihoodEngine, PromptGroup, architecture, pack_groups
 from macpo.likelihood.architecture import PROMPT_LENGTH, Architecture, inspect_architecture
-from macpo.likelihood.layout import TreeLayout, tree_hidden, tree_layout
+from macpo.likelihood.layout import TreeLayout, laid_out_hidden, tree_layout
+from tests.generation.test_servable import biased_llama
 from tests.likelihood.plain import TREES, make_model, with_adapter
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -30,7 +30,7 @@ def refusal(model: Any) -> str:
 def test_trees_are_right_for_models_with_full_attention(name: str) -> None:
     found = inspect_architecture(make_model(name))
     assert found.fallback_reason == ""
-    assert found.window == (64 if name == "gemma2" else None)
+    assert found.window == (64 if name in ("gemma2", "gpt_oss") else None)
     assert found.logit_softcap == (30.0 if name == "gemma2" else None)
 
 
@@ -40,11 +40,16 @@ def test_recurrent_layers_are_seen_in_the_config(name: str) -> None:
     assert reason == f"layers of kind {LINEAR} carry state along the row"
 
 
-def test_attention_sinks_fall_back() -> None:
-    reason = inspect_architecture(make_model("gpt_oss")).fallback_reason
+def test_attention_sinks_are_honoured() -> None:
+    found = inspect_architecture(make_model("gpt_oss"))
+    assert (found.fallback_reason, found.window, found.passes_window) == ("", 64, True)
+
+
+def test_attention_that_asks_for_more_falls_back() -> None:
+    reason = inspect_architecture(biased_llama()).fallback_reason
     assert reason == (
         "attention cannot go through a layout "
-        "(GptOssAttention asks for ['s_aux'], which no layout can honour)"
+        "(Layer asks for ['position_bias'], which no layout can honour)"
     )
 
 
@@ -54,9 +59,18 @@ def test_attention_outside_the_interface_is_found_by_trying() -> None:
     assert reason == "a row with branches gave other hidden states than the branches alone"
 
 
-def test_window_shorter_than_the_probe_falls_back() -> None:
+def test_window_shorter_than_the_probe_is_honoured() -> None:
     found = inspect_architecture(make_model("mistral", sliding_window=4))
-    assert "layer 0 sees 4 tokens of a branch of 6" in found.fallback_reason
+    assert (found.fallback_reason, found.window, found.passes_window) == ("", 4, True)
+    assert found.allows_tree(10**6)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "phimoe"])
+def test_window_that_the_attention_function_is_not_told_is_not_trusted(name: str) -> None:
+    found = inspect_architecture(make_model(name, sliding_window=9, use_sliding_window=True))
+    assert (found.fallback_reason, found.window, found.passes_window) == ("", 9, False)
+    assert found.allows_tree(9)
+    assert not found.allows_tree(10)
 
 
 @pytest.mark.parametrize(
@@ -78,20 +92,23 @@ def test_tree_is_allowed_up_to_the_window() -> None:
     sliding = Architecture(fallback_reason="", window=8, logit_softcap=None)
     assert sliding.allows_tree(8)
     assert not sliding.allows_tree(9)
+    assert dataclasses.replace(sliding, passes_window=True).allows_tree(9)
     assert Architecture("", None, None).allows_tree(10**6)
     assert not Architecture("some reason", None, None).allows_tree(1)
 
 
-def test_window_that_the_config_hides_is_an_error_and_not_another_number() -> None:
-    model = make_model("mistral", sliding_window=8)
-    [pack] = pack_groups([PromptGroup((1, 2, 3, 4), ((5, 6, 7, 8, 9, 10),))], 100)
-    with torch.no_grad(), pytest.raises(ModelError) as raised:
-        tree_hidden(model, pack, model.device)
-    assert str(raised.value) == (
-        "layer 0 sees 8 tokens of a branch of 9: a sliding window that a tree of branches cannot "
-        "honour"
-    )
-    assert tree_layout(pack, torch.float32, model.device).longest == 9
+def test_window_that_the_config_hides_is_honoured() -> None:
+    """What a layer asks for counts, not what the config says."""
+    model = make_model("mistral", sliding_window=8).requires_grad_(False)
+    group = PromptGroup((1, 2, 3, 4), ((5, 6, 7, 8, 9, 10),))
+    [pack] = pack_groups([group], 100)
+    layout = tree_layout(pack, torch.float32, model.device)
+    assert layout.longest == 9
+    hidden = laid_out_hidden(model, pack, layout)
+    assert layout.windows == {0: 8, 1: 8}
+    ids = torch.tensor([[*group.prompt, *group.completions[0][:-1]]])
+    own = model.model(input_ids=ids).last_hidden_state[0, 3:]
+    assert torch.allclose(hidden, own, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -187,7 +204,7 @@ def test_a_tree_that_is_wrong_is_found_by_trial_in_every_dtype(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layout_module, "tree_layout", lambda *rest: fault(tree_layout(*rest)))
+    monkeypatch.setattr(architecture, "tree_layout", lambda *rest: fault(tree_layout(*rest)))
     reason = inspect_architecture(make_model(name).to(dtype)).fallback_reason
     assert reason == "a row with branches gave other hidden states than the branches alone"
 

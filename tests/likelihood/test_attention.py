@@ -36,21 +36,21 @@ def attend(layout: Recorder | None = None, **keywords: Any) -> tuple[Tensor, Non
 
 def test_layout_is_asked_with_layer_and_scaling() -> None:
     layout = Recorder()
-    output, weights = attend(layout, softcap=30.0, sliding_window=7, position_ids=1, use_cache=None)
+    output, weights = attend(layout, softcap=30.0, sliding_window=7, s_aux=1, use_cache=None)
     assert output.shape == (1, 5, 2, 16)
     assert weights is None
     attend(layout, scaling=0.5)
     asked = {"layer": 3, "shape": (1, 2, 5, 16)}
     assert layout.calls == [
-        {**asked, "scaling": 0.25, "softcap": 30.0, "sliding_window": 7},  # 16 ** -0.5
-        {**asked, "scaling": 0.5, "softcap": None, "sliding_window": None},
+        {**asked, "scaling": 0.25, "softcap": 30.0, "sliding_window": 7, "sinks": 1},  # 16 ** -0.5
+        {**asked, "scaling": 0.5, "softcap": None, "sliding_window": None, "sinks": None},
     ]
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"s_aux": 1}, "Layer asks for ['s_aux'], which no layout can honour"),
+        ({"position_bias": 1}, "Layer asks for ['position_bias'], which no layout can honour"),
         ({"position_bias": 1, "alibi": 2}, "Layer asks for ['alibi', 'position_bias'], which"),
         ({"attention_mask": torch.ones(1)}, "Layer asks for attention_mask, which"),
         ({"dropout": 0.1}, "Layer asks for dropout, which"),
@@ -64,7 +64,7 @@ def test_what_no_layout_honours_is_refused(keywords: dict[str, Any], message: st
 
 def test_unknown_keyword_without_a_value_asks_for_nothing() -> None:
     layout = Recorder()
-    attend(layout, s_aux=None)
+    attend(layout, position_bias=None)
     assert len(layout.calls) == 1
 
 

@@ -86,7 +86,7 @@ def test_any_groups_in_any_packs_score_as_plain_forwards(
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.sampled_from(("mamba", "jamba", "gpt_oss", "bloom")), group_lists(8), st.integers(1, 99))
+@given(st.sampled_from(("mamba", "jamba", "bloom")), group_lists(8), st.integers(1, 99))
 def test_fallback_scores_any_groups_as_plain_forwards(
     name: str, groups: list[PromptGroup], pack_tokens: int
 ) -> None:
@@ -121,19 +121,48 @@ def test_the_last_token_of_the_prompt_and_its_order_count() -> None:
     assert abs(first - other) > 0.1
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
 @pytest.mark.parametrize(("longest", "path"), [(12, "tree"), (13, "padded")])
-def test_trees_stop_at_the_sliding_window(
-    name: str, longest: int, path: str, paths: dict[str, int]
+def test_trees_stop_at_a_sliding_window_that_attention_is_not_told(
+    longest: int, path: str, paths: dict[str, int]
 ) -> None:
     """With a window of 12, a row of 12 tokens is seen whole and one of 13 is not."""
     groups = [PromptGroup((5, 9, 1, 0), (tuple(range(2, longest - 2)), (7, 8)))]
-    assert_scores_are_plain(with_budget(name, 2048, sliding_window=12), groups)
+    assert_scores_are_plain(with_budget("phimoe", 2048, sliding_window=12), groups)
     assert paths[path] == 1
     assert sum(paths.values()) == 1
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+WINDOWED = ("mistral", "gemma2", "gpt_oss")
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 12, 13])
+@pytest.mark.parametrize("block", [3, 128])
+def test_trees_honour_windows_by_position_in_the_branch(
+    name: str, window: int, block: int, paths: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = with_budget(name, 2048, sliding_window=window)
+    monkeypatch.setattr(layout, "QUERY_BLOCK", block)
+    assert_scores_are_plain(scorer, ALIKE)
+    assert_scores_are_plain(scorer, GROUPS)
+    assert paths == {"tree": 2, "padded": 0}
+
+
+def test_windows_go_through_sdpa_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = with_budget("mistral", 2048, sliding_window=5)
+    monkeypatch.setattr(layout, "EXPLICIT_LENGTH", 0)
+    assert_scores_are_plain(scorer, ALIKE)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_adapter_gradients_through_windows(name: str) -> None:
+    model = make_model(name, sliding_window=4).requires_grad_(False)
+    scorer = LikelihoodEngine(with_adapter(model, ["q_proj", "v_proj"]))
+    assert scorer.architecture.passes_window
+    assert_gradients_are_plain(scorer, ALIKE, 2048)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
 def test_window_shorter_than_the_sequences_gives_the_models_own_numbers(name: str) -> None:
     longer = [PromptGroup(tuple(range(2, 40)), ((7, 8, 9), (3,))), *GROUPS]
     for window in (4, 12):
@@ -144,7 +173,7 @@ def test_window_shorter_than_the_sequences_gives_the_models_own_numbers(name: st
         assert (completions_of(wide) - completions_of(narrow)).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("name", ["mamba", "jamba", "gpt_oss"])
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
 def test_models_that_trees_would_confuse_get_padded_rows(name: str, paths: dict[str, int]) -> None:
     assert_scores_are_plain(with_budget(name, 2048), GROUPS)
     assert paths == {"tree": 0, "padded": 1}
@@ -260,7 +289,7 @@ def assert_gradients_are_plain(
         assert (ours[name] - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, name
 
 
-@pytest.fixture(params=[*TREES, *SCALED, "mamba", "gpt_oss"])
+@pytest.fixture(params=[*TREES, *SCALED, "mamba"])
 def adapted(request: pytest.FixtureRequest) -> LikelihoodEngine:
     targets = {
         "mamba": ["x_proj", "in_proj"],
@@ -292,7 +321,14 @@ def test_adapter_gradients_through_sdpa_and_through_blocks(
 
 @pytest.mark.parametrize(
     ("name", "tied"),
-    [("llama", False), ("llama", True), ("gemma2", True), ("cohere", True), ("phi", False)],
+    [
+        ("llama", False),
+        ("llama", True),
+        ("gemma2", True),
+        ("cohere", True),
+        ("phi", False),
+        ("gpt_oss", False),
+    ],
 )
 def test_gradients_of_all_weights_are_those_of_plain_forwards(name: str, tied: bool) -> None:
     """With a head that trains, tied to the embeddings or not, scaled or with a bias."""

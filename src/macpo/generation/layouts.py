@@ -44,11 +44,12 @@ class SequenceLayout:
         scaling: float,
         softcap: float | None,
         sliding_window: int | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `macpo.attention.AttentionLayout.attend`."""
         self.keys[layer], self.values[layer] = key[0], value[0]
         self.windows[layer] = sliding_window
-        return _attend_causally(query, key, value, scaling, softcap, sliding_window)
+        return _attend_causally(query, key, value, scaling, softcap, sliding_window, sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class PrefillLayout:
         scaling: float,
         softcap: float | None,
         sliding_window: int | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `macpo.attention.AttentionLayout.attend`."""
         outputs = []
@@ -95,7 +97,7 @@ class PrefillLayout:
                 k = torch.cat([self.prefix.keys[layer][None], k], dim=2)
                 v = torch.cat([self.prefix.values[layer][None], v], dim=2)
             self.cache.write_prompt(layer, span.row, k[0], v[0])
-            outputs.append(_attend_causally(q, k, v, scaling, softcap, sliding_window))
+            outputs.append(_attend_causally(q, k, v, scaling, softcap, sliding_window, sinks))
         return torch.cat(outputs, dim=1)
 
 
@@ -106,12 +108,14 @@ def _attend_causally(
     scaling: float,
     softcap: float | None,
     sliding_window: int | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attend within one sequence, whose last tokens the queries are; else like `attend`."""
     tokens, seen = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     windowed = sliding_window is not None and sliding_window < seen
-    if softcap is None and not windowed and tokens == seen:
+    fused = softcap is None and sinks is None
+    if fused and not windowed and tokens == seen:
         out = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
         )
@@ -120,7 +124,7 @@ def _attend_causally(
     visible = torch.ones(tokens, seen, dtype=torch.bool, device=query.device).tril(offset)
     if sliding_window is not None:
         visible = visible.triu(offset + 1 - sliding_window)
-    if softcap is None:
+    if fused:
         out = scaled_dot_product_attention(
             query, key, value, attn_mask=visible, scale=scaling, enable_gqa=grouped
         )
@@ -128,8 +132,9 @@ def _attend_causally(
     # [1, kv_heads, group, tokens, key_dim]
     q = query.reshape(1, key.shape[1], -1, tokens, query.shape[-1])
     scores = (q @ key[:, :, None].transpose(3, 4)).float() * scaling
-    scores = (scores / softcap).tanh() * softcap
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1).to(value.dtype)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    weights = _weights(scores.masked_fill(~visible, -torch.inf), sinks).to(value.dtype)
     out = torch.matmul(weights, value[:, :, None])
     return out.flatten(1, 2).transpose(1, 2)
 
@@ -161,6 +166,7 @@ class StepLayout:
         scaling: float,
         softcap: float | None,
         sliding_window: int | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `macpo.attention.AttentionLayout.attend`; tokens are the live rows, in order."""
         heads, rows = query.shape[1:3]
@@ -175,7 +181,7 @@ class StepLayout:
             part.append(layer, k[own], v[own])
             keys, values, mask = part.visible(layer, sliding_window)
             outputs.append(
-                _attend_all(q[part.first : part.end], keys, values, mask, scaling, softcap)
+                _attend_all(q[part.first : part.end], keys, values, mask, scaling, softcap, sinks)
             )
         return torch.cat(outputs).view(1, rows, heads, -1)
 
@@ -252,19 +258,38 @@ def _attend_all(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Let each row's queries `[rows, kv_heads, group, key_dim]` see all that the mask leaves.
 
     The fused kernel, whose numbers are those of a plain forward (in bfloat16, products of our own
-    take two thirds of its time but round the scores), except where scores are capped: it cannot.
+    take two thirds of its time but round the scores), except where scores are capped or have sinks,
+    which it cannot.
 
     Returns:
         `[rows, kv_heads, group, value_dim]`.
     """
-    if softcap is None:
+    if softcap is None and sinks is None:
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
     scores = torch.matmul(query, keys.transpose(2, 3)).float() * scaling
-    scores = (scores / softcap).tanh() * softcap
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     if mask is not None:
         scores += mask
+    if sinks is not None:  # here each row has its own key heads, and one query position
+        sinks = sinks.view(1, keys.shape[1], -1)
+        return torch.matmul(_weights_with(scores, sinks[..., None]).to(values.dtype), values)
     return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values)
+
+
+def _weights(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the softmax of scores `[1, kv_heads, group, tokens, seen]`, less the sinks' share."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    return _weights_with(scores, sinks.view(1, *scores.shape[1:3], 1, 1))
+
+
+def _weights_with(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Return the softmax over scores and one more column, without that column."""
+    column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, column), dim=-1).softmax(dim=-1)[..., :-1]

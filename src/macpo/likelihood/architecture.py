@@ -17,7 +17,7 @@ from torch import Tensor
 from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack, PromptGroup
 from macpo.likelihood.head import Head, head_logits
-from macpo.likelihood.layout import tree_hidden
+from macpo.likelihood.layout import laid_out_hidden, tree_layout
 from macpo.likelihood.padded import padded_hidden
 from macpo.probe import (
     TRIAL_ERRORS,
@@ -44,7 +44,8 @@ ALONE = (0, 11)
 class Architecture:
     """What the engine may do with a model.
 
-    `window` is the shortest sliding window of any layer in tokens, None if all see everything;
+    `window` is the sliding window of some layers in tokens, None if all see everything; trees
+    honour it where `passes_window` says that the model tells its attention function;
     `fallback_reason` says why trees are wrong for this model, empty if they are right;
     `logit_softcap` and `logit_scale` are those of its head (`macpo.likelihood.head.Head`). A
     sequence of more than `rope_limit` tokens is rotated by angles that depend on the length of the
@@ -56,10 +57,12 @@ class Architecture:
     logit_softcap: float | None
     logit_scale: float = 1.0
     rope_limit: int | None = None
+    passes_window: bool = False
 
     def allows_tree(self, longest: int) -> bool:
         """Tell whether branches whose longest is `longest` tokens may share one row."""
-        limits = [limit for limit in (self.window, self.rope_limit) if limit is not None]
+        window = None if self.passes_window else self.window
+        limits = [limit for limit in (window, self.rope_limit) if limit is not None]
         return not self.fallback_reason and all(longest <= limit for limit in limits)
 
     def head_of(self, causal_lm: Any) -> Head:
@@ -81,8 +84,10 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
     with torch.inference_mode():
         hidden, scale = trial.plain_rows()
         plain = Architecture("", found.window, found.logit_softcap, scale, found.rope_limit)
-        reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain)
-    return replace(plain, fallback_reason=reason)
+        windows: dict[int, int | None] = {}
+        reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain, windows)
+    passed = all(windows.get(layer) is not None for layer in found.sliding_layers)
+    return replace(plain, fallback_reason=reason, passes_window=passed)
 
 
 def refuse_unusable(causal_lm: Any) -> None:
@@ -162,15 +167,25 @@ class _Trial:
             "scaled as its config says; this architecture is not supported"
         )
 
-    def fault_of_tree(self, plain: Tensor, architecture: Architecture) -> str:
+    def fault_of_tree(
+        self, plain: Tensor, architecture: Architecture, windows: dict[int, int | None]
+    ) -> str:
         """Forward the group as a tree; name what went wrong, or return an empty string.
 
         Args:
             plain: hidden states of padded rows.
             architecture: that makes logits of them.
+            windows: collects the sliding window that each layer asks for.
         """
+
+        def as_tree(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
+            layout = tree_layout(pack, causal_lm.dtype, device)
+            hidden = laid_out_hidden(causal_lm, pack, layout)
+            windows.update(layout.windows)
+            return hidden
+
         try:
-            hidden = self._hidden(tree_hidden)
+            hidden = self._hidden(as_tree)
         except TRIAL_ERRORS as error:
             return f"attention cannot go through a layout ({first_line(error)})"
         head = architecture.head_of(self.causal_lm)

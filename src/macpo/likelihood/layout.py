@@ -14,7 +14,7 @@ with its pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from macpo.attention import macpo_attention
-from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack
 
 # Up to this group length explicit products over blocks of queries are faster than the CPU's flash
@@ -45,7 +44,8 @@ class TreeLayout:
     dtype, a row for each token of the span and a column for each token that the group sees (the
     shared ones first): 0 where the row's token sees the column's and -inf elsewhere. `positions`
     `[tokens]` (int64) restart at the prompt's end for every completion; `longest` is the length of
-    the longest branch, its prompt included.
+    the longest branch, its prompt included. `windows` collects the sliding window that each layer
+    asked for in a pass; such a layer sees the latest positions of a branch, not of the row.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -53,6 +53,8 @@ class TreeLayout:
     biases: tuple[Tensor, ...]
     positions: Tensor
     longest: int
+    windows: dict[int, int | None] = field(default_factory=dict)
+    _windowed: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def attend(
         self,
@@ -64,32 +66,24 @@ class TreeLayout:
         scaling: float,
         softcap: float | None,
         sliding_window: int | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """See `macpo.attention.AttentionLayout.attend`.
-
-        Raises:
-            ModelError: a sliding window is shorter than a branch. `macpo.likelihood.architecture`
-                knows the model's windows and falls back before, unless it overlooked one.
-        """
-        if sliding_window is not None and sliding_window < self.longest:
-            raise ModelError(
-                f"layer {layer} sees {sliding_window} tokens of a branch of {self.longest}: a "
-                "sliding window that a tree of branches cannot honour"
-            )
+        """See `macpo.attention.AttentionLayout.attend`."""
+        self.windows[layer] = sliding_window
         # Split, not sliced: the backward pass of a slice fills a whole row with zeros.
         lengths = [length for _, length in self.spans]
         queries, keys, values = (torch.split(t[0], lengths, dim=1) for t in (query, key, value))
         outputs = []
-        for number, (q, bias) in enumerate(zip(queries, self.biases, strict=True)):
+        for number, (q, bias) in enumerate(zip(queries, self._biases(sliding_window), strict=True)):
             k, v = keys[number], values[number]
             if number and self.shared:
                 k = torch.cat((keys[0][:, : self.shared], k), dim=1)
                 v = torch.cat((values[0][:, : self.shared], v), dim=1)
-            explicit = softcap is not None or (
+            explicit = (softcap, sinks) != (None, None) or (
                 query.device.type == "cpu" and k.shape[1] <= EXPLICIT_LENGTH
             )
             if explicit:
-                outputs += _explicit_attention(q, k, v, bias, scaling, softcap)
+                outputs += _explicit_attention(q, k, v, bias, scaling, softcap, sinks)
             else:
                 out = scaled_dot_product_attention(
                     q[None],
@@ -102,9 +96,30 @@ class TreeLayout:
                 outputs.append(out[0].transpose(0, 1))
         return torch.cat(outputs)[None]
 
+    def _biases(self, window: int | None) -> tuple[Tensor, ...]:
+        """Return the biases of a layer with such a window; made once for all layers of a pass."""
+        if window is None or window >= self.longest:
+            return self.biases
+        if window not in self._windowed:
+            own = torch.split(self.positions, [length for _, length in self.spans])
+            biases = []
+            for number, (rows, bias) in enumerate(zip(own, self.biases, strict=True)):
+                start = own[0][: self.shared] if number else rows[:0]
+                columns = torch.cat((start, rows))
+                hidden = columns[None, :] <= rows[:, None] - window
+                biases.append(bias.masked_fill(hidden, float("-inf")))
+            self._windowed[window] = tuple(biases)
+        return self._windowed[window]
+
 
 def _explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> list[Tensor]:
     """Attend with plain matrix products, grouped queries folded into rows of their key head.
 
@@ -115,6 +130,7 @@ def _explicit_attention(
         bias: `[length, seen]`, 0 or -inf; no token sees a later one.
         scaling: factor on the scores.
         softcap: see `AttentionLayout.attend`.
+        sinks: likewise.
 
     Returns:
         The outputs of consecutive blocks of queries, each `[block, heads, value_dim]`.
@@ -134,7 +150,13 @@ def _explicit_attention(
             scores = torch.baddbmm(mask, rows, columns, alpha=scaling)
         else:
             scores = torch.tanh(torch.bmm(rows, columns) * (scaling / softcap)) * softcap + mask
-        out = torch.bmm(scores.softmax(-1), value[:, :visible])
+        if sinks is not None:  # one more column, dropped from what the values are weighted with
+            column = sinks.to(scores.dtype).view(kv_heads, per_key, 1)
+            column = column.repeat_interleave(end - start, dim=1)
+            weights = torch.cat((scores, column), dim=-1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        out = torch.bmm(weights, value[:, :visible])
         outputs.append(out.view(heads, end - start, -1).transpose(0, 1))
     return outputs
 
@@ -167,7 +189,12 @@ def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
 
     Targets are the tokens of all completions, in the order of the groups and their completions.
     """
-    layout = tree_layout(pack, causal_lm.dtype, device)
+    return laid_out_hidden(causal_lm, pack, tree_layout(pack, causal_lm.dtype, device))
+
+
+def laid_out_hidden(causal_lm: Any, pack: Pack, layout: TreeLayout) -> Tensor:
+    """Forward a pack that is laid out already; else like `tree_hidden`."""
+    device = layout.positions.device
     row: list[int] = []
     predicting: list[int] = []
     for group in pack.groups:
