@@ -97,9 +97,14 @@ def test_folder_above_a_model_suggests_the_model(tmp_path: Path) -> None:
     )
 
 
-def test_adapter_folder_asks_for_the_base_model(tmp_path: Path) -> None:
+def test_adapter_folder_that_names_no_base_asks_for_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "it holds a PEFT adapter: name the base model" in message(str(tmp_path))
+    assert "no adapter_model.safetensors in this adapter's folder" in message(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert message(str(tmp_path)) == (
+        f"{tmp_path}: an adapter over a base that it does not name, which is not here; write "
+        f"model: {{source: BASE, adapter: {tmp_path}}}"
+    )
 
 
 def test_folder_with_a_gguf_file_asks_for_the_file(tmp_path: Path) -> None:

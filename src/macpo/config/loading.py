@@ -110,7 +110,7 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         if not isinstance(agent, dict):
             continue
         anchor(agent, "model")
-        for key in ("source", "chat_template"):
+        for key in ("source", "adapter", "chat_template"):
             anchor(agent.get("model"), key)
 
 

