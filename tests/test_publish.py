@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import macpo.publish as publishing
+from macpo.adapters import quiet_peft
 from macpo.agents import Agent, Policy, assemble_team
 from macpo.config import TuningConfig, load_config
 from macpo.data.stages import content_digest
@@ -56,7 +57,8 @@ def load_peft(adapter: Path) -> torch.nn.Module:
 
     config = json.loads((adapter / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
-    return PeftModel.from_pretrained(base, str(adapter)).eval()  # type: ignore[no-any-return]
+    with quiet_peft():
+        return PeftModel.from_pretrained(base, str(adapter)).eval()  # type: ignore[no-any-return]
 
 
 def test_student_loads_with_peft_and_holds_the_trained_weights(finished: Path) -> None:
@@ -153,11 +155,13 @@ def test_published_folders_stay_when_nothing_changed(finished: Path) -> None:
 
 def test_another_policy_replaces_the_one_that_was_published(finished: Path, tmp_path: Path) -> None:
     base = finished.parent / "models" / "student"
-    pool = PolicyPool(CPU, lambda key: base)
+    stages = [Written(n, n) for n in ("init/student/positive", "round-1/student/train")]
+    paths = {stage.key: finished / "stages" / stage.name for stage in stages}
+    pool = PolicyPool(CPU, paths.__getitem__)
+    agent = make_agent(base, tuning=TuningConfig(rank=4, alpha=24))
     published = []
-    for name in ("init/student/positive", "round-1/student/train"):
-        policy = Policy(make_agent(base), "positive", Written(name, name))
-        publish(policy, finished / "stages" / name, tmp_path / "out", pool, "card")
+    for stage in stages:
+        publish(Policy(agent, "positive", stage), tmp_path / "out", pool, "card")
         published.append(digests(tmp_path / "out")["adapter_model.safetensors"])
     assert published[0] != published[1]
 

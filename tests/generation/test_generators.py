@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_packed_answers_through_generate_and_says_so_once
     ours = [r for r in caplog.records if r.name.startswith("macpo")]
     assert [record.getMessage() for record in ours] == [
         "student/positive answers through transformers' generate, which is slower: a trial failed: "
-        "Layer asks for ['position_bias'], which no layout can honour"
+        "Layer asks for ['tilt'], which no layout can honour"
     ]
     assert {r.origin.backend.split()[-1] for r in first + second} == {"generate"}
     assert {r.origin.backend.split()[-1] for r in local().respond(PROMPTS, SAMPLING, PARTS)} == {

@@ -81,7 +81,7 @@ class Layer(LlamaAttention):
     """Attention that asks for more than any layout knows of."""
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        return super().forward(*arguments, position_bias=1, **keywords)
+        return super().forward(*arguments, tilt=1, **keywords)
 
 
 def biased_llama() -> Any:
@@ -143,7 +143,7 @@ def test_keys_and_values_of_unlike_size_are_noted() -> None:
     [
         (
             biased_llama,
-            "a trial failed: Layer asks for ['position_bias'], which no layout can honour",
+            "a trial failed: Layer asks for ['tilt'], which no layout can honour",
         ),
         (llama4, "Llama4ForCausalLM has layers of type chunked_attention"),
         (mamba, "MambaForCausalLM's forward takes no position_ids"),

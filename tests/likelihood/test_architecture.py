@@ -48,8 +48,7 @@ def test_attention_sinks_are_honoured() -> None:
 def test_attention_that_asks_for_more_falls_back() -> None:
     reason = inspect_architecture(biased_llama()).fallback_reason
     assert reason == (
-        "attention cannot go through a layout "
-        "(Layer asks for ['position_bias'], which no layout can honour)"
+        "attention cannot go through a layout (Layer asks for ['tilt'], which no layout can honour)"
     )
 
 
