@@ -767,7 +767,7 @@ MUTATIONS = (
     ),
     Mutation(
         "every fresh adapter is the same",
-        "src/macpo/policies.py",
+        "src/macpo/adapters.py",
         "torch.Generator().manual_seed(seed)",
         "torch.Generator().manual_seed(0)",
         POLICIES,
@@ -775,8 +775,8 @@ MUTATIONS = (
     Mutation(
         "an adapter is published with alpha = rank",
         "src/macpo/publish.py",
-        "lora_alpha=agent.tuning.alpha",
-        "lora_alpha=agent.tuning.rank",
+        '        "inference_mode": True,\n',
+        '        "inference_mode": True,\n        "lora_alpha": agent.tuning.rank,\n',
         PUBLISH,
     ),
     Mutation(
