@@ -284,3 +284,48 @@ def test_totals_add_up(planned: Planner) -> None:
     total = sum(stage.operations for stage in report.stages)
     assert f"{len(report.stages)} of {len(report.stages)} stages to run" in text
     assert f"operations: at most {total / 1e9:.3g}G" in text
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system') }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def plan_with(home: Path, template: str, **changes: Any) -> PlanReport:
+    """Return the plan of the tiny config with another template for the student."""
+    (home / "other.jinja").write_text(template, encoding="utf-8")
+    raw = yaml.safe_load((home / "tiny.yaml").read_text())
+    model = {"source": str(home / "models/student"), "chat_template": str(home / "other.jinja")}
+    raw |= {"student": {"model": {**model, **changes.pop("model", {})}}}
+    raw["data"]["source"] = str(home / "pairs.jsonl")
+    for teacher in raw["teachers"]:
+        teacher["model"] = str(home / teacher["model"])
+    return plan(RunConfig.model_validate({**raw, **changes}), None)
+
+
+def test_plan_says_whose_template_has_no_system_turns_where_there_are_system_texts(
+    home: Path,
+) -> None:
+    prompted = {"method": {"name": "macpo", "negatives": "prompted"}}
+    merged = (
+        "student: its chat template has no system turns, so a system text goes in front of the "
+        "first user turn"
+    )
+    assert plan_with(home, STRICT).notes == ()
+    assert plan_with(home, STRICT, **prompted).notes == (merged,)
+    [refused] = plan_with(home, STRICT, model={"system_turn": "template"}, **prompted).notes
+    assert refused.startswith("student: its chat template refuses or skips system turns")
+
+
+def test_plan_refuses_a_template_that_writes_tokens_the_model_lacks(home: Path) -> None:
+    from tests.tiny import tiny_folder, tiny_tokenizer
+
+    folder = tiny_folder(home / "models" / "grown")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<{i}>" for i in range(200)]})
+    tokenizer.save_pretrained(folder)
+    template = STRICT.replace("<|im_start|>", "<199>")
+    with pytest.raises(ModelError, match="grown: the chat template writes '<199>'"):
+        plan_with(home, template, model={"source": str(folder)})

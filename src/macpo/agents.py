@@ -25,7 +25,9 @@ from macpo.config import (
     TuningConfig,
 )
 from macpo.models.cache import remembered_digest
-from macpo.models.folders import CONFIG
+from macpo.models.chat import Chat, SystemTurn
+from macpo.models.folders import CONFIG, generation_stops
+from macpo.models.loading import load_chat
 from macpo.models.sources import ResolvedModel, resolve
 from macpo.seeds import digest
 
@@ -57,6 +59,26 @@ class Agent:
     sft: SFTConfig
     negative_sft: NegativeSFTConfig
     dpo: DPOConfig
+    template_args: tuple[tuple[str, bool | int | float | str], ...] = ()
+    system_turn: SystemTurn = "auto"
+
+    @property
+    def chat_options(self) -> tuple[Any, ...]:
+        """Everything that its chat is made of: agents that have the same can share one."""
+        return (self.base.location, self.chat_template, self.template_args, self.system_turn)
+
+    def load_chat(self) -> Chat:
+        """Load the tokenizer and template, without the model's weights.
+
+        Raises:
+            ModelError: see `macpo.models.loading.load_chat`.
+        """
+        return load_chat(
+            self.base,
+            self.chat_template,
+            template_args=dict(self.template_args),
+            system_turn=self.system_turn,
+        )
 
     def reader(self) -> str:
         """Return a digest of how this agent reads text: tokenizer, template and limits."""
@@ -64,13 +86,18 @@ class Agent:
         files = [folder / name for name in TOKENIZER_FILES]
         found = [[file.name, remembered_digest(file)] for file in files if file.is_file()]
         limits = self.limits.model_dump(mode="json")
-        return digest([found or self.base.name, self._template(), limits])
+        return digest([found or self.base.name, self._template(), limits, *self._chat_identity()])
 
     def _template(self) -> str | None:
         """Return what stands for the chat template in a digest: a name, or a file's content."""
         if self.chat_template is not None and Path(self.chat_template).is_file():
             return digest(Path(self.chat_template).read_text(encoding="utf-8"))
         return self.chat_template
+
+    def _chat_identity(self) -> list[Any]:
+        """Return what else decides how it reads, and where its answers end."""
+        stops = generation_stops(Path(self.base.location))
+        return [[list(pair) for pair in self.template_args], self.system_turn, list(stops)]
 
     def identity(self) -> dict[str, Any]:
         """Return what of this agent decides the outcome of a stage, as JSON.
@@ -82,6 +109,7 @@ class Agent:
             "name": self.name,
             "base": self.base.digest or f"unresolved:{self.base.name}",
             "chat_template": self._template(),
+            "chat": self._chat_identity(),
             "dtype": self.dtype,
             "tuning": self.tuning.model_dump(mode="json"),
             "limits": self.limits.model_dump(mode="json"),
@@ -148,6 +176,8 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
             name=name,
             base=base,
             chat_template=section.model.chat_template,
+            template_args=tuple(sorted(section.model.chat_template_args.items())),
+            system_turn=section.model.system_turn,
             dtype=dtype,
             tuning=_with_targets(section.tuning or config.tuning, base),
             limits=config.limits,

@@ -27,7 +27,7 @@ from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
-from macpo.models.loading import empty_model, load_model, load_tokenizer
+from macpo.models.loading import empty_model, load_model
 from macpo.probe import first_line, own_logits, probe_ids
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -84,13 +84,13 @@ class PolicyPool:
         self._locate = locate
         self._memory = memory_bytes if memory_bytes is not None else _half_of_free_memory(device)
         self._bases: dict[str, _Base] = {}
-        self._chats: dict[tuple[str, str | None], Chat] = {}
+        self._chats: dict[tuple[Any, ...], Chat] = {}
 
     def chat(self, agent: Agent) -> Chat:
         """Return the agent's tokenizer and template, without loading its weights."""
-        key = (agent.base.location, agent.chat_template)
+        key = agent.chat_options
         if key not in self._chats:
-            self._chats[key] = Chat(load_tokenizer(agent.base, agent.chat_template))
+            self._chats[key] = agent.load_chat()
         return self._chats[key]
 
     def load(self, policy: Policy) -> LoadedPolicy:

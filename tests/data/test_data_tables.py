@@ -149,6 +149,12 @@ def test_rows_inside_of_one_object_are_found(
     assert read(path) == ROWS
 
 
+def test_of_several_splits_in_one_object_none_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS}, indent=1))
+    assert "holds an object over several lines, not rows" in fails(path)
+
+
 def test_file_of_one_row_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({**ROWS[0], "history": [["a", "b"]]}))

@@ -100,6 +100,30 @@ def test_gemma_prompt_without_system_turn_is_parsed() -> None:
     assert read(row) == ("trl", [("user", "A prime?")], "7", "8")
 
 
+OPEN = {
+    "vicuna": "Be brief. USER: Hi. ASSISTANT: Ho.</s>USER: A prime? ASSISTANT:",
+    "guanaco": "Be brief.\n### Human: Hi.\n### Assistant: Ho.\n### Human: A prime?\n### Assistant:",
+    "words": "Be brief.\n\nUser: Hi.\n\nAssistant: Ho.\n\nUser: A prime?\n\nAssistant: ",
+}
+
+
+@pytest.mark.parametrize("family", OPEN)
+def test_prompt_that_waits_for_the_assistant_is_parsed(family: str) -> None:
+    row = {"prompt": OPEN[family], "chosen": "7", "rejected": "8"}
+    assert read(row) == ("trl", [SYSTEM, *HI], "7", "8")
+
+
+def test_alpacas_prompt_is_parsed() -> None:
+    prompt = "Below is a task.\n\n### Instruction:\nA prime?\n\n### Response:\n"
+    row = {"prompt": prompt, "chosen": "7", "rejected": "8"}
+    assert read(row)[1] == [("system", "Below is a task."), ("user", "A prime?")]
+
+
+@pytest.mark.parametrize("prompt", ["Write USER: and ASSISTANT: twice.", "The Assistant:", "A:"])
+def test_words_that_open_no_turn_stay_text(prompt: str) -> None:
+    assert read({"prompt": prompt, "chosen": "7", "rejected": "8"})[1] == [("user", prompt)]
+
+
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [

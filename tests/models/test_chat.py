@@ -253,14 +253,133 @@ def test_prompt_without_a_question_is_refused(messages: tuple[Message, ...]) -> 
         chat_of().encode_prompt(Prompt(messages), 100)
 
 
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + ' ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+)
+SKIPPING = (
+    STRICT.replace("{{ raise_exception('System role not supported') }}", "")
+    .replace("{% endif %}{{ '<|im_start|>' + m.role", "{% else %}{{ '<|im_start|>' + m.role")
+    .replace("'<|im_end|>' }}{% endfor %}", "'<|im_end|>' }}{% endif %}{% endfor %}")
+)
+
+
+def with_template(template: str, kind: str = "bpe", **options: Any) -> Chat:
+    tokenizer = tiny_tokenizer(kind)
+    tokenizer.chat_template = template
+    return Chat(tokenizer, **options)
+
+
 def test_conversation_that_the_template_refuses_is_a_data_error() -> None:
-    strict = (
-        "{% for m in messages %}{% if m.role == 'system' %}"
-        "{{ raise_exception('System role not supported') }}{% endif %}"
-        "{{ m.role + m.content + '<|im_end|>' }}{% endfor %}"
-    )
     with pytest.raises(DataError, match=r"refuses this conversation \(System role not supported"):
-        chat_of(template=strict).encode_prompt(talk("Hi", system="Be brief."), 100)
+        with_template(STRICT, system_turn="template").encode_prompt(
+            talk("Hi", system="Be brief."), 100
+        )
+
+
+@pytest.mark.parametrize("template", [STRICT, SKIPPING])
+def test_system_text_goes_before_the_first_user_turn_where_there_are_no_system_turns(
+    template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = with_template(template, name="small")
+    assert chat.merges_system
+    assert not chat.writes_system
+    long = talk("Hi", "Ho", "A prime?", system="Be brief.")
+    whole = chat.encode_prompt(long, 100)
+    assert decoded(chat, whole.ids) == (
+        "<|im_start|>user Be brief.\n\nHi<|im_end|><|im_start|>assistant Ho<|im_end|>"
+        "<|im_start|>user A prime?<|im_end|><|im_start|>assistant "
+    )
+    cut = chat.encode_prompt(long, len(whole.ids) - 1)
+    assert cut.dropped_turns == 2
+    assert decoded(chat, cut.ids) == (
+        "<|im_start|>user Be brief.\n\nA prime?<|im_end|><|im_start|>assistant "
+    )
+    said = [r.getMessage() for r in caplog.records if "no system turns" in r.getMessage()]
+    assert said == [
+        "small: its chat template has no system turns, so a system text goes in front of the "
+        "first user turn"
+    ]
+
+
+def test_system_turns_of_the_template_stay_unless_merging_is_asked_for() -> None:
+    prompt = talk("Hi", system="Be brief.")
+    assert not with_template(CHATML).merges_system
+    asked = with_template(CHATML, system_turn="merge")
+    assert decoded(asked, asked.encode_prompt(prompt, 100).ids) == (
+        "<|im_start|>user\nBe brief.\n\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+EMPTY_THOUGHT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + (opened or '') }}{% endif %}"
+)
+CHANNEL = CHATML.replace(
+    "message['role'] + '\n'",
+    "message['role'] + (message['role'] == 'assistant' and '<final>' or '') + '\n'",
+).replace("assistant\n", "assistant")
+OPENED_THOUGHT = CHATML.replace("assistant\n'", "assistant\n' + (open and '<think>\n' or '')")
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (EMPTY_THOUGHT, "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        (CHANNEL, "<|im_start|>assistant<final>\n"),
+        (CHATML.partition("{% if add_gen")[0], "<|im_start|>assistant\n"),
+    ],
+)
+def test_what_the_template_writes_before_an_answer_is_part_of_the_prompt(
+    template: str, opening: str
+) -> None:
+    chat = with_template(template)
+    prompt = talk("Hi")
+    assert decoded(chat, chat.encode_prompt(prompt, 100).ids).endswith(f"<|im_end|>\n{opening}")
+    ids = chat.encode_completion(dataset_response(prompt, "Seven."), 100)
+    assert decoded(chat, ids) == "Seven.<|im_end|>"
+
+
+def test_template_that_starts_a_turn_unlike_an_answer_is_refused_unless_told_otherwise() -> None:
+    thinking = OPENED_THOUGHT.replace("open and", "enable_thinking != false and")
+    with pytest.raises(ModelError) as caught:
+        with_template(thinking, name="thinker")
+    assert str(caught.value).startswith(
+        "thinker: the chat template starts the assistant's turn with '<think>\\n' and writes "
+    )
+    assert "set chat_template_args (such as enable_thinking: false)" in str(caught.value)
+    told = with_template(thinking, template_args={"enable_thinking": False})
+    assert decoded(told, told.encode_prompt(talk("Hi"), 100).ids).endswith("assistant\n")
+
+
+def test_answer_ends_at_every_token_that_tokenizer_or_generation_config_name() -> None:
+    tokenizer = tiny_tokenizer("llama3")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|observation|>", "<|user|>"]})
+    tokenizer.eos_token = "<|begin_of_text|>"
+    named = tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<|begin_of_text|>", "<|observation|>", "<|user|>"]
+    )
+    chat = Chat(tokenizer, stops=[named[2], 99_999])
+    assert chat.stop_ids == set(named[:3])
+    seven = chat.encode_completion(dataset_response(talk("Hi"), "7"), 100)[:-1]
+    assert chat.decode((*seven, *named)) == "7"
+    sampled = Response("p", "", Origin("student"), True, (named[2],), chat.fingerprint)
+    with pytest.raises(DataError, match="empty"):
+        chat.encode_completion(sampled, 100)
+
+
+def test_added_token_that_is_special_is_no_text() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True)])
+    chat = Chat(tokenizer)
+    seven = chat.encode_completion(dataset_response(talk("Hi"), "7"), 100)
+    assert chat.decode((*seven, tokenizer.convert_tokens_to_ids("<|tool|>"))) == "7"
 
 
 def test_half_a_surrogate_pair_is_replaced() -> None:

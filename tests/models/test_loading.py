@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from macpo.config import ModelConfig
 from macpo.errors import ModelError
-from macpo.models.loading import load_model, load_tokenizer, parameter_count
+from macpo.models.folders import generation_stops
+from macpo.models.loading import load_chat, load_model, load_tokenizer, parameter_count
 from macpo.models.sources import ResolvedModel, resolve
-from tests.tiny import ARCHITECTURES, CHATML, tiny_folder, tiny_model
+from tests.tiny import ARCHITECTURES, CHATML, tiny_folder, tiny_model, tiny_tokenizer
 
 
 def resolved(folder: Path, **options: object) -> ResolvedModel:
@@ -158,3 +159,40 @@ def test_size_is_read_off_the_name_when_there_is_no_config(name: str, expected: 
 def test_size_of_an_unknown_number_of_layers_is_not_guessed() -> None:
     planned = ResolvedModel("org/m-70b[0-3]", "org/m-70b", None, None, local=False, layers=(0, 1))
     assert parameter_count(planned) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "stops"),
+    [("[5, 7]", (5, 7)), ("0", (0,)), ("null", ())],
+)
+def test_ends_of_answers_are_read_from_the_generation_config(
+    tmp_path: Path, written: str, stops: tuple[int, ...]
+) -> None:
+    assert generation_stops(tmp_path) == ()
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {written}}}')
+    assert generation_stops(tmp_path) == stops
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelError, match="fetch or mend the file"):
+        generation_stops(tmp_path)
+
+
+def test_chat_of_a_folder_knows_all_ends_of_an_answer(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 9]}')
+    assert load_chat(resolved(folder)).stop_ids >= {1, 9}
+
+
+def test_template_that_writes_tokens_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<{i}>" for i in range(200)]})
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_start|>", "<199>")
+    tokenizer.save_pretrained(folder)
+    beyond = tokenizer.convert_tokens_to_ids("<199>")
+    assert beyond >= 512
+    with pytest.raises(ModelError) as caught:
+        load_chat(resolved(folder))
+    assert str(caught.value) == (
+        "m: the chat template writes '<199>', token {beyond}, but the model has 512 "
+        "embeddings; resize them and save the model, or set another chat_template"
+    )

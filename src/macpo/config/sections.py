@@ -139,7 +139,10 @@ class ModelConfig(Section):
     where there is no family of sizes. `adapter` is the folder of a LoRA adapter that is merged into
     the base first; a `source` that is such a folder itself takes the base that it names.
     `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
-    tokenizer's own.
+    tokenizer's own. `chat_template_args` are what it is given beside the messages, such as
+    `enable_thinking: false`. `system_turn`: `merge` puts a system text in front of the first user
+    turn, `template` leaves it to the template, which may refuse it; `auto` merges where the
+    template refuses or skips system turns.
     """
 
     source: Text
@@ -147,6 +150,8 @@ class ModelConfig(Section):
     adapter: Text | None = None
     layers: Text | None = None
     chat_template: Text | None = None
+    chat_template_args: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
+    system_turn: Literal["auto", "merge", "template"] = "auto"
     trust_remote_code: Flag = False
 
     @field_validator("layers")

@@ -229,11 +229,14 @@ def _unwrap(value: dict[str, Any]) -> list[Any] | None:
         index = list(columns[0])
         if all(key.isdecimal() and list(c) == index for c in columns for key in index):
             return [{name: cells[i] for name, cells in value.items()} for i in index]
-    for name in WRAPPERS:
-        rows = value.get(name)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    return None
+    lists = {
+        name: rows
+        for name, rows in value.items()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    }
+    # Of several, such as splits, none is taken: the others would be lost without a word.
+    [(name, rows), *others] = lists.items() or [("", None)]
+    return rows if name in WRAPPERS and not others else None
 
 
 def _parse(raw: bytes) -> object:

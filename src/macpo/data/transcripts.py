@@ -115,6 +115,22 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
+OPEN_PROMPTS: tuple[tuple[re.Pattern[str], Mapping[str, Role]], ...] = (
+    (re.compile(r"(?:\A|\s|</s>)(USER|ASSISTANT):"), {"USER": "user", "ASSISTANT": "assistant"}),
+    (
+        re.compile(r"(?:\A|\s)### ?(Human|User|Assistant):"),
+        {"Human": "user", "User": "user", "Assistant": "assistant"},
+    ),
+    (
+        re.compile(r"(?:\A|\n)### ?(Instruction|Input|Response):"),
+        {"Instruction": "user", "Input": "user", "Response": "assistant"},
+    ),
+    (re.compile(r"(?:\A|\n)(User|Assistant):"), {"User": "user", "Assistant": "assistant"}),
+)
+"""Marks that are words, as Vicuna and Alpaca have them: a prompt has turns by them only if it ends
+with one that waits for the assistant. What stands before the first is a system text."""
+
+
 def read_text(text: str, role: Role, name: str) -> list[Message]:
     """Read a text that is a turn of `role`, or else a conversation as a template or JSON writes it.
 
@@ -123,6 +139,8 @@ def read_text(text: str, role: Role, name: str) -> list[Message]:
     """
     clean_text(text, name)
     found = read_listed(text, name) or read_rendered(text, name)
+    if found is None and role == "user":
+        found = _read_open_prompt(text)
     if found is None:
         clean = clean_answer if role == "assistant" else clean_text
         return [Message(role, clean(text, name))]
@@ -189,6 +207,18 @@ def read_rendered(text: str, name: str) -> list[Message] | None:
     if len(turns) > 1 and turns[-1] == Message("assistant", ""):
         turns.pop()
     return turns
+
+
+def _read_open_prompt(text: str) -> list[Message] | None:
+    """Read a prompt that ends with words that wait for the assistant; None if it does not."""
+    for marker, roles in OPEN_PROMPTS:
+        speakers = marker.findall(text)
+        if not speakers or roles[speakers[-1]] != "assistant" or len(set(speakers)) == 1:
+            continue
+        *turns, last = split_turns(text, marker, roles, "system")
+        if not last.content:
+            return turns
+    return None
 
 
 def read_hh(prompt: str, answer: str, side: str) -> list[Message]:

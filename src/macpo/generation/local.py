@@ -97,7 +97,7 @@ class LocalGenerator:
     ) -> list[Response]:
         """Answer each prompt once; see `macpo.generation.protocol.Generator.respond`.
 
-        An answer ends at the end of turn, or at the tokenizer's EOS should the model write that.
+        An answer ends at the end of turn, or at another of the chat's `stop_ids`.
 
         Raises:
             DataError: a prompt is over `prompt_tokens` even without its earlier turns.
@@ -109,7 +109,7 @@ class LocalGenerator:
         completions = decoder(
             self.model,
             ids,
-            stop_ids=self._stop_ids(),
+            stop_ids=self.chat.stop_ids,
             sampling=sampling,
             seeds=seeds,
             memory_gib=self.engine.decode_memory_gib,
@@ -159,7 +159,3 @@ class LocalGenerator:
             decode, served=found, away_from=self.away_from, strength=self.strength
         )
         return ours, f"{self.backend} decode"
-
-    def _stop_ids(self) -> frozenset[int]:
-        eos = self.chat.tokenizer.eos_token_id
-        return frozenset({self.chat.end_of_turn} | ({eos} if eos is not None else set()))

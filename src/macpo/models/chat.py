@@ -13,17 +13,20 @@ therefore does not matter.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from macpo.errors import DataError, ModelError
 from macpo.models.encoding import TextEncoder
 from macpo.models.templates import BUILT_IN
 from macpo.records import Message, Prompt, Response
 from macpo.seeds import digest
+
+_log = logging.getLogger("macpo")
 
 ANSWER = "macpo"
 """Stands for an assistant's answer when the template is looked at."""
@@ -40,6 +43,13 @@ FIXED_DATE = (
 
 MEMORY = 8192
 """Encodings that a chat remembers of prompts, and as many of answers: stages share them."""
+
+
+SystemTurn = Literal["auto", "merge", "template"]
+
+MERGING = (
+    "its chat template has no system turns, so a system text goes in front of the first user turn"
+)
 
 
 class PromptTooLong(DataError):
@@ -79,17 +89,35 @@ class Chat:
         tokenizer: the transformers tokenizer.
         end_of_turn: the token that ends an assistant's turn: the first special token that the
             template writes after an answer, else EOS.
+        stop_ids: the tokens at which an answer ends when a model writes one: that, the tokenizer's
+            EOS, and `stops`.
+        writes_system: the template writes system turns.
+        merges_system: a system text goes in front of the first user turn.
         fingerprint: digest of vocabulary, merges, added tokens, normalisation and template; equal
             fingerprints mean interchangeable token ids.
 
     Args:
         tokenizer: a fast transformers tokenizer, as `load_tokenizer` returns it.
+        template_args: what the template is given beside the messages, such as `enable_thinking`.
+        system_turn: `merge` puts a system text in front of the first user turn, `template` leaves
+            it to the template, `auto` does the former where the template would refuse or skip it.
+        stops: further tokens that end an answer, as generation_config.json lists them.
+        name: of the model, for messages.
 
     Raises:
-        ModelError: no template, no end of turn, or not a fast tokenizer.
+        ModelError: no template, no end of turn, an answer that does not begin where the template
+            says that it does, or not a fast tokenizer.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template_args: Mapping[str, object] | None = None,
+        system_turn: SystemTurn = "auto",
+        stops: Iterable[int] = (),
+        name: str = "",
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{type(tokenizer).__name__} has no tokenizer.json (is no 'fast' tokenizer); "
@@ -97,19 +125,33 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self._template = _template_of(tokenizer)
+        self._template_args = dict(template_args or {})
+        self._name = name or str(tokenizer.name_or_path) or "the tokenizer"
         control = self._control_ids()
         probe = TextEncoder(tokenizer, control, contexts=())
         before, after = self._around_answer()
         self.end_of_turn = self._find_end_of_turn(probe.control_tokens(after))
-        self._lead = before
+        # Blanks belong to the answer: tokenizers take a space and a word for one token.
+        self._lead, self._opening = (before, "") if not before.strip() else ("", before)
+        self.writes_system = self._probe_system()
+        self.merges_system = system_turn == "merge" or (
+            system_turn == "auto" and not self.writes_system
+        )
+        self._said_merging = False
         # An end of turn separates best. Tokenizers that put a space after it too (the first
         # Llama's) leave a control character alone, or a line break.
         spelled_end = str(tokenizer.convert_ids_to_tokens(self.end_of_turn))
         self._text = TextEncoder(tokenizer, control, contexts=(spelled_end, "\x01", "\n"))
         spelled = filter(None, map(str, tokenizer.convert_ids_to_tokens(sorted(control))))
         self._spellings = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
-        self._silent = frozenset(tokenizer.all_special_ids) | {self.end_of_turn}
-        self.fingerprint = digest([_backend_json(tokenizer), self._template, self.end_of_turn])
+        ends = (self.end_of_turn, tokenizer.eos_token_id, *stops)
+        self.stop_ids = frozenset(i for i in ends if i is not None and i < len(tokenizer))
+        marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._silent = frozenset(tokenizer.all_special_ids) | marked | self.stop_ids
+        args = [self._template_args] if self._template_args else []
+        self.fingerprint = digest(
+            [_backend_json(tokenizer), self._template, self.end_of_turn, *args]
+        )
         # Per chat, so that a memory goes with its tokenizer; errors are not remembered.
         self._remembered_prompt = lru_cache(MEMORY)(self._encode_prompt)
         self._remembered_answer = lru_cache(MEMORY)(self._encode_answer)
@@ -136,13 +178,25 @@ class Chat:
         turns = neutral[len(head) :]
         dropped = 0
         while True:
-            ids = self._text.encode(self._render_prompt([*head, *turns[dropped:]], prompt.id))
+            messages = self._with_system(head, turns[dropped:])
+            ids = self._text.encode(self._render_prompt(messages, prompt.id) + self._opening)
             if len(ids) <= limit:
                 return EncodedPrompt(ids, dropped)
             later = [i for i in range(dropped + 1, len(turns)) if turns[i].role == "user"]
             if not later:
                 raise PromptTooLong(prompt.id, len(ids), limit)
             dropped = later[0]
+
+    def _with_system(self, head: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
+        """Put a system turn before the others, or its text in front of the first user turn."""
+        if not head or not self.merges_system:
+            return [*head, *turns]
+        if not self._said_merging:
+            self._said_merging = True
+            _log.warning("%s: %s", self._name, MERGING)
+        at = next(i for i, turn in enumerate(turns) if turn.role == "user")
+        merged = Message("user", f"{head[0].content}\n\n{turns[at].content}")
+        return [*turns[:at], merged, *turns[at + 1 :]]
 
     def encode_completion(self, response: Response, limit: int) -> tuple[int, ...]:
         """Encode an answer, with the end of turn last if it is finished.
@@ -160,7 +214,7 @@ class Chat:
             ids = self._remembered_answer(response.text)
             ids += (self.end_of_turn,) if response.finished else ()
         ids = ids[:limit]
-        if not set(ids) - {self.end_of_turn}:
+        if not set(ids) - self.stop_ids:
             raise DataError(f"answer to prompt {response.prompt_id}: empty; leave the row out")
         return ids
 
@@ -191,7 +245,8 @@ class Chat:
             return self._render(messages, answer_next=True)
         except Exception as error:  # templates raise what they like, mostly jinja2 errors
             raise DataError(
-                f"prompt {prompt_id}: the chat template refuses this conversation ({error})"
+                f"prompt {prompt_id}: the chat template of {self._name} refuses this conversation "
+                f"({error})"
             ) from error
 
     def _render(self, messages: Sequence[Message], *, answer_next: bool) -> str:
@@ -203,6 +258,7 @@ class Chat:
                 chat_template=dated,
                 tokenize=False,
                 add_generation_prompt=answer_next,
+                **self._template_args,
             )
         )
 
@@ -237,8 +293,12 @@ class Chat:
     def _around_answer(self) -> tuple[str, str]:
         """Return what the template writes between the start of a turn and the answer, and after it.
 
-        The former is blank or empty: Vicuna's `ASSISTANT:` is followed by a space and the answer.
-        Templates that write more there (an empty thought, for example) leave that to the model.
+        Some write a blank (Vicuna's `ASSISTANT:` is followed by a space and the answer), some an
+        empty thought or a channel, and those that know no start of a turn the whole header.
+
+        Raises:
+            ModelError: it leaves out answers, or starts a turn with what no answer has before it,
+                such as a thought that is opened there and closed by nobody.
         """
         question = Message("user", "a")
         start = self._probe([question], answer_next=True)
@@ -246,8 +306,45 @@ class Chat:
         head, found, after = whole.rpartition(ANSWER)
         if not found:
             raise ModelError("the chat template leaves out the assistant's answers; set another")
-        between = head.removeprefix(start) if head.startswith(start) else ""
-        return between if between.isspace() else "", after
+        if head.startswith(start):
+            return head[len(start) :], after
+        if head.rstrip() == start.rstrip():
+            return "", after
+        pairs = zip(start, head, strict=False)
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(start), len(head)))
+        raise ModelError(
+            f"{self._name}: the chat template starts the assistant's turn with "
+            f"{start[common:][:40]!r} and writes {head[common:][:40]!r} before an answer of the "
+            "data, so that it would be learnt in a place where no answer stands; set "
+            "chat_template_args (such as enable_thinking: false) or another chat_template"
+        )
+
+    def _probe_system(self) -> bool:
+        """Say whether the template writes the text of a system turn."""
+        try:
+            written = self._render(
+                [Message("system", ANSWER), Message("user", "a")], answer_next=True
+            )
+        except Exception:  # templates raise what they like
+            return False
+        return ANSWER in written
+
+    def check_vocabulary(self, size: int) -> None:
+        """Check that a model with `size` embeddings has the tokens that the template writes.
+
+        Raises:
+            ModelError: it has not: tokens were added to the tokenizer, and none to the model.
+        """
+        conversation = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+        ids = self._text.encode(self._probe(conversation, answer_next=True) + self._opening)
+        beyond = max((*ids, self.end_of_turn))
+        if beyond >= size:
+            token = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise ModelError(
+                f"{self._name}: the chat template writes {token!r}, token {beyond}, but the model "
+                f"has {size} embeddings; resize them and save the model, or set another "
+                "chat_template"
+            )
 
     def _find_end_of_turn(self, after: Sequence[int]) -> int:
         """Choose the end of turn from the special tokens after an answer, else EOS."""

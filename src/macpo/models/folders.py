@@ -11,6 +11,7 @@ from macpo.models.cache import reason, remembered_digest
 from macpo.seeds import digest
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -65,6 +66,26 @@ def check_folder(folder: Path) -> None:
             f"{folder}: {len(missing)} of {len(files)} weight files are missing, the first is "
             f"{missing[0]}; fetch the model again"
         )
+
+
+def generation_stops(folder: Path) -> tuple[int, ...]:
+    """Return the ids of tokens that end an answer, as generation_config.json lists them.
+
+    Families write several there: GLM and Qwen end a turn with one token and a text with another.
+
+    Raises:
+        ModelError: the file is no such JSON.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        return tuple(
+            map(int, found if isinstance(found, list) else [] if found is None else [found])
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); fetch or mend the file") from error
 
 
 def folder_digest(folder: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo.errors import ModelError
-from macpo.models.folders import CONFIG, check_folder, load_failure
+from macpo.models.chat import Chat, SystemTurn
+from macpo.models.folders import CONFIG, check_folder, generation_stops, load_failure
 from macpo.models.pruning import pruned_config, read_config
 from macpo.models.sources import ResolvedModel
 from macpo.models.templates import read_template
@@ -110,6 +112,37 @@ def load_tokenizer(resolved: ResolvedModel, chat_template: str | None = None) ->
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     return tokenizer
+
+
+def load_chat(
+    resolved: ResolvedModel,
+    chat_template: str | None = None,
+    *,
+    template_args: Mapping[str, object] | None = None,
+    system_turn: SystemTurn = "auto",
+) -> Chat:
+    """Load a model's tokenizer with its chat template, and what else ends its answers.
+
+    Args:
+        resolved: a local model, or one whose layers are still to be cut out of a folder here.
+        chat_template: see `load_tokenizer`.
+        template_args: see `Chat`.
+        system_turn: see `Chat`.
+
+    Raises:
+        ModelError: the tokenizer cannot be used, or its template writes tokens that the model does
+            not have.
+    """
+    chat = Chat(
+        load_tokenizer(replace(resolved, local=True), chat_template),
+        template_args=template_args,
+        system_turn=system_turn,
+        stops=generation_stops(Path(resolved.location)),
+        name=resolved.name,
+    )
+    config = read_config(Path(resolved.location), with_code=resolved.trust_remote_code)
+    chat.check_vocabulary(int(config.get_text_config().vocab_size))
+    return chat
 
 
 def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from macpo.agents import Agent
@@ -14,9 +13,8 @@ from macpo.data.sources import find_source
 from macpo.data.splits import DataSplits, split_examples
 from macpo.data.stages import SplitData
 from macpo.errors import ModelError
-from macpo.models.chat import Chat, PromptTooLong
+from macpo.models.chat import MERGING, Chat, PromptTooLong
 from macpo.models.folders import CONFIG
-from macpo.models.loading import load_tokenizer
 from macpo.planning.recorded import Recorded
 from macpo.program import Plan
 from macpo.records import SPLITS, PreferenceExample, dataset_response, read_examples
@@ -66,16 +64,13 @@ def split_sizes(
     return SplitSizes(asked, asked, exact=False)
 
 
-def measure_lengths(agent: Agent, splits: DataSplits | None) -> Lengths:
+def measure_lengths(agent: Agent, chat: Chat | None, splits: DataSplits | None) -> Lengths:
     """Measure lengths on a sample, or take the limits."""
     limits = agent.limits
     upper = Lengths(
         limits.prompt_tokens, limits.response_tokens, limits.response_tokens, measured=False
     )
-    if splits is None:
-        return upper
-    chat = _chat(agent)
-    if chat is None:
+    if splits is None or chat is None:
         return upper
     measured = []
     for example in _sample(splits, SAMPLE):
@@ -94,12 +89,27 @@ def measure_lengths(agent: Agent, splits: DataSplits | None) -> Lengths:
     return Lengths(means[0], means[1], means[2], measured=True)
 
 
-def find_cuts(agent: Agent, splits: DataSplits | None) -> Cuts | None:
+def find_cuts(agent: Agent, chat: Chat | None, splits: DataSplits | None) -> Cuts | None:
     """Count what an agent's limits cut off some pairs; None where data or tokenizer is not here."""
-    chat = None if splits is None else _chat(agent)
     if splits is None or chat is None:
         return None
     return count_cuts(chat, _sample(splits, CUT_SAMPLE), agent.limits)
+
+
+def system_note(agent: Agent, chat: Chat, splits: DataSplits | None, layout: Plan) -> str | None:
+    """Say what becomes of system texts, if the agent is to read some and its template has none."""
+    examples = () if splits is None else (*splits.teacher, *splits.student, *splits.test)
+    asked = any(e.prompt.messages[0].role == "system" for e in examples) or any(
+        getattr(stage, "system", None) and stage.agent == agent for stage in layout.stages
+    )
+    if not asked or chat.writes_system:
+        return None
+    if chat.merges_system:
+        return f"{agent.name}: {MERGING}"
+    return (
+        f"{agent.name}: its chat template refuses or skips system turns, and there are some; set "
+        "the model's system_turn to auto"
+    )
 
 
 def _sample(splits: DataSplits, pairs: int) -> Sequence[PreferenceExample]:
@@ -108,14 +118,14 @@ def _sample(splits: DataSplits, pairs: int) -> Sequence[PreferenceExample]:
     return [*splits.teacher[:each], *splits.student[:each], *splits.test[:each]]
 
 
-def _chat(agent: Agent) -> Chat | None:
+def find_chat(agent: Agent) -> Chat | None:
     """Load an agent's tokenizer if it is here."""
     base = agent.base
     if not (Path(base.location) / CONFIG).is_file():
         return None
     try:
         # A model whose layers are still to be cut out has its tokenizer already.
-        return Chat(load_tokenizer(replace(base, local=True), agent.chat_template))
+        return agent.load_chat()
     except ModelError:
         if base.local:
             raise

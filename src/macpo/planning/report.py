@@ -16,9 +16,17 @@ from macpo.data.splits import DataSplits
 from macpo.data.stages import content_digest
 from macpo.dtype import Resolved, known_dtype
 from macpo.methods.build import build_plan
+from macpo.models.chat import Chat
 from macpo.models.loading import parameter_count
 from macpo.planning.costs import Memory, flops, memory, model_shape
-from macpo.planning.measured import find_cuts, find_splits, measure_lengths, split_sizes
+from macpo.planning.measured import (
+    find_chat,
+    find_cuts,
+    find_splits,
+    measure_lengths,
+    split_sizes,
+    system_note,
+)
 from macpo.planning.recorded import Recorded, StageState
 from macpo.preflight import check_agent
 from macpo.program import Plan
@@ -119,9 +127,13 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     recorded = Recorded(folder, layout)
     splits = find_splits(config, layout, recorded)
     sizes = split_sizes(config, splits, notes)
-    lengths = {agent.name: measure_lengths(agent, splits) for agent in team.agents}
+    chats = {agent.name: find_chat(agent) for agent in team.agents}
+    lengths = {
+        agent.name: measure_lengths(agent, chats[agent.name], splits) for agent in team.agents
+    }
     _note_missing(lengths, team, notes)
-    cuts = _find_cuts(team, splits, notes)
+    cuts = _find_cuts(team, chats, splits, notes)
+    _note_system(team, chats, splits, layout, notes)
     agents = {agent.name: _agent_plan(config, agent) for agent in team.agents}
     known = None if sizes is None else Known(sizes, lengths, recorded.answers())
     stages = _stage_plans(layout, recorded, known, agents)
@@ -192,7 +204,27 @@ def _note_missing(lengths: Mapping[str, Lengths], team: Team, notes: list[str]) 
         )
 
 
-def _find_cuts(team: Team, splits: DataSplits | None, notes: list[str]) -> dict[str, Cuts]:
+def _note_system(
+    team: Team,
+    chats: Mapping[str, Chat | None],
+    splits: DataSplits | None,
+    layout: Plan,
+    notes: list[str],
+) -> None:
+    """Say whose template has no system turns, where there are system texts."""
+    for agent in team.agents:
+        chat = chats[agent.name]
+        note = None if chat is None else system_note(agent, chat, splits, layout)
+        if note is not None:
+            notes.append(note)
+
+
+def _find_cuts(
+    team: Team,
+    chats: Mapping[str, Chat | None],
+    splits: DataSplits | None,
+    notes: list[str],
+) -> dict[str, Cuts]:
     """Count what limits cut off, once for agents that read alike, and say it."""
     readers: dict[str, list[str]] = {}
     by_name = {agent.name: agent for agent in team.agents}
@@ -200,7 +232,7 @@ def _find_cuts(team: Team, splits: DataSplits | None, notes: list[str]) -> dict[
         readers.setdefault(agent.reader(), []).append(agent.name)
     found: dict[str, Cuts] = {}
     for names in readers.values():
-        cuts = find_cuts(by_name[names[0]], splits)
+        cuts = find_cuts(by_name[names[0]], chats[names[0]], splits)
         if cuts is None:
             continue
         found |= dict.fromkeys(names, cuts)
