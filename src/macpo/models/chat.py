@@ -89,8 +89,6 @@ class Chat:
         tokenizer: the transformers tokenizer.
         end_of_turn: the token that ends an assistant's turn: the first special token that the
             template writes after an answer, else EOS.
-        stop_ids: the tokens at which an answer ends when a model writes one: that, the tokenizer's
-            EOS, and `stops`.
         writes_system: the template writes system turns.
         merges_system: a system text goes in front of the first user turn.
         fingerprint: digest of vocabulary, merges, added tokens, normalisation and template; equal
@@ -144,8 +142,7 @@ class Chat:
         self._text = TextEncoder(tokenizer, control, contexts=(spelled_end, "\x01", "\n"))
         spelled = filter(None, map(str, tokenizer.convert_ids_to_tokens(sorted(control))))
         self._spellings = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
-        ends = (self.end_of_turn, tokenizer.eos_token_id, *stops)
-        self.stop_ids = frozenset(i for i in ends if i is not None and i < len(tokenizer))
+        self._stops = frozenset(i for i in stops if i < len(tokenizer))
         marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._silent = frozenset(tokenizer.all_special_ids) | marked | self.stop_ids
         args = [self._template_args] if self._template_args else []
@@ -155,6 +152,15 @@ class Chat:
         # Per chat, so that a memory goes with its tokenizer; errors are not remembered.
         self._remembered_prompt = lru_cache(MEMORY)(self._encode_prompt)
         self._remembered_answer = lru_cache(MEMORY)(self._encode_answer)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens at which an answer ends when a model writes one.
+
+        The end of turn, the tokenizer's EOS, and those that the generation config lists.
+        """
+        ends = {self.end_of_turn, self.tokenizer.eos_token_id, *self._stops}
+        return frozenset(i for i in ends if i is not None)
 
     def encode_prompt(self, prompt: Prompt, limit: int) -> EncodedPrompt:
         """Encode a conversation up to where the assistant answers.

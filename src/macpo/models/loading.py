@@ -140,8 +140,10 @@ def load_chat(
         stops=generation_stops(Path(resolved.location)),
         name=resolved.name,
     )
-    config = read_config(Path(resolved.location), with_code=resolved.trust_remote_code)
-    chat.check_vocabulary(int(config.get_text_config().vocab_size))
+    folder = Path(resolved.location)
+    if (folder / CONFIG).is_file():
+        config = read_config(folder, with_code=resolved.trust_remote_code).get_text_config()
+        chat.check_vocabulary(int(config.vocab_size))
     return chat
 
 
