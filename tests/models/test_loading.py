@@ -193,6 +193,6 @@ def test_template_that_writes_tokens_the_model_lacks_is_refused(tmp_path: Path) 
     with pytest.raises(ModelError) as caught:
         load_chat(resolved(folder))
     assert str(caught.value) == (
-        "m: the chat template writes '<199>', token {beyond}, but the model has 512 "
+        f"m: the chat template writes '<199>', token {beyond}, but the model has 512 "
         "embeddings; resize them and save the model, or set another chat_template"
     )
