@@ -117,3 +117,20 @@ def test_limits_of_answers_are_part_of_the_data_stages_key(tmp_path: Path) -> No
         for n in (8, 9)
     }
     assert len(keys) == 2
+
+
+def test_command_line_counts_with_a_models_tokenizer_and_limits(tmp_path: Path) -> None:
+    from tests.runs import run_cli
+    from tests.tiny import tiny_folder
+
+    path = tmp_path / "rows.csv"
+    path.write_text("task,good,bad\nA prime?,Seven is a prime.,Eight\n")
+    limits = ["--prompt-tokens", "40", "--response-tokens", "4"]
+    columns = ["--columns", "prompt=task,chosen=good,rejected=bad"]
+    reader = ["--tokenizer", tiny_folder(tmp_path / "m")]
+    done = run_cli(["data", "check", path, *columns, *reader, *limits, "--json"])
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert (report["unit"], report["loading"]["format"]) == ("tokens", "columns")
+    assert report["cuts"]["answers_cut"] >= 1
+    assert report["cuts"]["response_tokens"] == 4
