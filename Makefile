@@ -42,6 +42,9 @@ MUTANTS ?=
 mutants: $(READY) ## put faults into the code; every one must fail a test (MUTANTS='--write docs/mutants.md')
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
+sweep: $(READY) ## check every model family of transformers (tiny random models); writes docs/models.md
+	$(BIN)/python -m tests.sweep
+
 check: $(READY) ## format, lint, types, and what the documentation shows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

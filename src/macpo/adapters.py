@@ -6,6 +6,7 @@ plan says of targets, what a run refuses before its first stage and what is trai
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from macpo.config import ALL_LINEAR, AUTO, PAPER_TARGETS, TuningConfig
 from macpo.errors import ModelError
+
+TOWERS = re.compile("vision|visual|image|video|audio|speech|multi_?modal")
+"""What layers beside the text decoder are called in composites; text never runs through them."""
 
 MAMBAS = frozenset({"mamba", "mamba2", "falcon_mamba"})
 """Types of models whose `out_proj` PEFT does not adapt, and that have nothing but a mixer."""
@@ -52,8 +56,13 @@ def _head_name(model: Any) -> str:
     return names[0].rpartition(".")[2] if names else ""
 
 
-def lora_config(tuning: TuningConfig) -> Any:
-    """Return PEFT's config for adapters over a model whose targets are settled."""
+def lora_config(tuning: TuningConfig, exclude: str | None = None) -> Any:
+    """Return PEFT's config for adapters over a model whose targets are settled.
+
+    Args:
+        tuning: of kind `lora`.
+        exclude: a pattern of names of layers that targets do not mean.
+    """
     from peft import LoraConfig
 
     targets = tuning.targets
@@ -63,6 +72,7 @@ def lora_config(tuning: TuningConfig) -> Any:
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else sorted(targets),
+        exclude_modules=exclude,
     )
 
 
@@ -86,7 +96,7 @@ def with_adapter(model: Any, tuning: TuningConfig, name: str) -> Any:
     if tuning.targets == (AUTO,):
         tuning = tuning.model_copy(update={"targets": choose_targets(model)})
     _check_targets(model, tuning, name)
-    config = lora_config(tuning)
+    config = lora_config(tuning, _tower_pattern(model, tuning.targets))
     # PEFT would find this out by itself, and warn that it did.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
@@ -161,13 +171,21 @@ def _check_targets(model: Any, tuning: TuningConfig, model_name: str) -> None:
             )
 
 
-def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an adapter can be put over."""
+def _linear_layers(model: Any, towers: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield what an adapter can be put over: in the text decoder, or in what stands beside it."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D):
+        if isinstance(module, torch.nn.Linear | Conv1D) and bool(TOWERS.search(name)) == towers:
             yield name, module
+
+
+def _tower_pattern(model: Any, targets: Sequence[str]) -> str | None:
+    """Return a pattern of the layers beside the text decoder; None where targets meet none."""
+    for name, _ in _linear_layers(model, towers=True):
+        if targets == (ALL_LINEAR,) or _meets(name, targets):
+            return rf".*(?:{TOWERS.pattern}).*"
+    return None
 
 
 def _meets(name: str, targets: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
-"""`make sweep`: check every family and write docs/models.md, or print some families.
+"""`make sweep`: check every family and write docs/models.md, or print what is found of some.
 
-python -m tests.sweep                 # all, into docs/models.md
+python -m tests.sweep                 # all, into docs/models.md; some ten minutes on two cores
 python -m tests.sweep llama phi3      # these, on the screen
 """
 
@@ -9,45 +9,58 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from types import FrameType
 
-import torch
-from transformers.utils import logging
-
-from tests.sweep.checks import Verdict, check_family
-from tests.sweep.families import families
-from tests.sweep.page import write_page
-
-SECONDS = 180
+SECONDS = 60
+WORKERS = 2
 
 
-class TooSlow(Exception):
+class TooSlowError(Exception):
     """A family took longer than `SECONDS`."""
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise TooSlow(f"took longer than {SECONDS} s")
+def stop(number: int, frame: FrameType | None) -> None:
+    """Interrupt a family that takes too long."""
+    raise TooSlowError(f"took longer than {SECONDS} s")
+
+
+def check(name: str) -> object:
+    """Check one family, in a process of its own kind."""
+    import torch
+    from transformers.utils import logging
+
+    from tests.sweep.checks import Verdict, check_family
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        return check_family(name)
+    except TooSlowError as error:
+        return Verdict(name, built=str(error))
+    finally:
+        signal.alarm(0)
 
 
 def main(names: list[str]) -> None:
     """Check the families of these names, or all."""
-    warnings.simplefilter("ignore")
-    logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _stop)
+    from tests.sweep.checks import Verdict
+    from tests.sweep.families import families
+    from tests.sweep.page import write_page
+
     verdicts = []
-    for name in names or families():
-        signal.alarm(SECONDS)
-        try:
-            verdict = check_family(name)
-        except TooSlow as error:
-            verdict = Verdict(name, built=str(error))
-        finally:
-            signal.alarm(0)
-        verdicts.append(verdict)
-        print(verdict, flush=True)
+    with ProcessPoolExecutor(WORKERS) as pool:
+        for verdict in pool.map(check, names or families()):
+            assert isinstance(verdict, Verdict)
+            print(verdict.line(), flush=True)
+            verdicts.append(verdict)
     if not names:
         write_page(verdicts)
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

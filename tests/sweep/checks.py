@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from macpo.adapters import with_adapter
+from macpo.adapters import quiet_peft, with_adapter
+from macpo.agents import Policy
 from macpo.config import SamplingConfig, TuningConfig
 from macpo.generation.decode import decode
 from macpo.generation.fallback import decode_by_generate
 from macpo.generation.servable import Refused, examine
 from macpo.likelihood import LikelihoodEngine, PromptGroup
+from macpo.policies import snapshot
 from macpo.probe import own_logits
+from macpo.publish import publish
 from tests.likelihood.plain import completions_of, plain_sums
 from tests.sweep.families import tiny_model
-from tests.workbench import randomise
+from tests.tiny import tiny_tokenizer
+from tests.workbench import Workbench, make_agent, randomise
 
 NATS = 2e-3
 GRADIENT = 1e-3
@@ -47,6 +53,28 @@ class Verdict:
     def right(self) -> bool:
         """Whether the family is served, and every number is right."""
         return not (self.built or self.refused or self.faults)
+
+    @property
+    def kind(self) -> str:
+        """The verdict in a word or two."""
+        if self.built:
+            return "not built"
+        if self.refused:
+            return "refused"
+        return "wrong" if self.faults else "right"
+
+    @property
+    def says(self) -> str:
+        """The verdict as the page has it, with the reason where it is not `right`."""
+        reason = self.built or self.refused
+        faults = "; ".join(f"{check}: {fault}" for check, fault in self.faults.items())
+        return f"{self.kind}: {reason or faults}" if reason or faults else self.kind
+
+    def line(self) -> str:
+        """Everything in one line, for the screen."""
+        paths = f"{self.scores}, {self.answers}" if self.scores else "-"
+        why = "; ".join(filter(None, (self.why_padded, self.why_generate)))
+        return f"{self.family}: {self.says} | {paths} | {self.targets} | {why}"
 
 
 def sequence(start: int, length: int) -> tuple[int, ...]:
@@ -81,7 +109,7 @@ def check_family(family: str, build: Callable[[str], Any] = tiny_model) -> Verdi
     verdict.why_padded = found.fallback_reason
     verdict.scores = "padded" if found.fallback_reason else "tree"
     if found.window is not None and not found.fallback_reason:
-        verdict.scores = "tree within the window"
+        verdict.scores = "windowed tree" if found.passes_window else "tree within the window"
     for name, check in CHECKS.items():
         try:
             fault = check(verdict, model)
@@ -140,6 +168,33 @@ def check_answers(verdict: Verdict, model: Any) -> str:
     return ""
 
 
+def check_published(verdict: Verdict, model: Any) -> str:
+    """Publish a random adapter of the default targets, and compare what PEFT makes of it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        model.save_pretrained(home / "base")
+        tiny_tokenizer().save_pretrained(home / "base")
+        agent = make_agent(home / "base", tuning=TuningConfig(rank=2))
+        bench = Workbench(home)
+        weights = snapshot(bench.train_from(agent).trainable)
+        randomise(weights, 2)
+        policy = Policy(agent, "positive", bench.write_weights("weights", weights))
+        with torch.no_grad():
+            [own] = own_logits(bench.pool.load(policy).model, [START])
+            [bare] = own_logits(bench.pool.load(Policy(agent, "positive")).model, [START])
+        publish(policy, home / "out", bench.pool, "card")
+        base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+        with torch.no_grad(), quiet_peft():
+            [theirs] = own_logits(PeftModel.from_pretrained(base, home / "out").eval(), [START])
+    off, does = float((theirs - own).abs().max()), float((own - bare).abs().max())
+    if not off < 1e-3:
+        return f"with PEFT its logits are off by {off:.2g}"
+    return "" if does > 1e-2 else "the adapter does nothing"
+
+
 def check_adapter(verdict: Verdict, model: Any) -> str:
     """Compare the gradients of a LoRA adapter; last, since it changes the model."""
     model.requires_grad_(False)
@@ -155,6 +210,7 @@ CHECKS: dict[str, Callable[[Verdict, Any], str]] = {
     "log-probs": check_scores,
     "answers": check_answers,
     "full gradients": check_all_gradients,
+    "published adapter": check_published,
     "LoRA gradients": check_adapter,
 }
 

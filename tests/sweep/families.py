@@ -121,6 +121,14 @@ SMALL: dict[str, Any] = {
 }
 """Small values by the name of a config's field."""
 
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "modernbert-decoder": {"pad_token_id": 2},
+}
+"""What single families need beside."""
+
 ALWAYS = ("attn_layer_indices", "head_dim")
 """Fields that are set also where the family's default leaves them open."""
 
@@ -168,13 +176,11 @@ def _shrunk(config: Any) -> dict[str, Any]:
     small = {n: v for n, v in small.items() if fields[n] is not None or n in ALWAYS}
     if "kv_lora_rank" in fields:  # latent attention has a key for each query head
         small["num_key_value_heads"] = small.get("num_attention_heads", 4)
-    if config.model_type == "mamba2":
-        small |= {"num_heads": 8, "head_dim": 8}
     layers = getattr(config, "num_hidden_layers", None)
     for name, value in fields.items():
         if isinstance(value, list) and layers and len(value) == layers:
             small[name] = _each_kind(value)
-    return small
+    return small | OVERRIDES.get(config.model_type, {})
 
 
 def _each_kind(layers: list[Any]) -> list[Any]:
