@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from macpo.probe import Rope, agree, declared, own_logits, probe_ids, relative_error, tolerance
+from macpo.probe import (
+    Rope,
+    agree,
+    declared,
+    own_logits,
+    probe_ids,
+    relative_error,
+    setting,
+    tolerance,
+)
 from tests.generation.test_servable import llama4, mamba, qwen3_next
 from tests.likelihood.plain import make_model
 from tests.tiny import tiny_model
@@ -59,6 +68,19 @@ def test_a_window_of_no_tokens_is_none() -> None:
     model = tiny_model("llama")
     model.config.sliding_window = 0
     assert declared(model).window is None
+
+
+def test_a_setting_that_differs_from_layer_to_layer_counts_as_open() -> None:
+    class Differs:
+        window = 4
+
+        @property
+        def heads(self) -> int:
+            raise RuntimeError("'heads' is a per-layer attribute")
+
+    config = Differs()
+    assert (setting(config, "window"), setting(config, "heads")) == (4, None)
+    assert setting(config, "lacking", 7) == 7
 
 
 def test_layers_that_are_no_attention_and_states_are_declared() -> None:

@@ -98,12 +98,12 @@ class Declared:
 def declared(causal_lm: Any) -> Declared:
     """Read what a transformers causal LM says about itself."""
     config = causal_lm.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or None  # some write 0 for none
-    if getattr(config, "use_sliding_window", True) is False:
+    window = setting(config, "sliding_window", None) or None  # some write 0 for none
+    if setting(config, "use_sliding_window", True) is False:
         window = None
-    layers = getattr(config, "num_hidden_layers", 1)
+    layers = setting(config, "num_hidden_layers", 1)
     unlisted = (FULL if window is None else SLIDING,) * layers
-    types = tuple(getattr(config, "layer_types", None) or unlisted)
+    types = tuple(setting(config, "layer_types", None) or unlisted)
     return Declared(
         name=type(causal_lm).__name__,
         arguments=frozenset(inspect.signature(causal_lm.forward).parameters),
@@ -113,20 +113,28 @@ def declared(causal_lm: Any) -> Declared:
         window=window if SLIDING in types else None,
         ropes=_ropes(config),
         logit_softcap=next(
-            (cap for name in SOFTCAPS if (cap := getattr(config, name, None)) is not None), None
+            (cap for name in SOFTCAPS if (cap := setting(config, name, None)) is not None), None
         ),
         logit_scales=_logit_scales(config),
     )
+
+
+def setting(config: Any, name: str, default: Any = None) -> Any:
+    """Return a config's value; the default where it has none, or another one for each layer."""
+    try:
+        return getattr(config, name, default)
+    except RuntimeError:  # transformers' word for the latter
+        return default
 
 
 def _logit_scales(config: Any) -> tuple[float, ...]:
     """Return the factors on the logits that a config may mean, 1 first."""
     found = [1.0]
     for name in SCALES:
-        value = getattr(config, name, None)
+        value = setting(config, name, None)
         if isinstance(value, int | float) and value:
             found += [float(value), 1 / value]
-    part = getattr(config, "dim_model_base", None)  # MiniCPM
+    part = setting(config, "dim_model_base", None)  # MiniCPM
     if part:
         found.append(part / config.hidden_size)
     return tuple(dict.fromkeys(found))
@@ -134,9 +142,9 @@ def _logit_scales(config: Any) -> tuple[float, ...]:
 
 def _ropes(config: Any) -> tuple[Rope, ...]:
     """Return the config's rotary positions, which some models keep per layer type."""
-    found = getattr(config, "rope_parameters", None) or {}
+    found = setting(config, "rope_parameters", None) or {}
     nested = [value for value in found.values() if isinstance(value, dict)]
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = setting(config, "max_position_embeddings", None)
     return tuple(
         Rope(
             rope.get("rope_type", "default"),

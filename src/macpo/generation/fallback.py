@@ -21,7 +21,7 @@ from macpo.generation.decode import check_prompts
 from macpo.generation.passes import evaluating
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
-from macpo.probe import agree, declared, forget_lengths, probe_ids
+from macpo.probe import agree, declared, forget_lengths, probe_ids, setting
 
 TRIAL_STEPS = 3
 
@@ -170,8 +170,8 @@ def _batch_rows(
 ) -> int:
     """Return how many prompts of `longest` tokens a batch may hold, at least one."""
     config = base.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None)
-    head_dim = getattr(config, "head_dim", None)
+    heads = setting(config, "num_key_value_heads")
+    head_dim = setting(config, "head_dim")
     width = heads * head_dim if heads and head_dim else config.hidden_size
     per_token = 2 * width * config.num_hidden_layers * base.dtype.itemsize
     fit = int(memory_gib * 2**30 / (per_token * (longest + new_tokens)))
