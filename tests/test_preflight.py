@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen3ForCausalLM
 
 from macpo.agents import Policy
 from macpo.config import LimitsConfig, TuningConfig, load_config
@@ -65,15 +67,21 @@ def test_targets_of_the_last_agent_are_refused_before_the_first_stage(tmp_path: 
     assert text.startswith("weak-b: weak-b: tuning.targets: c_attn fits no layer")
 
 
-def test_decoder_out_of_reach_is_refused_by_plan_and_run(tmp_path: Path) -> None:
-    save_as(tmp_path / "models" / "student", "llama4")
+def test_head_that_is_no_linear_layer_is_refused_by_plan_and_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def head(model: Any) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "get_output_embeddings", head)
     said = (
-        "student: Llama4ForCausalLM: its decoder cannot be called without its LM head; use "
-        "another model"
+        "student: Qwen3ForCausalLM: its LM head is a Identity, not a plain linear layer; take "
+        "adapters off it (tuning.targets) or use another model"
     )
     assert refused(tmp_path) == said
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError) as raised:
         plan(load_config(tmp_path / "tiny.yaml"))
+    assert str(raised.value) == said
 
 
 def test_student_whose_weights_show_that_it_will_not_do_is_refused_before_the_teachers(

@@ -128,6 +128,17 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def decoder_of(causal_lm: Any) -> Any:
+    """Return the model below a causal LM's head; the LM itself where that cannot be reached.
+
+    transformers' own `base_model` is that, but for classes whose prefix is another's (Llama 4).
+    """
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    inner = getattr(causal_lm, "model", None)
+    return causal_lm if inner is None else inner
+
+
 @contextmanager
 def macpo_attention(model: Any) -> Iterator[None]:
     """Let `model` (a transformers model or a PEFT model over one) attend through layouts."""

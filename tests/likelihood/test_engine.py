@@ -86,7 +86,7 @@ def test_any_groups_in_any_packs_score_as_plain_forwards(
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.sampled_from(("mamba", "jamba", "bloom")), group_lists(8), st.integers(1, 99))
+@given(st.sampled_from(("mamba", "jamba", "bloom", "llama4")), group_lists(8), st.integers(1, 99))
 def test_fallback_scores_any_groups_as_plain_forwards(
     name: str, groups: list[PromptGroup], pack_tokens: int
 ) -> None:
@@ -289,11 +289,12 @@ def assert_gradients_are_plain(
         assert (ours[name] - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, name
 
 
-@pytest.fixture(params=[*TREES, *SCALED, "mamba"])
+@pytest.fixture(params=[*TREES, *SCALED, "mamba", "llama4"])
 def adapted(request: pytest.FixtureRequest) -> LikelihoodEngine:
     targets = {
         "mamba": ["x_proj", "in_proj"],
         "gpt_oss": ["q_proj", "v_proj"],
+        "llama4": ["q_proj", "v_proj"],
     }
     name = request.param
     model = make_model(name).requires_grad_(False)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macpo.attention import decoder_of
 from macpo.errors import ModelError
 from macpo.likelihood.groups import Pack, PromptGroup
 from macpo.likelihood.head import Head, head_logits
@@ -103,7 +104,7 @@ def refuse_unusable(causal_lm: Any) -> None:
             f"{name}: its LM head is a {type(head).__name__}, not a plain linear layer; take "
             "adapters off it (tuning.targets) or use another model"
         )
-    if causal_lm.base_model is causal_lm:
+    if decoder_of(causal_lm) is causal_lm:
         raise ModelError(
             f"{name}: its decoder cannot be called without its LM head; use another model"
         )

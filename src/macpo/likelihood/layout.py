@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from macpo.attention import macpo_attention
+from macpo.attention import decoder_of, macpo_attention
 from macpo.likelihood.groups import Pack
 
 # Up to this group length explicit products over blocks of queries are faster than the CPU's flash
@@ -205,7 +205,7 @@ def laid_out_hidden(causal_lm: Any, pack: Pack, layout: TreeLayout) -> Tensor:
             predicting.extend(range(len(row), len(row) + len(completion) - 1))
             row.extend(completion[:-1])
     with macpo_attention(causal_lm):
-        output = causal_lm.base_model(
+        output = decoder_of(causal_lm)(
             input_ids=torch.tensor([row], device=device),
             position_ids=layout.positions[None],
             macpo_layout=layout,

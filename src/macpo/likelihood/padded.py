@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macpo.attention import decoder_of
 from macpo.likelihood.groups import Pack
 from macpo.probe import forget_lengths
 
@@ -61,7 +62,7 @@ def _rows(
     mask = torch.tensor(
         [[1] * len(row) + [0] * (width - len(row)) for row in inputs], device=device
     )
-    output = causal_lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    output = decoder_of(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return {
         i: hidden[row, len(sequences[i][0]) - 1 :][: len(sequences[i][1])]
