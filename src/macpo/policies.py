@@ -28,7 +28,7 @@ from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
 from macpo.models.loading import empty_model, load_model
-from macpo.probe import first_line, own_logits, probe_ids
+from macpo.probe import TRIAL_ERRORS, first_line, own_logits, probe_ids
 
 WEIGHTS_FILE = "weights.safetensors"
 TRIED_TOKENS = 4
@@ -138,8 +138,9 @@ class PolicyPool:
         model = load_model(agent.base, getattr(torch, agent.dtype), self.device)
         try:
             architecture = inspect_architecture(model)
-        except ModelError as error:
-            raise ModelError(f"{agent.name} ({agent.base.name}): {error}") from error
+        except TRIAL_ERRORS as error:
+            said = first_line(error)
+            raise ModelError(f"{agent.name} ({agent.base.name}): {said}") from error
         if architecture.fallback_reason:
             _log.info("%s: padded rows, since %s", agent.base.name, architecture.fallback_reason)
         model.requires_grad_(agent.tuning.kind == "full")

@@ -124,6 +124,7 @@ SMALL: dict[str, Any] = {
 OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "rwkv": {"attention_hidden_size": 32},
     "nemotron": {"num_key_value_heads": 2},
     "modernbert-decoder": {"pad_token_id": 2},
 }
