@@ -15,7 +15,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 HEAD = """# Which models work
 
 Written by `make sweep`, with transformers {version}: every causal-LM family of its own mapping as a
-tiny random model in float32, against one plain forward per sequence. Checked are {checks}.
+tiny random model in float32, against one plain forward per sequence. Checked:
+{checks}.
 A family that is refused is refused in one line before anybody works; one that could not be built is
 a gap of the sweep, not a verdict. How well a model learns is another question.
 
@@ -41,7 +42,7 @@ def write_page(verdicts: Sequence[Verdict]) -> None:
     fast = sum(v.scores in ("tree", "windowed tree") and v.answers == "decode" for v in right)
     counts = (
         f"Of {len(verdicts)} families {tried} could be built: {len(right)} are right ({fast} of "
-        f"them on both fast paths), {kinds['wrong']} have a fault, {kinds['refused']} are refused."
+        f"them on both\nfast paths), {kinds['wrong']} have a fault, {kinds['refused']} are refused."
     )
     page = HEAD.format(
         version=transformers.__version__,
