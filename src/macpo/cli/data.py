@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from macpo.words import Criterion, FormatChoice
+
 if TYPE_CHECKING:
     from macpo.data.report import Tokenizer
     from macpo.models.chat import Chat
@@ -28,27 +30,11 @@ Examples:
 """
 
 Format = Annotated[
-    Literal[
-        "auto",
-        "hh",
-        "pku",
-        "macpo",
-        "trl",
-        "orca",
-        "alpaca",
-        "sharegpt",
-        "argilla",
-        "openai",
-        "helpsteer",
-        "stack",
-        "shp",
-        "arena",
-        "swift",
-    ],
+    FormatChoice,
     typer.Option("--format", help="What the rows look like."),
 ]
-Criterion = Annotated[
-    Literal["helpful", "harmless"],
+CriterionOption = Annotated[
+    Criterion,
     typer.Option("--criterion", help="Which label decides (PKU-SafeRLHF only)."),
 ]
 Columns = Annotated[
@@ -84,7 +70,7 @@ def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or a hub name.")],
     format: Format = "auto",
     columns: Columns = None,
-    criterion: Criterion = "helpful",
+    criterion: CriterionOption = "helpful",
     hub_config: HubConfig = None,
     hub_split: HubSplit = "train",
     hub_revision: HubRevision = None,
@@ -143,7 +129,7 @@ def convert(
     ],
     format: Format = "auto",
     columns: Columns = None,
-    criterion: Criterion = "helpful",
+    criterion: CriterionOption = "helpful",
     hub_config: HubConfig = None,
     hub_split: HubSplit = "train",
     hub_revision: HubRevision = None,

@@ -28,6 +28,7 @@ from macpo.config.values import (
     parse_layers,
 )
 from macpo.errors import ConfigError
+from macpo.words import Criterion, FormatChoice
 
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RESERVED_NAMES = frozenset({"student", "dataset"})
@@ -90,25 +91,9 @@ class DataConfig(Section):
     """
 
     source: Text
-    format: Literal[
-        "auto",
-        "hh",
-        "pku",
-        "macpo",
-        "trl",
-        "orca",
-        "alpaca",
-        "sharegpt",
-        "argilla",
-        "openai",
-        "helpsteer",
-        "stack",
-        "shp",
-        "arena",
-        "swift",
-    ] = "auto"
+    format: FormatChoice = "auto"
     columns: ColumnsConfig | None = None
-    criterion: Literal["helpful", "harmless"] = "helpful"  # which PKU-SafeRLHF label decides
+    criterion: Criterion = "helpful"  # which PKU-SafeRLHF label decides
     hub_split: Text = "train"
     hub_config: Text | None = None
     hub_revision: Text | None = None

@@ -21,7 +21,6 @@ from macpo.data.columns import parse_hh
 from macpo.data.convert import Conversion, convert_data, render_conversion, write_trl
 from macpo.data.formats import (
     FORMATS,
-    FormatName,
     detect_format,
     get_parser,
     parse_trl,
@@ -38,6 +37,7 @@ from macpo.data.official import official_row, official_rows, parse_macpo, write_
 from macpo.data.report import DataReport, Lengths, check_data, describe, render
 from macpo.data.splits import DataSplits, split_examples
 from macpo.data.turns import BadRow
+from macpo.words import FormatName
 
 __all__ = [
     "FORMATS",

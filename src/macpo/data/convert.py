@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from macpo.data.files import ROWS_SUFFIXES
-from macpo.data.formats import FormatName
-from macpo.data.labelled import Criterion
 from macpo.data.loading import LoadReport, SkippedRows, excerpt, read_source
 from macpo.data.official import official_row, write_official
 from macpo.data.report import render_loading, skipped_table
@@ -23,6 +21,7 @@ from macpo.data.turns import BadRow
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
 from macpo.store.atomic import make_directory, write_text_atomic
+from macpo.words import Criterion, FormatChoice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,7 +48,7 @@ def convert_data(
     source: str,
     out: str | Path,
     to: Target,
-    format: FormatName | Literal["auto"] = "auto",
+    format: FormatChoice = "auto",
     *,
     criterion: Criterion = "helpful",
     hub_split: str = "train",

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from macpo.data.columns import MEANINGFUL, Columns, parse_columns, parse_hh, parse_named
 from macpo.data.labelled import (
-    Criterion,
     parse_arena,
     parse_helpsteer,
     parse_pku,
@@ -28,23 +27,8 @@ from macpo.data.labelled import (
 from macpo.data.official import parse_macpo
 from macpo.data.turns import BadRow, is_absent, refuse_fields
 from macpo.records import PreferenceExample
+from macpo.words import Criterion, FormatName
 
-FormatName = Literal[
-    "hh",
-    "pku",
-    "macpo",
-    "trl",
-    "orca",
-    "alpaca",
-    "sharegpt",
-    "argilla",
-    "openai",
-    "helpsteer",
-    "stack",
-    "shp",
-    "arena",
-    "swift",
-]
 NamedFormat = FormatName | Literal["columns"]
 Parser = Callable[[Mapping[str, Any]], PreferenceExample]
 

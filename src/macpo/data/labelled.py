@@ -10,7 +10,7 @@ swift      {"messages", "rejected_response"}
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from macpo.data.columns import read_system, read_turns
 from macpo.data.turns import (
@@ -23,8 +23,7 @@ from macpo.data.turns import (
     json_type,
 )
 from macpo.records import Message, PreferenceExample
-
-Criterion = Literal["helpful", "harmless"]
+from macpo.words import Criterion
 
 
 def parse_pku(row: Mapping[str, Any], criterion: Criterion = "helpful") -> PreferenceExample:

@@ -14,11 +14,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from macpo.data.columns import Columns
 from macpo.data.formats import (
-    FormatName,
     NamedFormat,
     Shape,
     detect_format,
@@ -26,12 +25,12 @@ from macpo.data.formats import (
     named_shape,
     why_undetected,
 )
-from macpo.data.labelled import Criterion
 from macpo.data.rows import RawRow, RowSource
 from macpo.data.sources import find_source, refuse_unused
 from macpo.data.turns import MESSAGE_FIELDS, BadRow, is_absent, join_turns, json_type, prompt_key
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
+from macpo.words import Criterion, FormatChoice, FormatName
 
 if TYPE_CHECKING:
     from macpo.config import DataConfig
@@ -194,7 +193,7 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
 
 def read_source(
     source: str,
-    format: FormatName | Literal["auto"] = "auto",
+    format: FormatChoice = "auto",
     *,
     criterion: Criterion = "helpful",
     hub_split: str = "train",

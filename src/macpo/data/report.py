@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from macpo.data.formats import FormatName
-from macpo.data.labelled import Criterion
 from macpo.data.loading import LoadReport, SkippedRows, read_source
 from macpo.records import PreferenceExample, Prompt
+from macpo.words import Criterion, FormatChoice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -86,7 +85,7 @@ class DataReport:
 
 def check_data(
     source: str,
-    format: FormatName | Literal["auto"] = "auto",
+    format: FormatChoice = "auto",
     tokenizer: Tokenizer | None = None,
     *,
     criterion: Criterion = "helpful",

@@ -1,0 +1,29 @@
+"""Words that configs, commands and code share; importing them costs nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+FormatName = Literal[
+    "hh",
+    "pku",
+    "macpo",
+    "trl",
+    "orca",
+    "alpaca",
+    "sharegpt",
+    "argilla",
+    "openai",
+    "helpsteer",
+    "stack",
+    "shp",
+    "arena",
+    "swift",
+]
+"""Formats of preference data, in the order in which they are told."""
+
+FormatChoice = Literal["auto", FormatName]
+"""One of them, or to be found by looking."""
+
+Criterion = Literal["helpful", "harmless"]
+"""Which label of PKU-SafeRLHF says which answer is better."""
