@@ -55,7 +55,11 @@ def test_paper_example_says_what_the_defaults_say() -> None:
     assert config.dpo == DPOConfig()
     assert config.sampling == SamplingConfig()
     assert config.limits == LimitsConfig()
-    assert config.tuning == TuningConfig()
+    # The default looks for these two layers, which Llama has; the example writes them out.
+    assert config.tuning == TuningConfig(targets=("q_proj", "v_proj"))
+    assert TuningConfig().targets == ("auto",)
+    for option in ("kind", "rank", "alpha", "dropout"):
+        assert getattr(config.tuning, option) == getattr(TuningConfig(), option)
     assert config.rounds == RunConfig.model_fields["rounds"].default == 3
 
 

@@ -16,6 +16,7 @@ from macpo.config.methods import METHODS
 from macpo.errors import ConfigError
 from macpo.evaluation import Evaluator, register_evaluator
 from macpo.methods import Method, register_method
+from macpo.metrics import METRICS
 from macpo.plugins import load_plugin
 from macpo.records import read_pairs
 from macpo.registry import Registry
@@ -30,7 +31,7 @@ TEACHERS = {"teachers": [{"name": "a", "model": "m"}]}
 @pytest.fixture(autouse=True)
 def own_registries() -> Iterator[None]:
     """Take away afterwards what a test has added."""
-    before = {registry: set(registry.names()) for registry in (METHODS, EVALUATORS)}
+    before = {registry: set(registry.names()) for registry in (METHODS, EVALUATORS, METRICS)}
     yield
     for registry, names in before.items():
         for name in set(registry.names()) - names:
