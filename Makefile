@@ -24,8 +24,10 @@ quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 min
 testbed: $(READY) ## the method in a small world with an exact oracle (minutes on two cores)
 	$(BIN)/macpo run example:testbed
 
+# Side by side on all cores, one thread each; WORKERS=0 runs them in one process, as a debugger wants.
+WORKERS ?= auto
 test: $(READY) ## run the tests (CPU, minutes)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-slow: $(READY) ## also the slow tests: real model, kill -9 sweeps
 	$(BIN)/python -m pytest -q -m 'not vllm and not browser'

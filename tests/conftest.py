@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set first
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("COLUMNS", None)  # tests side by side have it set; what is printed would be wrapped
 
 # That a machine is busy is no fault of the code.
 settings.register_profile("macpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
