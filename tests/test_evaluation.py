@@ -11,7 +11,14 @@ from macpo.agents import Policy
 from macpo.config import LimitsConfig
 from macpo.errors import DamagedError
 from macpo.evaluation.answers import MeasureAnswers, copying, repetition
-from macpo.evaluation.measures import METRICS_FILE, read_measures, write_measures
+from macpo.evaluation.measures import (
+    ITEMS_FILE,
+    METRICS_FILE,
+    Item,
+    read_items,
+    read_measures,
+    write_measures,
+)
 from macpo.evaluation.preference import Evaluate, corpus_perplexity, preference_accuracy
 from macpo.records import CompletionScore, Origin, PreferenceExample, Response
 from tests.workbench import Workbench, make_agent, make_prompt
@@ -94,6 +101,11 @@ def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> Non
     assert metrics["answer_copying"] == 0
     assert metrics["answer_tokens"] == 52
     assert metrics["answers_finished"] == 0.5
+    first, second = read_items(made.path)
+    assert first.prompt_id == second.prompt_id == prompt.id
+    assert [first.values["answer_tokens"], second.values["answer_tokens"]] == [103, 1]
+    for name, value in metrics.items():
+        assert (first.values[name] + second.values[name]) / 2 == pytest.approx(value)
 
 
 def test_evaluation_scores_the_pairs_of_the_test_split(tmp_path: Path) -> None:
@@ -105,7 +117,9 @@ def test_evaluation_scores_the_pairs_of_the_test_split(tmp_path: Path) -> None:
     assert measures.counts == {"pairs": 1}
     assert measures.metrics == made.meta
     assert measures.metrics["gold_perplexity"] > 1
-    assert measures.metrics["preference_accuracy"] in (0.0, 0.5, 1.0)
+    accuracy = measures.metrics["preference_accuracy"]
+    assert accuracy in (0.0, 0.5, 1.0)
+    assert read_items(made.path) == [Item(example.prompt.id, {"preference_accuracy": accuracy})]
 
 
 def test_answers_that_are_equal_after_the_cut_tie(tmp_path: Path) -> None:
@@ -128,6 +142,19 @@ def test_measurements_that_cannot_be_read_are_named(tmp_path: Path, text: str) -
         DamagedError, match=r"metrics\.json: cannot be read .*; run the config again"
     ):
         read_measures(tmp_path)
+
+
+def test_measurements_of_an_older_version_have_no_items(tmp_path: Path) -> None:
+    write_measures(tmp_path, {"gold_perplexity": 2.0}, pairs=1)
+    assert not (tmp_path / ITEMS_FILE).exists()
+    assert read_items(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["x", '{"prompt_id": "a"}', '{"prompt_id": "a", "values": 1}'])
+def test_items_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / ITEMS_FILE).write_text(text)
+    with pytest.raises(DamagedError, match=r"items\.jsonl: cannot be read"):
+        read_items(tmp_path)
 
 
 def test_measurements_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,10 @@ class Quiet:
         self.ran: list[str] = []
         self.found: list[str] = []
         self.notes: list[str] = []
+        self.alerts: list[tuple[str, str]] = []
+
+    def planned(self, stages: Sequence[Stage]) -> None:
+        pass
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         self.ran.append(stage.name)
@@ -43,6 +47,9 @@ class Quiet:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append((title, text))
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -136,6 +136,16 @@ def test_note_is_plain_text_on_one_line() -> None:
     assert file.getvalue() == "note: [red]odd[/red] file name�\n"
 
 
+def test_alert_stands_out_in_a_log() -> None:
+    file, _, observer = in_a_log()
+
+    observer.alert("student, round 2: repetition", "41 % of 4-grams repeat\x1b[2J; read answers")
+
+    assert file.getvalue() == (
+        "ALERT: student, round 2: repetition: 41 % of 4-grams repeat; read answers\n"
+    )
+
+
 def test_log_that_cannot_be_written_does_not_end_the_run() -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:

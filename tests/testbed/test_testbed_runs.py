@@ -11,6 +11,7 @@ import yaml
 from macpo.config import DataConfig, ModelConfig, RunConfig
 from macpo.data import load_preferences, source_digest
 from macpo.errors import ConfigError, DataError, ModelError
+from macpo.evaluation.measures import read_items, read_measures
 from macpo.models.sources import resolve
 from macpo.records import read_jsonl, read_pairs
 from macpo.run_status import status
@@ -91,6 +92,12 @@ def test_run_is_scored_by_the_oracle(tiny_base: str, tmp_path: Path) -> None:
     assert len(list(read_jsonl(stage / "verdicts.jsonl"))) == 8
     summary = json.loads((stage / "summary.json").read_text())
     assert summary["answers"] == 8
+    items = read_items(stage)
+    measured = read_measures(stage).metrics
+    assert len(items) == 8
+    for name in {name for item in items for name in item.values}:
+        values = [item.values[name] for item in items if name in item.values]
+        assert sum(values) / len(values) == pytest.approx(measured[name]), name
     chosen = {(r.policy, r.round): r.value for r in result.metrics if r.metric == "chosen_score"}
     assert chosen.keys() == {("student", 1), ("a", 1)}
     pairs = read_pairs(result.folder / "stages" / "round-1" / "student" / "pairs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,20 +38,26 @@ class CompareObserver(Protocol):
     def cell_failed(self, cell: Cell, reason: str) -> None:
         """A cell had to stop, for a reason on one line; the others go on."""
 
-    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+    def planned(self, stages: Sequence[Stage]) -> None:
         """See `macpo.execution.protocol.Observer`, as for the rest."""
 
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """See `planned`."""
+
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
-        """See `stage_started`."""
+        """See `planned`."""
 
     def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
-        """See `stage_started`."""
+        """See `planned`."""
 
     def stage_found(self, stage: Stage, artifact: Artifact) -> None:
-        """See `stage_started`."""
+        """See `planned`."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def alert(self, title: str, text: str) -> None:
+        """See `planned`."""
 
 
 class CompareConsole:
@@ -120,6 +126,11 @@ class CompareConsole:
         self._end_stages(RuntimeError(reason))
         self._line(f"failed: {self._name(cell)}: {plain_line(reason)}", style="red")
 
+    def planned(self, stages: Sequence[Stage]) -> None:
+        """See `CompareObserver`."""
+        if self._stages is not None:
+            self._stages.planned(stages)
+
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         """See `CompareObserver`."""
         if self._stages is not None:
@@ -146,6 +157,11 @@ class CompareConsole:
             self._stages.note(text)
         else:
             self._line(f"note: {plain_line(text)}", style="yellow")
+
+    def alert(self, title: str, text: str) -> None:
+        """See `CompareObserver`."""
+        if self._stages is not None:
+            self._stages.alert(title, text)
 
     def _end_stages(self, error: BaseException | None) -> None:
         """Close the view of a cell's stages, if one is open."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import write_measures
+from macpo.evaluation.measures import Item, write_measures
 from macpo.records import Response, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 
@@ -52,27 +52,31 @@ class MeasureAnswers(Stage):
         chat = context.policies.chat(self.reader)
         prompts = [chat.encode_prompt(prompt, limit).ids for prompt in read_prompts(folder)]
         responses = read_responses(folder)
-        metrics = measure_answers(responses, prompts)
-        write_measures(context.output, metrics, answers=len(responses))
+        items = measure_answers(responses, prompts)
+        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        write_measures(context.output, metrics, items, answers=len(responses))
         return metrics
 
 
-def measure_answers(
-    responses: Sequence[Response], prompts: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """Return means over answers: length, repetition, copying, and the share that ended.
+def measure_answers(responses: Sequence[Response], prompts: Sequence[Sequence[int]]) -> list[Item]:
+    """Return length, repetition, copying, and whether it ended, of each answer.
 
     Args:
         responses: a policy's answers, with their token ids.
         prompts: the token ids that it saw before each of them.
     """
-    answers = [(r.token_ids, ids) for r, ids in zip(responses, prompts, strict=True)]
-    return {
-        "answer_tokens": fmean(len(answer) for answer, _ in answers),
-        "answer_repetition": fmean(repetition(answer) for answer, _ in answers),
-        "answer_copying": fmean(copying(answer, prompt) for answer, prompt in answers),
-        "answers_finished": fmean(r.finished for r in responses),
-    }
+    return [
+        Item(
+            response.prompt_id,
+            {
+                "answer_tokens": float(len(response.token_ids)),
+                "answer_repetition": repetition(response.token_ids),
+                "answer_copying": copying(response.token_ids, ids),
+                "answers_finished": float(response.finished),
+            },
+        )
+        for response, ids in zip(responses, prompts, strict=True)
+    ]
 
 
 def repetition(token_ids: Sequence[int], n: int = 4) -> float:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent, Policy
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import write_measures
+from macpo.evaluation.measures import Item, write_measures
 from macpo.records import CompletionScore, dataset_response, read_examples
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
@@ -36,11 +36,14 @@ def preference_accuracy(scores: Sequence[tuple[CompletionScore, CompletionScore]
     Args:
         scores: (chosen, rejected) of each pair, under one policy.
     """
-    points = [
-        1.0 if chosen.mean_nll < rejected.mean_nll else 0.5 * (chosen.mean_nll == rejected.mean_nll)
-        for chosen, rejected in scores
-    ]
-    return sum(points) / len(points)
+    return sum(prefers(chosen, rejected) for chosen, rejected in scores) / len(scores)
+
+
+def prefers(chosen: CompletionScore, rejected: CompletionScore) -> float:
+    """Return 1 where the chosen answer is more probable per token, 0 where not, 0.5 for a tie."""
+    if chosen.mean_nll == rejected.mean_nll:
+        return 0.5
+    return 1.0 if chosen.mean_nll < rejected.mean_nll else 0.0
 
 
 def corpus_perplexity(scores: Sequence[CompletionScore]) -> float:
@@ -94,5 +97,9 @@ class Evaluate(Stage):
             "preference_accuracy": preference_accuracy(pairs),
             "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
         }
-        write_measures(context.output, metrics, pairs=len(pairs))
+        items = [
+            Item(example.prompt.id, {"preference_accuracy": prefers(*pair)})
+            for example, pair in zip(examples, pairs, strict=True)
+        ]
+        write_measures(context.output, metrics, items, pairs=len(pairs))
         return metrics

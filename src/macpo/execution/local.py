@@ -77,6 +77,7 @@ class LocalExecutor:
         self.journal.append("planned", stages=[[stage.name, stage.key] for stage in plan])
         self.store.sweep()
         told = self._told()
+        self.observer.planned(plan)
         with _stop_on_signal(self.observer) as stop:
             for number, stage in enumerate(plan, 1):
                 self._to_come = plan[number - 1 :]

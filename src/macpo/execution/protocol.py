@@ -6,7 +6,7 @@ is given to `macpo.runner.run` as a factory; what it must keep to is written her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class Observer(Protocol):
     """Is told what happens, to show it to people."""
 
+    def planned(self, stages: Sequence[Stage]) -> None:
+        """These stages are about to be found or run, in this order; told once, before any."""
+
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         """Stage `number` of `total` (from 1) starts to run."""
 
@@ -37,6 +40,14 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something is likely wrong with what the run makes, such as a sign of collapse.
+
+        Args:
+            title: a few words: `student, round 3: repetition`.
+            text: what was seen, the threshold, and what to do.
+        """
 
 
 class Executor(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ class Relay:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+    def planned(self, stages: Sequence[Stage]) -> None:
         """See `Observer`, as for the rest."""
+        self._observer.planned(stages)
+
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """See `Observer`."""
         self._observer.stage_started(stage, number, total)
 
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
@@ -39,3 +44,7 @@ class Relay:
     def note(self, text: str) -> None:
         """See `Observer`."""
         self._observer.note(text)
+
+    def alert(self, title: str, text: str) -> None:
+        """See `Observer`."""
+        self._observer.alert(title, text)

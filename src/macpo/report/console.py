@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class ConsoleObserver:
         self.live = bool(isatty()) and self.console.is_interactive
         self._clock = clock
         self._bar: _LiveBar | None = None
+        self._stages: list[str] = []
         self._found = 0  # not yet told
         self._found_before = 0  # told
         self._ran = 0
@@ -77,6 +78,10 @@ class ConsoleObserver:
         """Remove the live bar and say what has not been said."""
         self._tell_found(total=None if error is None else 0)
         self._close_bar()
+
+    def planned(self, stages: Sequence[Stage]) -> None:
+        """See `Observer`."""
+        self._stages = [stage.name for stage in stages]
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         """See `Observer`."""
@@ -111,6 +116,10 @@ class ConsoleObserver:
     def note(self, text: str) -> None:
         """See `Observer`."""
         self._line(f"note: {plain_line(text)}", style="yellow")
+
+    def alert(self, title: str, text: str) -> None:
+        """See `Observer`."""
+        self._line(f"ALERT: {plain_line(title)}: {plain_line(text)}", style="bold red")
 
     def _tell_found(self, total: int | None) -> None:
         """Sum up the stages found since this was last told.

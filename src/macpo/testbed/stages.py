@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from macpo.evaluation.measures import write_measures
+from macpo.evaluation.measures import Item, write_measures
 from macpo.records import read_answers, read_pairs, write_jsonl
 from macpo.stage import Stage, StageContext
 from macpo.testbed.dataset import WORLD_VERSION
 from macpo.testbed.metrics import OF_CHOSEN, OF_REJECTED, ORACLE
-from macpo.testbed.oracle import judge
+from macpo.testbed.oracle import Verdict, judge
 from macpo.testbed.summary import summarise
 
 
@@ -49,7 +49,11 @@ class OracleScores(Stage):
             for name, value in summary.items()
             if name not in ("answers", "families") and value is not None
         }
-        write_measures(context.output, metrics, answers=len(answers))
+        items = [
+            Item(prompt.id, _of_answer(verdict))
+            for (prompt, _), verdict in zip(answers, verdicts, strict=True)
+        ]
+        write_measures(context.output, metrics, items, answers=len(answers))
         return metrics
 
 
@@ -72,3 +76,18 @@ class PairsOracle(Stage):
         metrics = {name: value for name, value in metrics.items() if value is not None}
         write_measures(context.output, metrics, learned_pairs=len(pairs))
         return metrics
+
+
+def _of_answer(verdict: Verdict) -> dict[str, float]:
+    """Return the metrics of one answer of which a summary has the means."""
+    values = {
+        "score": verdict.score,
+        "helpfulness": verdict.helpfulness if verdict.safe else None,
+        "harmlessness": None if verdict.safe else verdict.harmlessness,
+        "virtues": verdict.virtues,
+        "rare_virtues": verdict.rare_virtues,
+        "common_vices": verdict.common_vices,
+        "exact_content": float(verdict.content == "right") if verdict.safe else None,
+        "completeness": verdict.substance if verdict.safe else None,
+    }
+    return {f"{ORACLE}{name}": value for name, value in values.items() if value is not None}
