@@ -30,7 +30,7 @@ def check(name: str) -> object:
     import torch
     from transformers.utils import logging
 
-    from tests.sweep.checks import Verdict, check_family
+    from tests.sweep.checks import Verdict, complete
 
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -38,12 +38,17 @@ def check(name: str) -> object:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
+    verdict = Verdict(name)
     try:
-        return check_family(name)
+        complete(verdict)
     except TooSlowError as error:
-        return Verdict(name, built=str(error))
+        if verdict.scores:
+            verdict.faults["time"] = str(error)
+        else:
+            verdict.built = str(error)
     finally:
         signal.alarm(0)
+    return verdict
 
 
 def main(names: list[str]) -> None:

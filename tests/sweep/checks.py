@@ -22,7 +22,7 @@ from macpo.policies import snapshot
 from macpo.probe import own_logits
 from macpo.publish import publish
 from tests.likelihood.plain import completions_of, plain_sums
-from tests.sweep.families import tiny_model
+from tests.sweep.families import NOT_ALONE, is_encoder, tiny_config, tiny_model
 from tests.tiny import tiny_tokenizer
 from tests.workbench import Workbench, make_agent, randomise
 
@@ -36,10 +36,13 @@ class Verdict:
     """What was found of a family; `faults` maps a check to one line, and is empty if all is right.
 
     `scores` is the path of likelihood, `answers` that of decoding, `targets` what adapters went
-    over.
+    over. `alone` says why it is no language model by itself, `built` why it could not be built.
+    A family of which `encoder` holds is looked at as a decoder, which by default it is not.
     """
 
     family: str
+    alone: str = ""
+    encoder: bool = False
     built: str = ""
     refused: str = ""
     scores: str = ""
@@ -52,11 +55,18 @@ class Verdict:
     @property
     def right(self) -> bool:
         """Whether the family is served, and every number is right."""
-        return not (self.built or self.refused or self.faults)
+        return not (self.alone or self.built or self.refused or self.faults)
+
+    @property
+    def fast(self) -> bool:
+        """Whether prompts are computed once for scoring, and decoding is macpo's own."""
+        return self.scores in ("tree", "windowed tree") and self.answers == "decode"
 
     @property
     def kind(self) -> str:
         """The verdict in a word or two."""
+        if self.alone:
+            return "no language model"
         if self.built:
             return "not built"
         if self.refused:
@@ -66,9 +76,10 @@ class Verdict:
     @property
     def says(self) -> str:
         """The verdict as the page has it, with the reason where it is not `right`."""
-        reason = self.built or self.refused
+        reason = self.alone or self.built or self.refused
         faults = "; ".join(f"{check}: {fault}" for check, fault in self.faults.items())
-        return f"{self.kind}: {reason or faults}" if reason or faults else self.kind
+        says = f"{self.kind}: {reason or faults}" if reason or faults else self.kind
+        return f"no decoder by default; as one {says}" if self.encoder else says
 
     def line(self) -> str:
         """Everything in one line, for the screen."""
@@ -93,18 +104,28 @@ PROMPTS = [START + sequence(10 + n, length) for n, length in enumerate((1, 30, 6
 def check_family(family: str, build: Callable[[str], Any] = tiny_model) -> Verdict:
     """Build a family's tiny model and check all that is claimed of models."""
     verdict = Verdict(family)
+    complete(verdict, build)
+    return verdict
+
+
+def complete(verdict: Verdict, build: Callable[[str], Any] = tiny_model) -> None:
+    """Do what `check_family` does, so that what is found is there should it be interrupted."""
+    verdict.alone = NOT_ALONE.get(verdict.family, "")
+    if verdict.alone:
+        return
     try:
-        model = build(family)
+        verdict.encoder = build is tiny_model and is_noncausal(verdict.family)
+        model = build(verdict.family)
         with torch.no_grad():
             own_logits(model, [START])
     except Exception as error:
         verdict.built = _line(error)
-        return verdict
+        return
     try:
         engine = LikelihoodEngine(model)
     except Exception as error:
         verdict.refused = _line(error)
-        return verdict
+        return
     found = engine.architecture
     verdict.why_padded = found.fallback_reason
     verdict.scores = "padded" if found.fallback_reason else "tree"
@@ -117,7 +138,20 @@ def check_family(family: str, build: Callable[[str], Any] = tiny_model) -> Verdi
             fault = _line(error)
         if fault:
             verdict.faults[name] = fault
-    return verdict
+
+
+def is_noncausal(family: str) -> bool:
+    """Say whether a family's model, as its default config has it, lets tokens see later ones."""
+    if not is_encoder(tiny_config(family)):
+        return False
+    ends = (sequence(20, 4), sequence(30, 4))
+    try:
+        model = tiny_model(family, decoder=False)
+        with torch.no_grad():
+            one, other = own_logits(model, [START + end for end in ends])
+    except AssertionError:  # Reformer insists on being told
+        return True
+    return not torch.allclose(one[: len(START)], other[: len(START)], atol=1e-4)
 
 
 def check_scores(verdict: Verdict, model: Any) -> str:
@@ -176,6 +210,8 @@ def check_published(verdict: Verdict, model: Any) -> str:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         model.save_pretrained(home / "base")
+        if type(model.config) not in AutoModelForCausalLM._model_mapping:
+            tiny_config(verdict.family).save_pretrained(home / "base")  # as checkpoints have it
         tiny_tokenizer().save_pretrained(home / "base")
         agent = make_agent(home / "base", tuning=TuningConfig(rank=2))
         bench = Workbench(home)

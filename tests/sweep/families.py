@@ -1,8 +1,9 @@
 """Every causal-LM family of the installed transformers as a tiny random model.
 
 Families are those of transformers' own mapping. A tiny config is the family's default one with
-small numbers in place of every size that is known here by its name; what cannot be built in that
-way is said, not left out.
+small numbers in place of every size that is known here by its name, and with as many of its layers
+as show every kind that it has, in the default's order; what cannot be built in that way is said,
+not left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 VOCABULARY = 512
 WINDOW = 16
 LAYERS = 4
+MROPE = [2, 1, 1]
 
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -29,14 +31,16 @@ SMALL: dict[str, Any] = {
             "dim",
             "embedding_size",
             "emb_dim",
-            "word_embed_proj_dim",
+            *("word_embed_proj_dim", "hidden_size_global"),
+            *("adapter_in_dim", "adapter_out_dim", "adapter_input_size"),
+            *("ext_pw_out_channel", "depthwise_separable_out_channel", "nemo_conv_channels"),
         ),
         32,
     ),
     **dict.fromkeys(
         (
             *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
-            *("encoder_layers",),
+            *("encoder_layers", "num_blocks", "depth"),
         ),
         LAYERS,
     ),
@@ -44,7 +48,7 @@ SMALL: dict[str, Any] = {
         (
             *("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads"),
             *("encoder_attention_heads", "num_encoder_attention_heads"),
-            *("num_decoder_attention_heads", "linear_num_value_heads"),
+            *("num_decoder_attention_heads", "linear_num_value_heads", "linear_num_heads"),
         ),
         4,
     ),
@@ -52,8 +56,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(
         (
             *("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "global_head_dim"),
-            *("linear_key_head_dim", "linear_value_head_dim", "qk_head_dim", "swa_head_dim"),
+            *("linear_key_head_dim", "linear_value_head_dim", "swa_head_dim"),
             *("mamba_d_head", "rotary_dim", "d_kv", "attention_head_dim", "swa_v_head_dim"),
+            "linear_head_dim",
         ),
         8,
     ),
@@ -85,7 +90,13 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(
         ("num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token", "top_k_experts"), 2
     ),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "n_group", "topk_group"), 1),
+    **dict.fromkeys(
+        (
+            *("n_shared_experts", "num_shared_experts"),
+            *("n_group", "num_expert_group", "topk_group"),
+        ),
+        1,
+    ),
     **dict.fromkeys(
         ("q_lora_rank", "kv_lora_rank", "index_head_dim", "hidden_size_per_layer_input"), 16
     ),
@@ -111,6 +122,9 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 512,
     "n_positions": 512,
     "n_ctx": 512,
+    "max_seq_len": 512,
+    "zero_expert_num": 2,
+    "encoder_hash_byte_group_vocab": VOCABULARY,
     "query_pre_attn_scalar": 8,
     "num_kv_shared_layers": 0,
     "bos_token_id": 0,
@@ -122,16 +136,64 @@ SMALL: dict[str, Any] = {
 """Small values by the name of a config's field."""
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": MROPE,
+            },
+            "full_attention": {"rope_type": "default", "rope_theta": 1e5, "mrope_section": MROPE},
+        },
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "lfm2": {"full_attn_idxs": None, "layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "rwkv": {"attention_hidden_size": 32},
-    "nemotron": {"num_key_value_heads": 2},
     "modernbert-decoder": {"pad_token_id": 2},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16},
+        **{"indexer_budget": 64, "indexer_compress_ratio": 4},
+        **{
+            "eos_token_id": 1,
+            "ple_layer_ids": [3],
+            "ngram_vocab_size_base": 64,
+            "split_ngram_parts": 4,
+        },
+    },
+    "reformer": {
+        **{"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32], "num_buckets": 4},
+        **{"local_attn_chunk_length": 16, "lsh_attn_chunk_length": 16, "hash_seed": 0},
+    },
+    "rwkv": {"attention_hidden_size": 32},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {
+        **{"layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": WINDOW},
+        **{"num_experts_per_tok": 1, "router_hidden_size": 16},
+    },
 }
-"""What single families need beside."""
+"""What single families need beside, by the type of their text config: their default config is not
+usable, or has not the mix of layers that their released models have."""
 
-ALWAYS = ("attn_layer_indices", "head_dim")
+ALWAYS = (
+    *("attn_layer_indices", "head_dim"),
+    *("num_experts_per_tok", "n_routed_experts", "n_shared_experts"),
+)
 """Fields that are set also where the family's default leaves them open."""
+
+
+NOT_ALONE: dict[str, str] = {
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "drafts for another model, from whose states it reads",
+    ),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "writes codes of sound, several at a time"),
+}
+"""Families of the mapping that are no language models by themselves, and why."""
 
 
 def families() -> list[str]:
@@ -148,15 +210,25 @@ def tiny_config(family: str) -> Any:
     text = default.get_text_config()
     small = _shrunk(text)
     if text is default:
-        return kind(**small)
+        return kind(**(_shrunk_parts(default, "") | small))
     name = next(n for n, value in vars(default).items() if value is text)
-    return kind(**{name: type(text)(**small).to_dict(), **_shrunk_towers(default, name)})
+    return kind(**{name: type(text)(**small).to_dict(), **_shrunk_parts(default, name)})
 
 
-def tiny_model(family: str) -> Any:
-    """Return a float32 model of a family in evaluation mode, with a head bias that is not zero."""
+def is_encoder(config: Any) -> bool:
+    """Say whether a config can be a decoder's and by default is not."""
+    return getattr(config, "is_decoder", True) is False
+
+
+def tiny_model(family: str, *, decoder: bool = True) -> Any:
+    """Return a float32 model of a family in evaluation mode, with a head bias that is not zero.
+
+    Args:
+        family: its model type.
+        decoder: make a decoder of an encoder that can be one.
+    """
     config = tiny_config(family)
-    if hasattr(config, "is_decoder"):
+    if decoder and is_encoder(config):
         config.is_decoder = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -177,24 +249,39 @@ def _shrunk(config: Any) -> dict[str, Any]:
     small = {n: v for n, v in small.items() if fields[n] is not None or n in ALWAYS}
     if "kv_lora_rank" in fields:  # latent attention has a key for each query head
         small["num_key_value_heads"] = small.get("num_attention_heads", 4)
+    return small | _each_kind(config, fields) | OVERRIDES.get(config.model_type, {})
+
+
+def _each_kind(config: Any, fields: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the lists with an entry for each layer, for as many layers as a tiny model has.
+
+    Layers are chosen in the order of the default: those that show a kind that none before them has,
+    then such as combine kinds anew. Fewer are repeated in turn.
+    """
     layers = getattr(config, "num_hidden_layers", None)
-    for name, value in fields.items():
-        if isinstance(value, list) and layers and len(value) == layers:
-            small[name] = _each_kind(value)
-    return small | OVERRIDES.get(config.model_type, {})
+    each = {n: v for n, v in fields.items() if layers and isinstance(v, list) and len(v) == layers}
+    numbers = {name: value[:LAYERS] for name, value in each.items() if value == list(range(layers))}
+    kinds = {name: value for name, value in each.items() if name not in numbers}
+    if not kinds:
+        return numbers
+    seen: set[tuple[str, str]] = set()
+    first: dict[tuple[tuple[str, str], ...], int] = {}
+    new = []
+    for i in range(layers):
+        profile = tuple((name, str(value[i])) for name, value in kinds.items())
+        if first.setdefault(profile, i) == i and not seen.issuperset(profile):
+            new.append(i)
+        seen.update(profile)
+    rest = [i for i in first.values() if i not in new]
+    chosen = sorted([*new, *rest][:LAYERS])
+    take = [chosen[i % len(chosen)] for i in range(LAYERS)]
+    return numbers | {name: [value[i] for i in take] for name, value in kinds.items()}
 
 
-def _each_kind(layers: list[Any]) -> list[Any]:
-    """Return as many entries as a tiny model has layers, with every kind that there is."""
-    kinds = list(dict.fromkeys(map(str, layers)))[:LAYERS]
-    first = [layers[[str(x) for x in layers].index(kind)] for kind in kinds]
-    return [*first, *[first[-1]] * (LAYERS - len(first))]
-
-
-def _shrunk_towers(config: Any, text: str) -> dict[str, Any]:
+def _shrunk_parts(config: Any, text: str) -> dict[str, Any]:
     """Return small configs of a composite's other parts."""
-    towers = {}
-    for name, value in vars(config).items():
-        if name != text and hasattr(value, "to_dict") and name.endswith("_config"):
-            towers[name] = type(value)(**_shrunk(value)).to_dict()
-    return towers
+    return {
+        name: type(value)(**_shrunk(value)).to_dict()
+        for name, value in vars(config).items()
+        if name != text and hasattr(value, "to_dict") and name.endswith("_config")
+    }

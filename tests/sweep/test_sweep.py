@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from macpo.adapters import TOWERS, with_adapter
 from macpo.config import TuningConfig
 from macpo.likelihood import engine
-from tests.sweep.checks import check_family
-from tests.sweep.families import families, tiny_model
-from tests.sweep.page import PAGE
+from tests.sweep.before import BEFORE
+from tests.sweep.checks import Verdict, check_family, is_noncausal
+from tests.sweep.families import NOT_ALONE, families, tiny_config, tiny_model
+from tests.sweep.page import PAGE, count_lines
 
 
 @pytest.mark.parametrize(
@@ -22,12 +25,82 @@ from tests.sweep.page import PAGE
         ("deepseek_v3", "tree", "decode"),
         ("gemma3", "windowed tree", "decode"),
         ("qwen3_next", "padded", "generate"),
+        ("lfm2", "padded", "generate"),
     ],
 )
 def test_a_family_of_each_kind_is_right_on_its_path(family: str, scores: str, answers: str) -> None:
     verdict = check_family(family)
     assert verdict.right, verdict.line()
     assert (verdict.scores, verdict.answers) == (scores, answers)
+
+
+def layer_kinds(config: Any) -> dict[str, set[str]]:
+    """Return the kinds of entries of a config's lists that say what layers are."""
+    fields = config.get_text_config().to_dict()
+    lists = {name: fields.get(name) for name in fields if "layer" in name and "type" in name}
+    return {name: set(map(str, value)) for name, value in lists.items() if value}
+
+
+def test_tiny_models_have_every_kind_of_layer_of_their_defaults() -> None:
+    for family in set(families()) - NOT_ALONE.keys():
+        default = CONFIG_MAPPING[family]()
+        if hasattr(default, "get_text_config"):
+            tiny = layer_kinds(tiny_config(family))
+            for name, kinds in layer_kinds(default).items():
+                assert kinds <= tiny[name], (family, name)
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("lfm2", {"conv", "full_attention"}),
+        ("lfm2_moe", {"conv", "full_attention"}),
+        ("lfm3", {"conv", "full_attention", "sliding_attention"}),
+        ("gemma3", {"full_attention", "sliding_attention"}),
+        ("gpt_oss", {"full_attention", "sliding_attention"}),
+        ("qwen3_next", {"full_attention", "linear_attention"}),
+        ("granitemoehybrid", {"full_attention", "linear_attention"}),
+        ("nemotron_h", {"full_attention", "linear_attention", "mlp", "moe"}),
+    ],
+)
+def test_hybrids_are_built_with_their_mix_of_layers(family: str, kinds: set[str]) -> None:
+    assert kinds in layer_kinds(tiny_config(family)).values()
+
+
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("jamba", ("JambaMambaMixer", "JambaAttention")),
+        ("bamba", ("BambaMixer", "BambaAttention")),
+        ("recurrent_gemma", ("RecurrentGemmaRecurrentBlock", "RecurrentGemmaAttention")),
+    ],
+)
+def test_hybrids_that_count_their_layers_have_both_kinds(
+    family: str, parts: tuple[str, ...]
+) -> None:
+    built = {type(module).__name__ for module in tiny_model(family).modules()}
+    assert built.issuperset(parts), built
+
+
+def test_encoders_that_can_be_decoders_are_told_apart() -> None:
+    assert is_noncausal("bert")
+    assert not is_noncausal("bart")
+    assert not is_noncausal("llama")
+
+
+def test_counts_keep_apart_what_is_no_decoder() -> None:
+    fast = Verdict("a", scores="tree", answers="decode")
+    slow = Verdict("b", scores="padded", answers="generate")
+    others = [Verdict("c", encoder=True, refused="x"), Verdict("d", alone="y")]
+    lines = " ".join(count_lines([fast, slow, *others, Verdict("e", built="z")]))
+    assert "Of 5 families in the mapping 2 are decoders" in lines
+    assert "2 are right (100%), 1 of them fast" in lines
+    assert "1 are encoders" in lines
+    assert "1 are no language models by themselves; 1 could not be built" in lines
+
+
+def test_what_was_found_before_is_of_families_that_there_are() -> None:
+    assert {name for names in BEFORE.values() for name in names} <= set(families())
 
 
 @pytest.mark.parametrize("family", ["gemma3", "phi4_multimodal"])
