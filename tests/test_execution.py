@@ -160,10 +160,11 @@ class LastFirst:
             output=work.output,
             checkpoints=work.checkpoints,
             artifacts=self.artifacts,
-            policies=self.policies,
+            pool=lambda: self.policies,
             generators=make_generator,
             engine=self.engine,
             progress=lambda done, total, **fields: None,
+            kept=self.store.kept,
         )
         inputs = {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}
         return work.commit(inputs, stage.run(context))

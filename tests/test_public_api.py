@@ -16,6 +16,7 @@ PUBLIC = {
     "RunConfig",
     "__version__",
     "check_data",
+    "evaluate",
     "filter_by_perplexity",
     "load_config",
     "merge_adapter",

@@ -183,10 +183,11 @@ class Workbench:
             output=work.output,
             checkpoints=work.checkpoints,
             artifacts=self.artifacts,
-            policies=self.pool,
+            pool=lambda: self.pool,
             generators=self.generators,
             engine=engine or EngineConfig(),
             progress=progress,
+            kept=self.store.kept,
         )
         artifact = work.commit(inputs={}, meta=stage.run(context))
         self.artifacts[stage.key] = artifact

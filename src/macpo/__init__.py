@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macpo.version import __version__
 
 if TYPE_CHECKING:
-    from macpo.api import run
+    from macpo.api import evaluate, run
     from macpo.config import RunConfig, load_config
     from macpo.data import check_data
     from macpo.evaluation import register_evaluator
@@ -34,6 +34,7 @@ __all__ = [
     "RunConfig",
     "__version__",
     "check_data",
+    "evaluate",
     "filter_by_perplexity",
     "load_config",
     "merge_adapter",
@@ -49,6 +50,7 @@ __all__ = [
 _HOMES = {
     "RunConfig": "macpo.config",
     "check_data": "macpo.data",
+    "evaluate": "macpo.api",
     "filter_by_perplexity": "macpo.run_api",
     "load_config": "macpo.config",
     "merge_adapter": "macpo.publish",

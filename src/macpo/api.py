@@ -1,11 +1,17 @@
-"""What a notebook calls to run a config: `macpo.runner.run`, shown as it goes on."""
+"""What a notebook calls to run a config, and to evaluate a run, shown as they go on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from macpo.config import RunConfig
+from macpo.config.loading import check_evaluators
+from macpo.evaluation.evaluator import Evaluator
+from macpo.run_evaluation import EvaluationResult
+from macpo.run_evaluation import evaluate as evaluate_told
+from macpo.run_status import status
 from macpo.runner import RunResult
 from macpo.runner import run as run_told
 
@@ -37,3 +43,29 @@ def run(
 
     with ConsoleObserver() as console:
         return run_told(config, folder, console, executor)
+
+
+def evaluate(
+    folder: str | Path, evaluators: Sequence[Any], observer: Observer | None = None
+) -> EvaluationResult:
+    """Measure the policies of a run on what it left; what was measured before is found.
+
+    Args:
+        folder: the run directory.
+        evaluators: as in a config's `evaluation.evaluators`: names, mappings with a `name` and
+            options, or evaluators.
+        observer: is told what happens; by default it is shown on stderr.
+
+    Raises:
+        MacpoError: something is wrong; see macpo.errors.
+        KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
+    """
+    status(folder)  # says which run may have been meant
+    found = check_evaluators(evaluators, "evaluators")
+    chosen = [evaluator for evaluator in found if isinstance(evaluator, Evaluator)]
+    if observer is not None:
+        return evaluate_told(folder, chosen, observer)
+    from macpo.report.console import ConsoleObserver
+
+    with ConsoleObserver() as console:
+        return evaluate_told(folder, chosen, console)

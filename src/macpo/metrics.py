@@ -11,7 +11,7 @@ A plugin registers the metrics that its evaluators write (see `macpo.plugins`):
     register_metric(Metric("politeness", "politeness", "share", better="higher"))
 
 Names with a prefix of `PREFIXES` need no registration: what is known of them follows from the
-metric that is named after the prefix.
+metric that is named after the prefix. Nor do names with a label, such as `reward[mine]`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from macpo.registry import Registry
+from macpo.words import split_label
 
 Better = Literal["higher", "lower", "neither"]
 Shown = Literal["everywhere", "comparisons", "named"]
@@ -114,6 +115,10 @@ def register_metric(metric: Metric) -> None:
 
 def metric(name: str) -> Metric:
     """Return what is known of a metric, also of one that nobody registered."""
+    plain, label = split_label(name)
+    if label is not None:
+        known = metric(plain)
+        return replace(known, name=name, title=f"{known.title} [{label}]")
     found = METRICS.find(name)
     if found is not None:
         return found
@@ -142,6 +147,7 @@ def derive(base: Metric, prefix: str) -> Metric:
 
 def is_registered(name: str) -> bool:
     """Tell whether a metric is known, by its own name or after a prefix."""
+    name, _ = split_label(name)
     bases = (name.removeprefix(p) for p in PREFIXES if name.startswith(p))
     return any(METRICS.find(known) is not None for known in (name, *bases))
 
@@ -154,9 +160,9 @@ def registered() -> tuple[Metric, ...]:
 def in_order(names: Iterable[str]) -> list[Metric]:
     """Return metrics in the order of tables: as they were registered, then the others as given."""
     asked = dict.fromkeys(names)
-    known = [known for known in registered() if known.name in asked]
-    own = {known.name for known in known}
-    return [*known, *(metric(name) for name in asked if name not in own)]
+    places = {known.name: place for place, known in enumerate(registered())}
+    last = len(places)
+    return [metric(n) for n in sorted(asked, key=lambda n: places.get(split_label(n)[0], last))]
 
 
 for _metric in (

@@ -6,6 +6,7 @@ two methods that make the same calls share the stages, and so the work.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,6 +80,7 @@ class Program:
         self.team = team
         self.plan = Plan()
         self.evaluators = chosen_evaluators(config)
+        self._first: dict[str, Subject] = {}
         self._stages: dict[tuple[str, str], Stage] = {}
         self.data = self.add(
             SplitData("data", config.data, data_digest, self.seed("split"), team.agents)
@@ -278,7 +280,12 @@ class Program:
             # The same seed in every round: what differs between rounds is the policy.
             answers = self.respond(when, policy, "test", 0, count) if count else None
             pairs = policy.weights.pairs if isinstance(policy.weights, OnPairs) else None
-            subject = Subject(f"{when}/{name}", policy, self.data, answers, pairs)
+            first = self._first.get(name)
+            find = functools.partial(_same, policy)
+            place = f"{when}/{name}"
+            subject = Subject(place, name, t, self.data, answers, pairs, first, find)
+            if t == 0:
+                self._first[name] = subject
             evaluations[name] = tuple(
                 self.add(stage)
                 for evaluator in self.evaluators
@@ -286,3 +293,7 @@ class Program:
             )
         self.plan.policies.append(dict(positive))
         self.plan.evaluations.append(evaluations)
+
+
+def _same(policy: Policy) -> Policy:
+    return policy

@@ -13,7 +13,6 @@ Nothing is written, and no lock is taken: a run that is going on can be opened t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +20,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pandas as pd
 
-from macpo.agents import Agent, Policy, assemble_team
+from macpo.agents import Policy
 from macpo.answering import SHARD
 from macpo.backends import find_backend
 from macpo.config import RunConfig, SamplingConfig
-from macpo.errors import DataError, ModelError, StoreError
+from macpo.errors import DataError, StoreError
+from macpo.evaluation.recorded import RecordedTeam
 from macpo.filter import Candidate, best
 from macpo.generation.protocol import Speaker, make_generator
 from macpo.machine import choose_device
@@ -166,12 +166,9 @@ class Run:
             ModelError: its base model is not here, or is another one now.
         """
         planned = self._plan.policy(agent, round)
-        member = self._agent(agent)
-        if planned.trained is None:
-            return RunPolicy(self, Policy(member, "positive"), planned.round)
-        self._artifact(planned.trained)
-        self._refuse_other_base(planned.trained, member)
-        return RunPolicy(self, Policy(member, "positive", _Key(planned.trained)), planned.round)
+        if planned.trained is not None:
+            self._artifact(planned.trained)
+        return RunPolicy(self, self._team.policy(planned), planned.round)
 
     @property
     def pool(self) -> PolicyPool:
@@ -183,12 +180,8 @@ class Run:
         return self._pool
 
     @cached_property
-    def _agents(self) -> dict[str, Agent]:
-        team = assemble_team(self.config, self.config.dtype, fetch=True)
-        return {agent.name: agent for agent in team.agents}
-
-    def _agent(self, name: str) -> Agent:
-        return self._agents[name]
+    def _team(self) -> RecordedTeam:
+        return RecordedTeam(self.config, self._plan)
 
     def _artifact(self, key: str) -> Path:
         """Return the folder of a stage's artifact, compared with its checksums."""
@@ -199,15 +192,6 @@ class Run:
                 f"{self._directory.path}: {stage.name} is not done yet; run the config to go on"
             )
         return artifact.path
-
-    def _refuse_other_base(self, trained: str, agent: Agent) -> None:
-        """Refuse to put weights on another base model than the one that they were trained on."""
-        before = self._plan.stage(trained).identity["start"]["agent"]["base"]
-        if before != agent.identity()["base"]:
-            raise ModelError(
-                f"{agent.name}: {agent.base.name} is another model now than when the run was made; "
-                "bring the former one back, or run the config again"
-            )
 
 
 class RunPolicy:
@@ -310,13 +294,6 @@ def filter_by_perplexity(
         scored = [Candidate(r, score) for r, score in zip(said[i], found, strict=True)]
         kept[i] = best(scored, "perplexity", top_k)
     return kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Trained weights of which no more is known than their key; see `agents.TrainedWeights`."""
-
-    key: str
 
 
 def _aligned(

@@ -4,6 +4,7 @@ RUN/config.yaml            the config as it was last run, what was left to its d
 RUN/config.resolved.yaml   the same with the defaults, and with the dtype that `auto` came to
 RUN/run.json               what was resolved once for the run: dtype, device, versions
 RUN/plan.json              the stages, whom they train and whom they measure
+RUN/evaluations/           the same of each evaluation that came afterwards (`macpo eval`)
 RUN/store/                 artifacts by content key
 RUN/stages/                the same under readable names
 RUN/journal.jsonl          what happened when
@@ -19,8 +20,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ class PlannedStage:
             return None
         return value.get("stage") or value.get("weights") or None
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The keys of all stages whose artifacts it reads."""
+        return frozenset(_keys_in(self.identity))
+
+
+def _keys_in(value: Any) -> Iterator[str]:
+    """Yield the keys of stages in what `Stage.identity` returned."""
+    if isinstance(value, Mapping):
+        for name in ("stage", "weights"):
+            if value.get(name) and isinstance(value[name], str):
+                yield value[name]
+        for inner in value.values():
+            yield from _keys_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _keys_in(inner)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedPolicy:
@@ -98,6 +117,25 @@ class RunPlan:
                 for policy in value["policies"]
             ),
         )
+
+    def keep(self, keys: Iterable[str]) -> RunPlan:
+        """Return this plan with only the stages that read nothing else than those keys.
+
+        Args:
+            keys: of stages that are there. Stages that are kept may read one another.
+        """
+        there = set(keys)
+        stages = []
+        for stage in self.stages:  # each stands after its inputs
+            if stage.inputs <= there:
+                stages.append(stage)
+                there.add(stage.key)
+        kept = {stage.key for stage in stages}
+        policies = (
+            replace(policy, measured=tuple(key for key in policy.measured if key in kept))
+            for policy in self.policies
+        )
+        return RunPlan(tuple(stages), tuple(policies))
 
     def stage(self, key: str) -> PlannedStage:
         """Return the stage with a key of this plan."""
@@ -157,6 +195,7 @@ class RunDir:
         self.resolved_config_file = self.path / "config.resolved.yaml"
         self.run_file = self.path / "run.json"
         self.plan_file = self.path / "plan.json"
+        self.evaluations = self.path / "evaluations"
         self.store = self.path / "store"
         self.stages = self.path / "stages"
         self.journal_file = self.path / "journal.jsonl"
@@ -194,13 +233,26 @@ class RunDir:
             DamagedError: it cannot be read.
         """
         try:
-            return RunPlan.from_json(json.loads(self.plan_file.read_text(encoding="utf-8")))
+            return _read_plan(self.plan_file, "run the config again")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedError(
-                f"{self.plan_file}: cannot be read ({error}); run the config again"
-            ) from error
+
+    def evaluated(self, plan: RunPlan) -> list[RunPlan]:
+        """Return what evaluations after the run consist of, as far as they belong to it still.
+
+        After a change of the config its answers may be others; what was measured of the former
+        ones is left out.
+
+        Args:
+            plan: the run's own.
+
+        Raises:
+            DamagedError: one cannot be read.
+        """
+        keys = [stage.key for stage in plan.stages]
+        files = sorted(self.evaluations.glob("*.json"))
+        remedy = "remove it and evaluate again"
+        return [_read_plan(file, remedy).keep(keys) for file in files]
 
     def journal(self) -> list[dict[str, Any]]:
         """Return what happened, oldest first; see `macpo.store.read_journal`."""
@@ -231,7 +283,8 @@ class RunDir:
             StoreError: no finished stage has this name; names the nearest.
         """
         plan = self.plan()
-        stages = {} if plan is None else {stage.name: stage for stage in plan.stages}
+        plans = [] if plan is None else [*self.evaluated(plan), plan]
+        stages = {stage.name: stage for part in plans for stage in part.stages}
         folder = self.artifact(stages[name]) if name in stages else self.stages / name
         if (plan is None or name in stages) and (folder / MANIFEST).is_file():
             return folder
@@ -241,6 +294,21 @@ class RunDir:
 
     def _is_done(self, stage: PlannedStage) -> bool:
         return (self.artifact(stage) / MANIFEST).is_file()
+
+
+def _read_plan(path: Path, remedy: str) -> RunPlan:
+    """Read the stages and policies that a file holds.
+
+    Raises:
+        DamagedError: it cannot be read; says `remedy`.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return RunPlan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 def find_runs(*parents: Path) -> list[Path]:

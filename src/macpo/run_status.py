@@ -116,7 +116,7 @@ def status(folder: str | Path) -> StatusReport:
     finished = history.finished()
     total = None if history.planned is None else len(history.planned)
     state: State = "running" if held else "stopped"
-    complete = history.stop is None and total in (None, len(finished))
+    complete = history.stop_in_run is None and total in (None, len(finished))
     if not held and complete and run.metrics_file.is_file():
         state = "finished"
     measured = _measured(run, finished)
@@ -138,11 +138,13 @@ def status(folder: str | Path) -> StatusReport:
 class _History:
     """What a journal tells, event by event.
 
-    `planned` holds the keys of the run's stages as last laid out, `latest` the key that each stage
-    name last had, `attempts` how often a key was started. `open` is a start without an end.
+    `planned` holds the keys of the run's stages as last laid out, `evaluating` those of
+    evaluations after it, `latest` the key that each stage name last had, `attempts` how often a key
+    was started. `open` is a start without an end.
     """
 
     planned: frozenset[str] | None = None
+    evaluating: frozenset[str] = frozenset()
     done: dict[str, FinishedStage] = field(default_factory=dict)
     latest: dict[str, str] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
@@ -156,6 +158,9 @@ class _History:
         self.worked_seconds += event.get("seconds", 0.0)
         if kind == "planned":
             self.planned = frozenset(key for _, key in event["stages"])
+        elif kind == "evaluating":
+            self.stop = self.stop_in_run  # where an earlier evaluation stopped is past
+            self.evaluating |= {key for _, key in event["stages"]}
         elif kind == "started":
             if self.open is not None:
                 self.stop = _killed(self.open)
@@ -175,6 +180,12 @@ class _History:
             self.stop = LastStop(event["stage"], key, event["time"], event["reason"])
         elif kind == "set_aside":
             self.done.pop(key, None)
+
+    @property
+    def stop_in_run(self) -> LastStop | None:
+        """The last stop, unless an evaluation after the run stopped there."""
+        beside = self.evaluating - (self.planned or frozenset())
+        return None if self.stop is None or self.stop.key in beside else self.stop
 
     def finished(self) -> tuple[FinishedStage, ...]:
         """Return the stages that are done and still belong to the run, oldest first.

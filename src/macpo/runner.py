@@ -12,7 +12,7 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.dtype import resolve_once
-from macpo.evaluation.gather import Measured, gather_metrics
+from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.machine import choose_device, tune_allocator
 from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
@@ -134,10 +134,7 @@ class _MetricsFile(Relay):
 
     def write(self) -> Measured:
         """Write what is measured so far, and return it."""
-        measured = gather_metrics(self._home, self._plan, self._done)
-        lines = "".join(json.dumps(row.to_json()) + "\n" for row in measured.rows)
-        _write(self._home.metrics_file, lines)
-        return measured
+        return write_metrics(self._home, self._plan, self._done)
 
 
 def _write(path: Path, text: str) -> None:

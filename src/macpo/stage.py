@@ -103,19 +103,27 @@ class StageContext:
         output: an empty folder; its files become the artifact.
         checkpoints: what an earlier, killed attempt at this stage left, or none.
         artifacts: the artifacts of its inputs, by stage key.
-        policies: loads policies.
+        pool: returns `policies`.
         generators: makes policies able to answer.
         engine: how work is laid out on this machine.
         progress: tells how far the stage is.
+        kept: a folder of the store for what is worth keeping besides artifacts, because it was paid
+            for; it need not be there yet, and other processes may use it at the same time.
     """
 
     output: Path
     checkpoints: Checkpoints
     artifacts: Mapping[str, Artifact]
-    policies: PolicyPool
+    pool: Callable[[], PolicyPool]
     generators: GeneratorFactory
     engine: EngineConfig
     progress: ProgressCallback = field(repr=False)
+    kept: Path
+
+    @property
+    def policies(self) -> PolicyPool:
+        """Loads policies; a stage that does not ask for it needs no torch."""
+        return self.pool()
 
     def path(self, stage: Stage) -> Path:
         """Return the folder with the files of an input stage."""

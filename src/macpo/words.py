@@ -27,3 +27,14 @@ FormatChoice = Literal["auto", FormatName]
 
 Criterion = Literal["helpful", "harmless"]
 """Which label of PKU-SafeRLHF says which answer is better."""
+
+
+def labelled(name: str, label: str | None) -> str:
+    """Return a name with a label that tells it from others: `reward[mine]`; without one, itself."""
+    return name if label is None else f"{name}[{label}]"
+
+
+def split_label(name: str) -> tuple[str, str | None]:
+    """Take apart what `labelled` returned."""
+    plain, bracket, label = name.removesuffix("]").partition("[")
+    return (plain, label) if bracket and name.endswith("]") else (name, None)

@@ -6,24 +6,37 @@ with its stages, in `macpo.evaluation`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from pydantic import field_validator
+
 from macpo.config.base import Section
-from macpo.config.values import shown
+from macpo.config.values import Text, shown
 from macpo.registry import Registry
+from macpo.words import labelled
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
 class EvaluatorConfig(Section):
     """Base of all evaluators' options.
 
     `default` says that the evaluator takes part where the config does not list any, if `faults`
-    has nothing against it.
+    has nothing against it. `paths` names options that may be a path, and then one relative to the
+    config file.
     """
 
     default: ClassVar[bool] = False
+    paths: ClassVar[frozenset[str]] = frozenset()
 
     name: str
+
+    @property
+    def title(self) -> str:
+        """What tells it from others in one run, such as its name."""
+        return self.name
 
     def faults(self, source: str, answers: int) -> Iterator[str]:
         """Yield why this evaluator cannot measure in a run.
@@ -33,6 +46,27 @@ class EvaluatorConfig(Section):
             answers: `evaluation.answers`, the number of test prompts that are answered.
         """
         yield from ()
+
+
+class LabelledConfig(EvaluatorConfig):
+    """Options of an evaluator that a run may have several times, as with two reward models.
+
+    `label` then tells their metrics apart: `reward[mine]`.
+    """
+
+    label: Text | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _label_is_a_word(cls, value: str | None) -> str | None:
+        if value is not None and not LABEL.fullmatch(value):
+            raise ValueError(f"{shown(value)} is no label; use letters, digits, '-', '_' and '.'")
+        return value
+
+    @property
+    def title(self) -> str:
+        """Its name, with the label that it was given."""
+        return labelled(self.name, self.label)
 
 
 EVALUATORS: Registry[type[EvaluatorConfig]] = Registry(

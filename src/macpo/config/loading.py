@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from macpo.config.evaluators import EvaluatorConfig, evaluator_class
 from macpo.config.faults import describe_fault
 from macpo.config.reading import apply_override, parse_yaml
-from macpo.config.sections import CHAT_TEMPLATES, RunConfig
+from macpo.config.sections import CHAT_TEMPLATES, EvaluationConfig, RunConfig
 from macpo.config.values import shown
 from macpo.errors import ConfigError
 from macpo.shipped import locate, nearest_example
@@ -37,15 +38,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = locate(path)
     raw = read_mapping(path, "config")
     anchor_paths(raw, path.parent)
+    return check_config(override(raw, overrides), str(path))
+
+
+def override(raw: dict[str, Any], items: Sequence[str]) -> dict[str, Any]:
+    """Return plain values with "section.key=value" items applied.
+
+    Raises:
+        ConfigError: an item is not of that form, or leads nowhere; lists every fault.
+    """
     faults = []
-    for override in overrides:
+    for item in items:
         try:
-            raw = apply_override(raw, override)
+            raw = apply_override(raw, item)
         except ValueError as error:
-            faults.append(f"--set {override}: {error}")
+            faults.append(f"--set {item}: {error}")
     if faults:
         raise ConfigError("\n".join(faults))
-    return check_config(raw, str(path))
+    return raw
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -58,8 +68,22 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is not keys with values.
     """
+    raw = _read_yaml(path, what)
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: a {what} file is a mapping of keys to values (got {shown(raw)}); {START}"
+        )
+    return raw
+
+
+def _read_yaml(path: Path, what: str) -> Any:
+    """Read what a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such {what} file{_nearby_config(path)}") from None
     except IsADirectoryError:
@@ -70,11 +94,6 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: a {what} file is a mapping of keys to values (got {shown(raw)}); {START}"
-        )
-    return raw
 
 
 def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -87,8 +106,53 @@ def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         faults = [line for item in error.errors() for line in describe_fault(dict(item), raw)]
+    raise _refusal(where, faults)
+
+
+def read_evaluators(path: str | Path) -> list[Any]:
+    """Read a YAML file that holds a list as `evaluation.evaluators` does; see `check_evaluators`.
+
+    Relative paths in it that exist beside the file mean the files there.
+
+    Raises:
+        ConfigError: it cannot be read, or is no list.
+    """
+    path = Path(path)
+    raw = _read_yaml(path, "evaluation")
+    if not isinstance(raw, list):
+        raise ConfigError(
+            f"{path}: is no list of evaluators (got {shown(raw)}); write a list as in "
+            "evaluation.evaluators: names, or sections with a name and options"
+        )
+    anchor_paths({"evaluation": {"evaluators": raw}}, path.parent)
+    return raw
+
+
+def check_evaluators(items: Sequence[Any], where: str) -> tuple[EvaluatorConfig, ...]:
+    """Turn names, sections with options, or evaluators into evaluators.
+
+    Args:
+        items: as a config's `evaluation.evaluators` has them.
+        where: they stand, for errors.
+
+    Raises:
+        ConfigError: something is wrong; lists every fault, one a line.
+    """
+    raw = {"evaluation": {"evaluators": list(items)}}
+    try:
+        return EvaluationConfig.model_validate(raw["evaluation"]).evaluators or ()
+    except ValidationError as error:
+        faults = [
+            line
+            for item in error.errors()
+            for line in describe_fault({**item, "loc": ("evaluation", *item["loc"])}, raw)
+        ]
+    raise _refusal(where, [fault.removeprefix("evaluation.") for fault in faults])
+
+
+def _refusal(where: str, faults: Sequence[str]) -> ConfigError:
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-    raise ConfigError("\n  ".join([f"{where}: {count}", *faults]))
+    return ConfigError("\n  ".join([f"{where}: {count}", *faults]))
 
 
 def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
@@ -104,6 +168,12 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
             section[key] = str(found.parent.resolve() / found.name)
 
     anchor(raw.get("data"), "source")
+    evaluation = raw.get("evaluation")
+    evaluators = evaluation.get("evaluators") if isinstance(evaluation, dict) else None
+    for evaluator in evaluators if isinstance(evaluators, list) else []:
+        kind = evaluator_class(evaluator)
+        for key in sorted(kind.paths) if kind is not None else ():
+            anchor(evaluator, key)
     teachers = raw.get("teachers")
     agents = [raw.get("student"), *(teachers if isinstance(teachers, list) else [])]
     for agent in agents:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from macpo.backends import LOCAL, find_backend
 from macpo.config.base import Section
-from macpo.config.evaluators import EvaluatorConfig, read_evaluator
+from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
 from macpo.config.values import (
     Count,
@@ -250,6 +250,10 @@ class LimitsConfig(Section):
     response_tokens: Count = 512
 
 
+ListedEvaluator = Annotated[SerializeAsAny[EvaluatorConfig], BeforeValidator(read_evaluator)]
+"""An item of `evaluation.evaluators`, looked up by its name."""
+
+
 class EvaluationConfig(Section):
     """What is measured of every policy in every round, on the test split.
 
@@ -260,18 +264,21 @@ class EvaluationConfig(Section):
 
     answers: CountOrZero = 64
     teachers: Flag = True
-    evaluators: tuple[SerializeAsAny[EvaluatorConfig], ...] | None = None
+    evaluators: tuple[ListedEvaluator, ...] | None = None
 
-    @field_validator("evaluators", mode="before")
+    @field_validator("evaluators")
     @classmethod
-    def _evaluators_are_looked_up(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
-        found = tuple(read_evaluator(item) for item in value)
-        names = [evaluator.name for evaluator in found]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{name} is there {names.count(name)} times; name it once")
-        return found
+    def _each_is_there_once(
+        cls, value: tuple[EvaluatorConfig, ...] | None
+    ) -> tuple[EvaluatorConfig, ...] | None:
+        titles = [evaluator.title for evaluator in value or ()]
+        for evaluator in value or ():
+            if (count := titles.count(evaluator.title)) > 1:
+                remedy = "name it once"
+                if isinstance(evaluator, LabelledConfig):
+                    remedy += ", or give each a label of its own"
+                raise ValueError(f"{evaluator.title} is there {count} times; {remedy}")
+        return value
 
 
 class GenerationConfig(Section):

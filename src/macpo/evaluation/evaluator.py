@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from macpo.config.evaluators import EVALUATORS, EvaluatorConfig
@@ -15,23 +16,38 @@ if TYPE_CHECKING:
     from macpo.stage import Stage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
-    """Whom an evaluator measures.
+    """Whom an evaluator measures: a policy as it is after a round.
 
     Attributes:
         place: first part of its stages' names, such as `round-2/student`.
-        policy: who it is, with its weights after that round.
+        agent: whose policy.
+        round: after which; 0 is before the first.
         data: the stage whose artifact holds the splits; the test split is for evaluators.
         answers: the stage with the policy's answers to test prompts; None without any.
         pairs: the stage with the pairs that it learned from in that round; None without any.
+        first: the same agent in round 0, whom the same evaluators measure; None in round 0.
+        find_policy: returns `policy`.
     """
 
     place: str
-    policy: Policy
+    agent: str
+    round: int
     data: Stage
     answers: Stage | None
     pairs: Stage | None
+    first: Subject | None
+    find_policy: Callable[[], Policy] = field(repr=False)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Who it is, with its weights after that round.
+
+        Ask for it only where a model or a tokenizer is needed: when a run is evaluated afterwards,
+        its models are looked for at this moment.
+        """
+        return self.find_policy()
 
 
 class Evaluator(EvaluatorConfig):

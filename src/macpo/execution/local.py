@@ -8,22 +8,25 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from macpo.agents import Policy
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
 from macpo.execution.protocol import Observer
 from macpo.generation.protocol import GeneratorFactory, make_generator
-from macpo.policies import PolicyPool
 from macpo.run_directory import RunDir
 from macpo.stage import Stage, StageContext
 from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from macpo.policies import PolicyPool
 
 WAIT_SECONDS = 0.2
 _ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
@@ -36,7 +39,7 @@ class LocalExecutor:
         folder: the run directory, whose lock the caller holds.
         store: where artifacts are.
         engine: layout of work on this machine.
-        device: where models go.
+        device: where models go, or a function that finds it out when the first model is asked for.
         observer: is told what happens.
         generators: makes policies able to answer; by default by the backend of each stage.
     """
@@ -46,7 +49,7 @@ class LocalExecutor:
         folder: Path,
         store: Store,
         engine: EngineConfig,
-        device: torch.device,
+        device: torch.device | Callable[[], torch.device],
         observer: Observer,
         generators: GeneratorFactory = make_generator,
     ) -> None:
@@ -58,9 +61,17 @@ class LocalExecutor:
         self.run = RunDir(folder)
         self.journal = Journal(self.run.journal_file)
         self.artifacts: dict[str, Artifact] = {}
+        self._device = device
         self._to_come: list[Stage] = []
         self._inspected: set[str] = set()
-        self.policies = PolicyPool(device, lambda key: self.artifacts[key].path)
+
+    @cached_property
+    def policies(self) -> PolicyPool:
+        """See `macpo.execution.protocol.Executor`."""
+        from macpo.policies import PolicyPool  # it needs torch, which not every stage does
+
+        device = self._device() if callable(self._device) else self._device
+        return PolicyPool(device, lambda key: self.artifacts[key].path)
 
     def execute(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
         """Find or run every stage, in order.
@@ -73,8 +84,20 @@ class LocalExecutor:
             KeyboardInterrupt: the process was asked to stop (Ctrl-C, SIGTERM); the running stage
                 has saved a checkpoint if it can.
         """
-        plan = list(stages)
-        self.journal.append("planned", stages=[[stage.name, stage.key] for stage in plan])
+        return self._execute(list(stages), "planned")
+
+    def extend(self, stages: Iterable[Stage], given: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Find or run stages that do not belong to the run's own plan, as `execute` does.
+
+        Args:
+            stages: they read one another's artifacts and those given.
+            given: artifacts by stage key.
+        """
+        self.artifacts |= given
+        return self._execute(list(stages), "evaluating")
+
+    def _execute(self, plan: list[Stage], event: str) -> dict[str, Artifact]:
+        self.journal.append(event, stages=[[stage.name, stage.key] for stage in plan])
         self.store.sweep()
         told = self._told()
         self.observer.planned(plan)
@@ -164,10 +187,11 @@ class LocalExecutor:
                 workspace.output,
                 workspace.checkpoints,
                 self.artifacts,
-                self.policies,
+                lambda: self.policies,
                 self.generators,
                 self.engine,
                 report,
+                self.store.kept,
             )
             try:
                 with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
@@ -230,7 +254,7 @@ def translate_memory_errors(stage: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         # PyTorch has an error of its own for accelerators; on a CPU only the text tells.
-        named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if not named and "can't allocate memory" not in text:
             raise
         asked = _ASKED_MEMORY.search(text)

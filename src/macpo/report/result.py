@@ -19,6 +19,7 @@ from macpo.report.text import plural, shorten
 from macpo.run_directory import RunDir
 
 if TYPE_CHECKING:
+    from macpo.run_evaluation import EvaluationResult
     from macpo.runner import RunResult
 
 STUDENT = "student"
@@ -47,6 +48,18 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     if answers:
         console.print()
         console.print(answers_view(answers, rounds))
+
+
+def print_evaluation(result: EvaluationResult, console: Console | None = None) -> None:
+    """Print on stdout what evaluators measured of a run.
+
+    Args:
+        result: as `macpo.run_evaluation.evaluate` returned it.
+        console: where to print; by default stdout.
+    """
+    console = console or stdout_console()
+    console.print()
+    console.print(metrics_table([row.to_json() for row in result.metrics], 0, console.width))
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> Table:

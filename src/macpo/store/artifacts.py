@@ -41,6 +41,7 @@ from macpo.store.manifest import MANIFEST, Manifest, verify
 PARTIAL = ".partial"
 DAMAGED = ".damaged"
 TIMES = "times.jsonl"
+KEPT = "kept"
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
@@ -111,11 +112,13 @@ class Store:
 
     Attributes:
         times: how long stages took, those of all runs that use the store.
+        kept: a folder for what is kept besides artifacts, such as verdicts that were paid for.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.times = Journal(self.root / TIMES)
+        self.kept = self.root / KEPT
         self._verified: dict[str, tuple[tuple[int, ...], Artifact]] = {}
 
     def find(self, kind: str, key: str) -> Artifact | None:
