@@ -89,6 +89,29 @@ def test_policy_answers_as_the_runs_own_stage_did(
     assert [a.origin for a in answers] == [r.origin for _, r in written]
 
 
+@pytest.mark.parametrize(("agent", "round"), [("student", 2), ("weak-a", 0)])
+def test_streamed_pieces_are_the_answer(opened: Run, agent: str, round: int) -> None:
+    policy = opened.policy(agent, round)
+    for seed in range(3):
+        pieces: list[str] = []
+        streamed = policy.stream("Name a prime number.", pieces.append, seed=seed)
+
+        [answer] = policy.answer(["Name a prime number."], seed=seed)
+        assert streamed == answer
+        assert streamed.origin == answer.origin
+        assert "".join(pieces) == answer.text
+
+
+def test_turns_that_are_cut_off_are_counted(opened: Run) -> None:
+    turns = [Message("user", "Name a prime number, please."), Message("assistant", "Seven.")] * 12
+    last = Message("user", "Why?")
+
+    assert opened.policy("student").forgotten_turns([*turns[:2], last]) == 0
+    forgotten = opened.policy("student").forgotten_turns([*turns, last])
+    assert 0 < forgotten < 24
+    assert forgotten % 2 == 0
+
+
 def test_another_seed_draws_another_answer_and_greedy_takes_none(opened: Run) -> None:
     student = opened.policy("student")
     greedy = SamplingConfig(temperature=0, max_new_tokens=4)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,15 @@ class LoadedPolicy:
     """A policy ready to score, answer or train.
 
     `model` is a PEFT model under LoRA and a transformers model otherwise; `trainable` holds the
-    parameters that train, by name, in a fixed order.
+    parameters that train, by name, in a fixed order. `examined` is for whoever decodes to remember
+    what he found of the base model, by the most tokens of a prompt with its answer.
     """
 
     model: Any
     chat: Chat
     architecture: Architecture
     trainable: dict[str, torch.nn.Parameter]
+    examined: dict[int, Any] = field(default_factory=dict)
 
     def engine(self, pack_tokens: int) -> LikelihoodEngine:
         """Return a likelihood engine over this policy."""
@@ -62,6 +64,7 @@ class _Base:
     architecture: Architecture
     trainable: dict[str, torch.nn.Parameter]
     pristine: dict[str, Tensor]
+    examined: dict[int, Any]
     holds: str | None  # key of the weights in it; empty for the bare base; None while unknown
 
 
@@ -107,7 +110,13 @@ class PolicyPool:
             base.holds = None
             restore(base.trainable, weights)
             base.holds = policy.weights_key
-        return LoadedPolicy(base.model, self.chat(policy.agent), base.architecture, base.trainable)
+        return LoadedPolicy(
+            base.model,
+            self.chat(policy.agent),
+            base.architecture,
+            base.trainable,
+            base.examined,
+        )
 
     def load_for_training(self, policy: Policy, seed: int) -> LoadedPolicy:
         """Return the policy to train from; afterwards its weights are nobody's.
@@ -151,7 +160,7 @@ class PolicyPool:
             _try_adapter(model, agent)
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
         self._make_room(_bytes_of(model))  # should it have come out larger than expected
-        base = _Base(model, architecture, trainable, snapshot(trainable), holds=None)
+        base = _Base(model, architecture, trainable, snapshot(trainable), {}, holds=None)
         self._bases[key] = base
         return base
 

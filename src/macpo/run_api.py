@@ -12,7 +12,7 @@ Nothing is written, and no lock is taken: a run that is going on can be opened t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,8 @@ from macpo.config import RunConfig, SamplingConfig
 from macpo.errors import DataError, StoreError
 from macpo.evaluation.recorded import RecordedTeam
 from macpo.filter import Candidate, best
-from macpo.generation.protocol import Speaker, make_generator
+from macpo.generation.protocol import Generator, Speaker, make_generator
+from macpo.generation.streaming import stream_answer
 from macpo.machine import choose_device
 from macpo.records import (
     ROLES,
@@ -255,14 +256,57 @@ class RunPolicy:
         """
         asked = _prompts(prompts)
         config = self._run.config
-        backend = find_backend(config.generation.backend).label
-        speaker = Speaker(self._policy, backend)
-        generator = make_generator(speaker, self._run.pool, config.engine, lambda _: None)
+        generator = self._generator()
         found: list[Response] = []
         for start in range(0, len(asked), SHARD):  # as the run's own stages do
             shard = asked[start : start + SHARD]
             found += generator.respond(shard, sampling or config.sampling, (seed,))
         return found
+
+    def stream(
+        self,
+        prompt: PromptLike,
+        tell: Callable[[str], None],
+        sampling: SamplingConfig | None = None,
+        *,
+        seed: int = 0,
+    ) -> Response:
+        """Answer one prompt, telling each piece of the text as it comes about.
+
+            student.stream("How do I bake bread?", lambda text: print(text, end="", flush=True))
+
+        The pieces together are the text of the response, which is that of `answer`. A backend that
+        cannot stream tells the whole answer at once.
+
+        Args:
+            prompt: the user's words, or a conversation.
+            tell: called with each piece; what it raises ends the answer.
+            sampling: as in `answer`.
+            seed: as in `answer`.
+
+        Raises:
+            DataError: as in `answer`.
+        """
+        drawn = sampling or self._run.config.sampling
+        return stream_answer(self._generator(), _prompt(prompt), drawn, (seed,), tell)
+
+    def forgotten_turns(self, prompt: PromptLike) -> int:
+        """Count the messages at a conversation's start that `limits.prompt_tokens` cuts off.
+
+        Raises:
+            DataError: as in `answer`.
+        """
+        agent = self._policy.agent
+        encoded = self._run.pool.chat(agent).encode_prompt(
+            _prompt(prompt), agent.limits.prompt_tokens
+        )
+        return encoded.dropped_turns
+
+    def _generator(self) -> Generator:
+        config = self._run.config
+        backend = find_backend(config.generation.backend).label
+        speaker = Speaker(self._policy, backend)
+        return make_generator(speaker, self._run.pool, config.engine, lambda _: None)
 
 
 def filter_by_perplexity(

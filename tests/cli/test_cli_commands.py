@@ -24,6 +24,7 @@ COMMANDS = (
     ["run"],
     ["plan"],
     ["status"],
+    ["chat"],
     ["compare"],
     ["export"],
     ["data", "check"],

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from macpo.cli import compare, data, evaluate, examples, export, init, plan, run, status
+from macpo.cli import chat, compare, data, evaluate, examples, export, init, plan, run, status
 from macpo.errors import MacpoError
 from macpo.version import __version__
 
@@ -29,6 +29,7 @@ app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("status", epilog=status.EXAMPLES)(status.command)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.command)
+app.command("chat", epilog=chat.EXAMPLES)(chat.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.add_typer(data.app, name="data")

@@ -53,6 +53,7 @@ def decode(
     served: Served | None = None,
     away_from: Any = None,
     strength: float = 0.0,
+    heard: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Answer each prompt once.
 
@@ -75,6 +76,7 @@ def decode(
             away from, in other memory: logits become those of `model` plus `strength` times their
             difference to those of `away_from`. Keys and values of both share `memory_gib`.
         strength: of the push.
+        heard: called with the place of a prompt and a token of its answer, as soon as it is drawn.
 
     Raises:
         ConfigError: `memory_gib` does not hold one answer of full length.
@@ -107,7 +109,7 @@ def decode(
             )
             for one in models
         ]
-        run = _Run(readers, strength, rows, stop_ids, sampling, waiting)
+        run = _Run(readers, strength, rows, stop_ids, sampling, heard, waiting)
         while run.waiting or run.rows:
             if run.wants_prompts():
                 run.admit(shared, pack_tokens)
@@ -213,6 +215,7 @@ class _Run:
     most_rows: int
     stop_ids: frozenset[int]
     sampling: SamplingConfig
+    heard: Callable[[int, int], None] | None
     waiting: list[_Row]  # shortest prompt first: the next one is popped from the end
     rows: list[_Row] = field(default_factory=list)
     done: dict[int, Completion] = field(default_factory=dict)
@@ -256,6 +259,8 @@ class _Run:
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in rows])
         for row, token in zip(rows, pick_tokens(logits, self.sampling, uniforms), strict=True):
             row.token_ids.append(token)
+            if self.heard is not None:
+                self.heard(row.place, token)
 
     def drop_ended(self) -> int:
         """Take out the rows that ended, the last row moving into each gap; return how many."""

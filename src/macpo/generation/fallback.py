@@ -36,6 +36,7 @@ def decode_by_generate(
     memory_gib: float,
     pack_tokens: int,
     progress: Callable[[int], None] | None = None,
+    heard: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Answer each prompt once; see `macpo.generation.decode.decode` for arguments and errors.
 
@@ -63,6 +64,8 @@ def decode_by_generate(
             order = order[len(batch) :]
             forget_lengths(base)
             chooser = _Chooser(sampling, [seeds[i] for i in batch], longest)
+            if heard is not None:
+                chooser.tell = _Teller(batch, stop_ids, heard)
             ids, mask = _left_padded([prompts[i] for i in batch], base.device)
             answers = base.generate(
                 ids,
@@ -87,12 +90,33 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]
         self.sampling = sampling
         self.prompt_tokens = prompt_tokens
         self.uniforms = np.stack([uniform_draws(s, sampling.max_new_tokens) for s in seeds])
+        self.tell: Callable[[Sequence[int]], None] | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores `[rows, vocabulary]` that are finite for one token per row."""
         drawn = self.uniforms[:, input_ids.shape[1] - self.prompt_tokens]
-        chosen = torch.tensor(pick_tokens(scores, self.sampling, drawn), device=scores.device)
+        tokens = pick_tokens(scores, self.sampling, drawn)
+        if self.tell is not None:
+            self.tell(tokens)
+        chosen = torch.tensor(tokens, device=scores.device)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+class _Teller:
+    """Passes on what is drawn, row by row, up to each row's end: `generate` goes on to pad it."""
+
+    def __init__(
+        self, places: Sequence[int], stop_ids: frozenset[int], heard: Callable[[int, int], None]
+    ) -> None:
+        self._open = list(enumerate(places))
+        self._stop_ids = stop_ids
+        self._heard = heard
+
+    def __call__(self, tokens: Sequence[int]) -> None:
+        """Take the next token of every row."""
+        for row, place in self._open:
+            self._heard(place, tokens[row])
+        self._open = [(r, p) for r, p in self._open if tokens[r] not in self._stop_ids]
 
 
 class _Script(LogitsProcessor):  # type: ignore[misc]

@@ -12,6 +12,7 @@ from macpo.backends import LOCAL
 from macpo.config import EngineConfig, SamplingConfig
 from macpo.errors import ModelError
 from macpo.generation.protocol import Completion, Speaker, prompt_seed
+from macpo.generation.streaming import Spoken
 from macpo.records import Origin, Prompt, Response
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def local_generator(
         progress=progress,
         away_from=other,
         strength=speaker.strength,
+        examined=loaded.examined,
     )
 
 
@@ -64,6 +66,8 @@ class LocalGenerator:
         progress: called with the number of prompts answered since the last call.
         away_from: a model to be pushed away from, see `macpo.generation.decode.decode`.
         strength: of the push.
+        examined: where to remember which decoder serves the model, see
+            `macpo.policies.LoadedPolicy`.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class LocalGenerator:
         progress: Callable[[int], None] | None = None,
         away_from: Any = None,
         strength: float = 0.0,
+        examined: dict[int, Served | Refused] | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
@@ -90,7 +95,7 @@ class LocalGenerator:
         self.progress = progress
         self.away_from = away_from
         self.strength = strength
-        self._found: dict[int, Served | Refused] = {}
+        self._found = {} if examined is None else examined
 
     def respond(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed_parts: Sequence[str | int]
@@ -103,6 +108,32 @@ class LocalGenerator:
             DataError: a prompt is over `prompt_tokens` even without its earlier turns.
             ConfigError, ModelError: see `macpo.generation.decode.decode`.
         """
+        return self._respond(prompts, sampling, seed_parts, None)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingConfig,
+        seed_parts: Sequence[str | int],
+        tell: Callable[[str], None],
+    ) -> Response:
+        """Answer one prompt, telling each piece of text as it comes about.
+
+        See `macpo.generation.streaming.Streams`; errors are those of `respond`.
+        """
+        spoken = Spoken(self.chat, tell)
+        [response] = self._respond([prompt], sampling, seed_parts, lambda _, token: spoken(token))
+        spoken.end(response.text)
+        return response
+
+    def _respond(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        seed_parts: Sequence[str | int],
+        heard: Callable[[int, int], None] | None,
+    ) -> list[Response]:
+        """See `respond`; `heard` is called with a prompt's place and each token drawn for it."""
         ids = [self.chat.encode_prompt(prompt, self.prompt_tokens).ids for prompt in prompts]
         seeds = [prompt_seed(seed_parts, prompt) for prompt in prompts]
         decoder, backend = self._decoder(sampling)
@@ -115,6 +146,7 @@ class LocalGenerator:
             memory_gib=self.engine.decode_memory_gib,
             pack_tokens=self.engine.pack_tokens,
             progress=self.progress,
+            heard=heard,
         )
         return [
             Response(

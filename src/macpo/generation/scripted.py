@@ -7,6 +7,7 @@ the other backends, instant and deterministic.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -80,6 +81,19 @@ class ScriptedGenerator:
         if self.progress is not None:
             self.progress(len(prompts))
         return responses
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingConfig,
+        seed_parts: Sequence[str | int],
+        tell: Callable[[str], None],
+    ) -> Response:
+        """Tell the answer word by word; see `macpo.generation.streaming.Streams`."""
+        [response] = self.respond([prompt], sampling, seed_parts)
+        for piece in re.findall(r"\s*\S+|\s+$", response.text):
+            tell(piece)
+        return response
 
     def _encoded(self, response: Response, limit: int) -> Response:
         """Give an answer the token ids that say it, up to a limit."""

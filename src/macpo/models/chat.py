@@ -17,7 +17,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from macpo.errors import DataError, ModelError
@@ -162,6 +162,14 @@ class Chat:
         ends = {self.end_of_turn, self.tokenizer.eos_token_id, *self._stops}
         return frozenset(i for i in ends if i is not None)
 
+    @cached_property
+    def _byte_ids(self) -> frozenset[int]:
+        """The tokens that SentencePiece models spell unknown characters with, byte by byte."""
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = self.tokenizer.convert_tokens_to_ids(names)
+        found = [(i, name) for i, name in zip(ids, names, strict=True) if i is not None]
+        return frozenset(i for i, n in found if self.tokenizer.convert_ids_to_tokens(i) == n)
+
     def encode_prompt(self, prompt: Prompt, limit: int) -> EncodedPrompt:
         """Encode a conversation up to where the assistant answers.
 
@@ -232,6 +240,21 @@ class Chat:
         """Return the text of an answer, without end of turn and other special tokens."""
         text = self._text.decode_following([i for i in ids if i not in self._silent])
         return text.removeprefix(self._lead)
+
+    def decode_begun(self, ids: Sequence[int]) -> str:
+        """Return as much of an answer's text as the tokens to come leave as it is.
+
+        A character may take several tokens; until the last of them it is not shown. Tokens that
+        are single bytes wait for the next one that is not: a byte that fits no character spoils
+        all bytes before it.
+        """
+        heard = [i for i in ids if i not in self._silent]
+        while heard and heard[-1] in self._byte_ids:
+            heard.pop()
+        text = self._text.decode_following(heard)
+        if self._lead.startswith(text):
+            return ""
+        return text.removeprefix(self._lead).rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _encode_answer(self, text: str) -> tuple[int, ...]:
         """Encode the text of an answer, without an end of turn."""

@@ -10,6 +10,13 @@ import unicodedata
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~]|$)"
 )
+# The same without those that a text to come may still end.
+_WHOLE_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-OQ-WYZ\\`-~])"
+)
+LONGEST_ESCAPE = 1000
+"""Characters that are held back for the end of an escape sequence, at most."""
+
 # Marks that turn the direction of the text around them, or of the whole line.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -27,6 +34,44 @@ def plain_line(text: str) -> str:
     return "".join(
         "" if c in _BIDI else "\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in words
     )
+
+
+def plain_text(text: str) -> str:
+    """Return a text, lines and tabs kept, without anything that a terminal would act on.
+
+    Escape sequences and carriage returns go; other control characters and halves of surrogate
+    pairs become U+FFFD.
+    """
+    return "".join(map(_shown, _ESCAPES.sub("", text)))
+
+
+class PlainStream:
+    """`plain_text` of a text that arrives in pieces, which may part an escape sequence."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """Take the next piece, and return what can be shown by now."""
+        text = _WHOLE_ESCAPES.sub("", self._held + piece)
+        cut = text.find("\x1b")
+        if cut < 0 or len(text) - cut > LONGEST_ESCAPE:
+            cut = len(text)
+        self._held = text[cut:]
+        return plain_text(text[:cut])
+
+    def end(self) -> str:
+        """Return what was held back."""
+        rest, self._held = plain_text(self._held), ""
+        return rest
+
+
+def _shown(character: str) -> str:
+    if character in _BIDI or character == "\r":
+        return ""
+    if character in "\n\t" or not _is_control(character):
+        return character
+    return "\N{REPLACEMENT CHARACTER}"
 
 
 def _is_control(character: str) -> bool:

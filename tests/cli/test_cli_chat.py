@@ -1,0 +1,129 @@
+"""`macpo chat`: a pipe gets answers alone, and they are those of `RunPolicy.answer`."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from macpo.config import SamplingConfig
+from macpo.records import Message
+from macpo.report.text import plain_text
+from macpo.run_api import open_run
+from tests.runs import CliResult, FinishedRun, python_environment, run_cli
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> object:
+    def run(lines: str, *args: str | Path) -> CliResult:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        return run_cli(["chat", *args])
+
+    return run
+
+
+def test_pipe_gets_the_answers_of_one_conversation(finished: FinishedRun, ask: object) -> None:
+    assert callable(ask)
+    shown = ask("Is water brown?\nWhy?\n/reset\nWhy?\n", finished.folder, "--seed", "3")
+
+    with open_run(finished.folder) as run:
+        student = run.policy("student")
+        first = student.answer(["Is water brown?"], seed=3)[0].text
+        turns = [Message("user", "Is water brown?"), Message("assistant", first)]
+        second = student.answer([[*turns, Message("user", "Why?")]], seed=3)[0].text
+        third = student.answer(["Why?"], seed=3)[0].text
+    assert shown.code == 0
+    said = shown.out.replace(" [cut at max_new_tokens]", "").replace("[an empty answer]", "")
+    assert said == "".join(plain_text(text) + "\n" for text in (first, second, third))
+    assert "talking to student@2;" in shown.err
+    assert "what was said is forgotten" in shown.err
+
+
+def test_two_policies_answer_under_their_names(finished: FinishedRun, ask: object) -> None:
+    assert callable(ask)
+    options = ("--policy", "weak-a@1", "--against", "weak-b@0", "--temperature", "0")
+    shown = ask("Name a dog.\n", finished.folder, *options, "--max-new-tokens", "5")
+
+    greedy = SamplingConfig(temperature=0, max_new_tokens=5)
+    with open_run(finished.folder) as run:
+        texts = [
+            run.policy(name, round).answer(["Name a dog."], greedy)[0].text
+            for name, round in (("weak-a", 1), ("weak-b", 0))
+        ]
+    lines = shown.out.splitlines()
+    assert lines[0].startswith(f"weak-a@1: {plain_text(texts[0])}".splitlines()[0])
+    assert f"weak-b@0: {plain_text(texts[1])}".splitlines()[0] in shown.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "studnet"], "no agent 'studnet' in this run; did you mean student?"),
+        (
+            ["--against", "student@2"],
+            "both sides are student@2; name another with --policy or --ag",
+        ),
+        (["--temperature", "0", "--top-p", "0.5"], "temperature 0 is greedy decoding, without top"),
+        (["--against", "no/run"], "no/run: no run here"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    finished: FinishedRun, ask: object, options: list[str], message: str
+) -> None:
+    assert callable(ask)
+    shown = ask("", finished.folder, *options)
+
+    assert shown.code == 1
+    assert shown.err.startswith(f"macpo: {message}")
+    assert shown.err.count("\n") == 1
+
+
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_program(finished: FinishedRun) -> None:
+    """With an answer that would take long: it is stopped, another is asked for, Ctrl-D ends."""
+    ours, theirs = pty.openpty()
+    long = ["--max-new-tokens", "1500", "--temperature", "100", "--top-p", "1", "--top-k", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "macpo", "chat", finished.folder, "--policy", "weak-a@1", *long],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=python_environment(OMP_NUM_THREADS="1", TERM="dumb"),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = ""
+
+    def read_until(text: str) -> None:
+        nonlocal seen
+        limit = time.monotonic() + 90
+        while text not in seen:
+            assert time.monotonic() < limit, seen[-2000:]
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 65536).decode(errors="replace")
+        seen = seen.partition(text)[2]
+
+    try:
+        read_until("> ")
+        os.write(ours, b"Tell me more.\n")
+        read_until("weak-a@1:")
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        read_until("[stopped]")
+        read_until("> ")
+        process.send_signal(signal.SIGINT)  # nothing is being answered
+        read_until("/quit or Ctrl-D ends")
+        read_until("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
