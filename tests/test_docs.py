@@ -216,7 +216,7 @@ def test_shown_python_uses_names_that_exist(block: Block) -> None:
 
 def test_rows_of_your_data_are_read_in_the_formats_they_stand_for() -> None:
     """A row stands below the paragraph that opens with its format's name."""
-    page = ROOT / "docs" / "your-data.md"
+    page = ROOT / "docs" / "data.md"
     lines = page.read_text(encoding="utf-8").splitlines()
     shown = set()
     for block in (b for b in blocks("json") if b.page == page):

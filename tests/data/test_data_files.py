@@ -123,9 +123,9 @@ def test_utf16_file_is_an_error(tmp_path: Path) -> None:
     fails(write(tmp_path / "x.jsonl", '{"a": 1}\n'.encode("utf-16")), "not UTF-8 but UTF-16")
 
 
-def test_folder_is_an_error_that_names_a_file_in_it(tmp_path: Path) -> None:
-    write(tmp_path / "x.jsonl", "1")
-    fails(tmp_path, f"{tmp_path}: is a folder; name a file in it, such as {tmp_path / 'x.jsonl'}")
+def test_folder_without_data_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "README.md", "1")
+    fails(tmp_path, f"{tmp_path}: is a folder without data files; name a file, or a folder of them")
 
 
 def test_missing_file_suggests_near_names(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from macpo.cli.data import parse_columns as parse_option
 from macpo.config import DataConfig
+from macpo.data import load_preferences
 from macpo.data.columns import Columns
 from macpo.data.formats import (
     FORMATS,
@@ -253,7 +256,16 @@ def test_roles_go_by_several_names_and_content_by_parts() -> None:
     assert read(row) == ([SYSTEM, ASKED], "7", "8")
 
 
-@pytest.mark.parametrize("write", [json.dumps, repr])
+def numpy_repr(messages: list[dict[str, str]]) -> str:
+    """Write messages as a csv of pandas holds them, which has read them from parquet."""
+    return str(np.array(messages, dtype=object))
+
+
+def numpy_call(messages: list[dict[str, str]]) -> str:
+    return repr(np.array(messages, dtype=object))
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, numpy_repr, numpy_call])
 def test_message_list_as_text_is_parsed(write: Any) -> None:
     row = {
         "prompt": write(turns("A prime?")),
@@ -266,6 +278,60 @@ def test_message_list_as_text_is_parsed(write: Any) -> None:
 def test_message_list_as_text_that_cannot_be_parsed_is_refused() -> None:
     row = {**PLAIN, "chosen": "[{'role': 'assistant' 'content': 7"}
     assert refused(row) == "message list as text (chosen begins as one, but is not valid JSON)"
+
+
+@pytest.mark.parametrize("text", ["it's 7} {8", "say \"7\" '8'", "a\nb", "array(7), dtype=x"])
+@pytest.mark.parametrize("write", [repr, numpy_repr, numpy_call])
+def test_texts_in_lists_as_text_stay_as_they_are(write: Any, text: str) -> None:
+    assert read({**PLAIN, "chosen": write(answer(text))}) == ([ASKED], text, "8")
+
+
+def test_list_as_text_that_was_cut_is_refused() -> None:
+    row = {**PLAIN, "chosen": "[{'role': 'user', 'content': 'A prime?'}, ...]"}
+    assert refused(row) == "message list as text (chosen was cut at '...' by what wrote the file)"
+
+
+def test_list_as_text_is_never_executed() -> None:
+    row = {**PLAIN, "chosen": "[{'role': 'assistant', 'content': exit()}]"}
+    assert refused(row).startswith("message list as text")
+
+
+@pytest.mark.parametrize(
+    "output", [["7", "8"], '["7", "8"]', "['7', '8']", "['7' '8']", "['7'\n '8']"]
+)
+def test_two_answers_in_one_column_may_be_written_as_text(output: object) -> None:
+    row = {"instruction": "A prime?", "input": None, "output": output, "history": "[]"}
+    assert read(row) == ([ASKED], "7", "8")
+
+
+def test_earlier_turns_may_be_written_as_text() -> None:
+    row = {"instruction": "A prime?", "history": "[['Hi!', 'Hello!']]", **ANSWERS}
+    assert read(row) == ([("user", "Hi!"), ("assistant", "Hello!"), ASKED], "7", "8")
+
+
+def test_several_texts_in_one_answer_are_refused_where_they_are_surely_that() -> None:
+    row = {**PLAIN, "chosen": "['7' '11']"}
+    assert refused(row) == "list as text (chosen holds several texts as numpy prints them, not one)"
+    assert read({**PLAIN, "chosen": "['7', '11']"})[1] == "['7', '11']"  # an answer may say so
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["reasoning_content", "chosen_reasoning", "rejected_reasoning", "chosen_reasoning_content"],
+)
+def test_thoughts_beside_an_answer_are_refused_unless_columns_are_named(field: str) -> None:
+    row = {**PLAIN, field: "A prime has two divisors."}
+    assert refused(row) == f"not supported ({field})"
+    assert f"to do without {field}, name the other columns in data.columns" in why_undetected(row)
+    named = named_shape(Columns("chosen", "rejected", prompt=("prompt",)))
+    assert meaning(named.read(row)) == ([ASKED], "7", "8")
+
+
+def test_reasons_for_a_preference_are_left_unread_and_listed(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({**PLAIN, "reasoning": "8 is even."}), encoding="utf-8")
+    report = load_preferences(DataConfig(source=str(path))).report
+    assert (report.pairs, report.unread) == (1, {"reasoning": 1})
 
 
 def test_answer_that_is_other_json_stays_text() -> None:

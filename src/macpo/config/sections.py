@@ -81,13 +81,13 @@ class ColumnsConfig(Section):
 class DataConfig(Section):
     """Where the preference data is and how it is divided.
 
-    `source` is a path (.jsonl, .json, .csv, .tsv, each also with .gz or .zst, .parquet, .arrow, or
-    a folder that `datasets` saved; relative to the config file), or `testbed:NUMBER` for as many
-    pairs of the testbed's world (a scheme; plugins can add others), or a hub name, which
-    `hub_config`, `hub_split` and `hub_revision` (a branch, tag or commit) narrow down. `columns`
-    says which columns hold what, where no `format` fits. `max_bad_rows` is a number of rows, or a
-    fraction of all rows when it is below 1. `noise` is the share of the teacher half's pairs whose
-    labels are swapped.
+    `source` is a path (.jsonl, .json, .csv, .tsv, each also with .gz or .zst, .parquet, .arrow, a
+    folder of such files, or one that `datasets` saved; relative to the config file), or
+    `testbed:NUMBER` for as many pairs of the testbed's world (a scheme; plugins can add others), or
+    a hub name, which `hub_config`, `hub_split` (of folders, too) and `hub_revision` (a branch, tag
+    or commit) narrow down. `columns` says which columns hold what, where no `format` fits.
+    `max_bad_rows` is a number of rows, or a fraction of all rows when it is below 1. `noise` is the
+    share of the teacher half's pairs whose labels are swapped.
     """
 
     source: Text

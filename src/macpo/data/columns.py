@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from macpo.data.listed import parse_list
 from macpo.data.transcripts import is_transcript, read_hh, read_messages, read_text
 from macpo.data.turns import (
     BadRow,
@@ -27,8 +28,14 @@ from macpo.records import Message, PreferenceExample, Role
 MEANINGFUL = (
     *("tools", "functions", "images", "image", "videos", "audio", "audios"),
     *("history", "context", "initial_reason_steps"),
+    *("reasoning_content", "chosen_reasoning", "rejected_reasoning"),
+    *("chosen_reasoning_content", "rejected_reasoning_content"),
 )
-"""Columns without which a row would mean another thing, where a format does not read them."""
+"""Columns without which a row would mean another thing, where a format does not read them.
+
+Thoughts that come before an answer are among them. A column `reasoning` is not: beside two answers
+it is mostly the judge's.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,8 @@ def _read_history(value: object, name: str) -> list[Message]:
     """Read earlier turns as Alpaca's data sets hold them: pairs of question and answer."""
     if is_absent(value):
         return []
+    if isinstance(value, str):
+        value = parse_list(value)
     if not isinstance(value, list) or not all(isinstance(p, list) and len(p) == 2 for p in value):
         raise BadRow("wrong type", f"{name} is no list of pairs of question and answer")
     roles: tuple[Role, Role] = ("user", "assistant")

@@ -98,9 +98,7 @@ def _find(source: str) -> Path:
     """Return the path that `source` names, or say what may have been meant."""
     path = locate(source).expanduser()
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIXES))
-        hint = f"name a file in it, such as {path / inside[0]}" if inside else "name a file"
-        raise DataError(f"{path}: is a folder; {hint}")
+        raise DataError(f"{path}: is a folder without data files; name a file, or a folder of them")
     if not path.exists():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)

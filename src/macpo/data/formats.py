@@ -225,7 +225,10 @@ def why_undetected(row: Mapping[str, Any]) -> str:
             reasons.append((present, why.reason != "missing field", name, why))
     present, complete, name, bad = max(reasons, key=lambda entry: entry[:2])
     if complete:
-        return f"read as {name} it is unfit: {bad}; mend or leave out such rows"
+        remedy = "mend or leave out such rows"
+        if bad.detail in SHAPES[name].refused:
+            remedy = f"to do without {bad.detail}, name the other columns in data.columns"
+        return f"read as {name} it is unfit: {bad}; {remedy}"
     for what, fields, lack in WITHOUT_PAIRS:
         if all(row.get(field) is not None for field in fields):
             return f"these are {what}: {lack}"

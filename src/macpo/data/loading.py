@@ -258,7 +258,7 @@ def _detect(source: RowSource, head: list[RawRow]) -> FormatName:
     if found is not None:
         return found
     first = head[0]
-    remedy = "write one JSON object a line, see docs/your-data.md"
+    remedy = "write one JSON object a line, see docs/data.md"
     if first.bad is not None:
         seen = str(first.bad)
     elif isinstance(first.value, Mapping):

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from macpo.data.listed import parse_list
 from macpo.data.turns import (
     BadRow,
     build_example,
@@ -26,6 +27,7 @@ from macpo.data.turns import (
     clean_text,
     get_field,
     get_text,
+    is_absent,
     json_type,
     split_turns,
 )
@@ -48,12 +50,14 @@ def parse_macpo(row: Mapping[str, Any]) -> PreferenceExample:
     more = clean_text(row.get("input") or "", "input")
     before = _split_instruction(f"{instruction}\n{more}" if more else instruction)
     system = clean_text(row.get("system") or "", "system")
-    if row.get("history"):
+    if not is_absent(row.get("history")):
         # LLaMA-Factory's other place for earlier turns; the released files never use it.
         raise BadRow("wrong type", "history is not empty; flatten the turns into instruction")
     output = get_field(row, "output")
     if isinstance(output, str):
-        raise BadRow("not a pair", "output is one text, as in a file for SFT")
+        output = parse_list(output)  # a cell of a csv
+        if output is None:
+            raise BadRow("not a pair", "output is one text, as in a file for SFT")
     if not isinstance(output, list):
         raise BadRow("wrong type", f"output is {json_type(output)}, not a list of two texts")
     if len(output) != 2:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from macpo.data.files import is_local, local_digest, open_file
 from macpo.data.hub import hub_digest, open_hub
 from macpo.data.rows import RowSource
+from macpo.data.shards import is_shard_folder, open_shards, shards_digest
 from macpo.data.tables import is_saved_folder, open_saved, saved_digest
 from macpo.errors import DataError
 from macpo.registry import Registry
@@ -93,6 +94,25 @@ class SavedFolder:
         return True
 
 
+class ShardFolder:
+    """A folder of data files, of one split or several."""
+
+    what = "the folder"
+    unused: tuple[str, ...] = ("hub_config", "hub_revision")
+
+    def open(self, config: DataConfig) -> RowSource:
+        """See `DataSource.open`."""
+        return open_shards(Path(config.source).expanduser(), config.hub_split)
+
+    def digest(self, config: DataConfig) -> str:
+        """See `DataSource.digest`: of the bytes of its files, wherever they lie."""
+        return shards_digest(Path(config.source).expanduser(), config.hub_split)
+
+    def is_here(self, config: DataConfig) -> bool:
+        """See `DataSource.is_here`."""
+        return True
+
+
 class Hub:
     """A data set on the Hugging Face hub."""
 
@@ -122,8 +142,11 @@ def find_source(source: str) -> DataSource:
     found = DATA_SCHEMES.find(scheme) if colon else None
     if found is not None:
         return found
-    if is_saved_folder(Path(source).expanduser()):
+    path = Path(source).expanduser()
+    if is_saved_folder(path):
         return SavedFolder()
+    if is_shard_folder(path):
+        return ShardFolder()
     return LocalFile() if is_local(source) else Hub()
 
 

@@ -10,12 +10,11 @@ once more, and its marks learnt as words.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from macpo.data.listed import is_numpy_texts, parse_list
 from macpo.data.turns import (
     BadRow,
     clean_answer,
@@ -135,9 +134,12 @@ def read_text(text: str, role: Role, name: str) -> list[Message]:
     """Read a text that is a turn of `role`, or else a conversation as a template or JSON writes it.
 
     Raises:
-        BadRow: "rendered text" or "message list as text": it looks like one, and cannot be read.
+        BadRow: "rendered text", "message list as text" or "list as text": it looks like one, and
+            cannot be read.
     """
     clean_text(text, name)
+    if is_numpy_texts(text):
+        raise BadRow("list as text", f"{name} holds several texts as numpy prints them, not one")
     found = read_listed(text, name) or read_rendered(text, name)
     if found is None and role == "user":
         found = _read_open_prompt(text)
@@ -148,24 +150,19 @@ def read_text(text: str, role: Role, name: str) -> list[Message]:
 
 
 def read_listed(text: str, name: str) -> list[Message] | None:
-    """Read a list of messages that was written as text, as JSON or as Python does; None if it is no
-    such text.
+    """Read a list of messages that was written as text, see `parse_list`; None if it is no such
+    text.
 
     Raises:
         BadRow: it begins as one and cannot be read.
     """
     if not LISTED.match(text):
         return None
-    value: object = None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text.strip())
-            break
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    messages = [value] if isinstance(value, Mapping) else value
-    if not isinstance(messages, list):
+    messages = parse_list(text)
+    if messages is None:
         raise BadRow("message list as text", f"{name} begins as one, but is not valid JSON")
+    if ... in messages:
+        raise BadRow("message list as text", f"{name} was cut at '...' by what wrote the file")
     return read_messages(messages, name)
 
 

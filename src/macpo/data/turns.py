@@ -38,6 +38,7 @@ Reason = Literal[
     "not supported",
     "rendered text",
     "message list as text",
+    "list as text",
     "system differs",
     "no preference",
 ]
