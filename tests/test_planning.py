@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from macpo.errors import DataError, ModelError
 from macpo.planning import PlanReport, plan
 from macpo.planning.report import hub_offline
 from macpo.report.plan import render_plan
+from tests.likelihood.plain import make_model
 from tests.runs import SOURCES, write_config
+from tests.tiny import tiny_tokenizer
 
 PAPER = SOURCES.parent / "examples" / "paper-hh-helpful.yaml"
 Planner = Callable[..., PlanReport]
@@ -329,3 +332,22 @@ def test_plan_refuses_a_template_that_writes_tokens_the_model_lacks(home: Path) 
     template = STRICT.replace("<|im_start|>", "<199>")
     with pytest.raises(ModelError, match="grown: the chat template writes '<199>'"):
         plan_with(home, template, model={"source": str(folder)})
+
+
+def test_plan_says_what_layers_with_a_state_may_cost(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "jamba"
+    make_model("jamba").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    report = plan(load_config(home / "tiny.yaml", [f"student.model={folder}"]))
+    [note] = [note for note in report.notes if "carry state" in note]
+    found = re.fullmatch(
+        "student: layers of kind linear_attention carry state along the row; where a trial of the "
+        "weights shows that answers cannot share their prompt's state, each is read with its "
+        "prompt in a row of its own: at most ([\\d,]+) tokens instead of ([\\d,]+)",
+        note,
+    )
+    assert found
+    apart, shared = (int(number.replace(",", "")) for number in found.groups())
+    works = [s.work.tokens for s in report.stages if s.agent == "student" and s.work]
+    assert shared == round(sum(works))
+    assert shared < apart < 3 * shared

@@ -151,7 +151,8 @@ class PolicyPool:
             said = first_line(error)
             raise ModelError(f"{agent.name} ({agent.base.name}): {said}") from error
         if architecture.fallback_reason:
-            _log.info("%s: padded rows, since %s", agent.base.name, architecture.fallback_reason)
+            how, why = architecture.instead_of_trees, architecture.fallback_reason
+            _log.info("%s: answers are scored from %s, since %s", agent.base.name, how, why)
         model.requires_grad_(agent.tuning.kind == "full")
         if agent.tuning.kind == "lora":
             model = with_adapter(model, agent.tuning, agent.base.name)

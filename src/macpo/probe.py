@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+NO_MIXING = frozenset({"mlp", "moe"})
+"""Layers that no token sees another in."""
 
-LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
+DYNAMIC_ROPE = "dynamic"
+LENGTH_DEPENDENT_ROPES = frozenset({DYNAMIC_ROPE, "longrope"})
 
 SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -52,12 +55,13 @@ class Rope:
 class Declared:
     """What a model's class and config say about it.
 
-    `arguments` are those of its forward. `stateful` says that it keeps a recurrent state,
-    `attends_through_interface` that its attention can be replaced. `layer_types` has one entry per
-    layer; a config without such a list means sliding ones where it has a window. `window` is the
-    sliding window in tokens, None if no layer slides. `logit_softcap` is Gemma 2's cap on the final
-    logits; `logit_scales` are the factors on them that the config may mean, 1 first: Granite
-    divides by the number that HyperCLOVA X multiplies by, under one name.
+    `arguments` are those of its forward. `stateful` says that it keeps a recurrent state (families
+    do, also where a config lists attention alone), `attends_through_interface` that its attention
+    can be replaced. `layer_types` has one entry per layer; a config without such a list means
+    sliding ones where it has a window. `window` is the sliding window in tokens, None if no layer
+    slides. `logit_softcap` is Gemma 2's cap on the final logits; `logit_scales` are the factors on
+    them that the config may mean, 1 first: Granite divides by the number that HyperCLOVA X
+    multiplies by, under one name.
     """
 
     name: str
@@ -72,8 +76,8 @@ class Declared:
 
     @property
     def other_layer_types(self) -> tuple[str, ...]:
-        """The types of layers that are neither full nor sliding attention, sorted."""
-        return tuple(sorted(set(self.layer_types) - {FULL, SLIDING}))
+        """The types of layers that mix tokens by neither full nor sliding attention, sorted."""
+        return tuple(sorted(set(self.layer_types) - {FULL, SLIDING} - NO_MIXING))
 
     @property
     def sliding_layers(self) -> tuple[int, ...]:
@@ -103,11 +107,13 @@ def declared(causal_lm: Any) -> Declared:
         window = None
     layers = setting(config, "num_hidden_layers", 1)
     unlisted = (FULL if window is None else SLIDING,) * layers
-    types = tuple(setting(config, "layer_types", None) or unlisted)
+    listed = setting(config, "layer_types", None)
+    types = tuple(listed or unlisted)
+    attends = set(types) <= {FULL, SLIDING}
     return Declared(
         name=type(causal_lm).__name__,
         arguments=frozenset(inspect.signature(causal_lm.forward).parameters),
-        stateful=bool(getattr(causal_lm, "_is_stateful", False)),
+        stateful=bool(getattr(causal_lm, "_is_stateful", False)) and not (listed and attends),
         attends_through_interface=bool(getattr(causal_lm, "_supports_attention_backend", False)),
         layer_types=types,
         window=window if SLIDING in types else None,

@@ -8,17 +8,20 @@ the reference is the policy that filtered, so that there is no reference pass th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
 from macpo.errors import DataError
-from macpo.likelihood import PromptGroup
+from macpo.likelihood import LikelihoodEngine, PromptGroup
 from macpo.models.chat import Chat
 from macpo.records import Prompt, Response, read_answers, read_pairs, write_scores
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
+
+_log = logging.getLogger("macpo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,29 @@ def encode_group(
     )
 
 
+def say_cost(
+    name: str, engine: LikelihoodEngine, groups: Sequence[PromptGroup], *, gradients: bool
+) -> None:
+    """Say what it costs if prompts are read again for each of their answers.
+
+    Args:
+        name: of who reads.
+        engine: over its model.
+        groups: what is read, once.
+        gradients: it is trained on, not only scored.
+    """
+    read = engine.tokens_read(groups, gradients=gradients)
+    least = sum(group.tokens for group in groups)
+    if read > least:
+        _log.info(
+            "%s: in padded rows %s tokens are read instead of %s (%.1f times)",
+            name,
+            f"{read:,}",
+            f"{least:,}",
+            read / least,
+        )
+
+
 def _score(
     policy: Policy,
     items: Sequence[tuple[Prompt, Sequence[Response]]],
@@ -104,6 +130,7 @@ def _score(
         raise DataError(f"{policy.name} has no answer to score: all of them are empty")
     groups = [encode_group(loaded.chat, policy.agent, p, rs) for p, rs in kept]
     engine = loaded.engine(context.engine.pack_tokens)
+    say_cost(policy.name, engine, groups, gradients=False)
     scores = engine.score(groups, context.counter(len(groups)))
     scored = (
         (response, score)

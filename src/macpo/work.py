@@ -112,11 +112,13 @@ class Known:
         lengths: of prompts and of the data set's answers, by agent name.
         answered: the answers that finished stages left, by stage key; what is not there is taken
             to be as long as the sampling settings allow.
+        by_rows: the agents, by name, who read a prompt again for each of its answers.
     """
 
     sizes: SplitSizes
     lengths: Mapping[str, Lengths]
     answered: Mapping[str, Answers]
+    by_rows: frozenset[str] = frozenset()
 
     def left_by(self, stage: LeavesAnswers, reader: Agent) -> tuple[Answers, ...]:
         """Return the answers that a stage left or would leave: one entry, or chosen and rejected.
@@ -150,7 +152,8 @@ class Known:
         """
         lengths = self.lengths[agent.name]
         count = max(a.count for a in answers)
-        tokens = count * (lengths.prompt + beside + sum(a.tokens for a in answers))
+        prompts = len(answers) if agent.name in self.by_rows else 1
+        tokens = count * (prompts * (lengths.prompt + beside) + sum(a.tokens for a in answers))
         return Work(read=tokens, at_most=not lengths.measured or any(a.at_most for a in answers))
 
     def training(self, agent: Agent, answers: Sequence[Answers], epochs: int) -> Work:

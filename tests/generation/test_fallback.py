@@ -7,6 +7,7 @@ import torch
 from transformers import RecurrentGemmaConfig, RwkvConfig
 
 from macpo.config import SamplingConfig
+from macpo.errors import ModelError
 from macpo.generation import fallback
 from macpo.generation.fallback import decode_by_generate
 from tests.generation.answers import answer, generated, greedy, random_prompts
@@ -187,3 +188,25 @@ def test_answers_beyond_the_limit_of_a_longrope_share_no_batch(batches: list[lis
     found = answer(model, prompts, greedy(8), decoder=decode_by_generate)
     assert batches[-4:] == [[30], [25], [18], [6, 5]]  # before these, trials
     assert found == generated(model, prompts, 8)
+
+
+def test_answers_beyond_the_limit_of_a_dynamic_rope_share_no_batch_and_are_not_refused(
+    batches: list[list[int]],
+) -> None:
+    """The limit is where the rope begins to stretch; what was answered before does not matter."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = tiny_model(rope_parameters=rope, max_position_embeddings=32)
+    prompts = random_prompts((30, 50, 18, 6, 70))
+    found = answer(model, prompts, greedy(8), decoder=decode_by_generate)
+    assert batches[-4:] == [[70], [50], [30], [18, 6]]  # before these, trials
+    fresh = [
+        tiny_model(rope_parameters=rope, max_position_embeddings=32) for _ in range(len(prompts))
+    ]
+    one_by_one = [generated(m, [p], 8) for m, p in zip(fresh, prompts, strict=True)]
+    assert found == [answered for [answered] in one_by_one]
+
+
+def test_prompts_beyond_the_positions_of_other_ropes_are_refused() -> None:
+    model = tiny_model(max_position_embeddings=32)
+    with pytest.raises(ModelError, match="exceed the model's 32 positions"):
+        answer(model, random_prompts((30,)), greedy(8), decoder=decode_by_generate)

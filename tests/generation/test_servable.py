@@ -10,6 +10,7 @@ from transformers import (
     FalconConfig,
     GPT2Config,
     GptOssConfig,
+    GraniteMoeHybridConfig,
     Llama4TextConfig,
     MambaConfig,
     MixtralConfig,
@@ -54,6 +55,15 @@ def gpt2() -> Any:
 
 def opt() -> Any:
     return build(OPTConfig(**COMMON, ffn_dim=64, word_embed_proj_dim=32))
+
+
+def granite_hybrid(*layers: str) -> Any:
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 32}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+    heads = {"num_key_value_heads": 2, "intermediate_size": 64}
+    return build(
+        GraniteMoeHybridConfig(**COMMON, **heads, **sizes, **mamba, layer_types=list(layers))
+    )
 
 
 def mixtral() -> Any:
@@ -120,7 +130,11 @@ def test_common_architectures_are_served(architecture: str, dtype: torch.dtype) 
     assert can_decode(tiny_model(architecture).to(dtype), 300) is None
 
 
-@pytest.mark.parametrize("builder", [gpt2, opt, mixtral, deepseek, gpt_oss])
+def granite_without_mamba() -> Any:
+    return granite_hybrid("full_attention", "full_attention")
+
+
+@pytest.mark.parametrize("builder", [gpt2, opt, mixtral, deepseek, gpt_oss, granite_without_mamba])
 def test_other_attention_models_are_served_and_answer_as_generate(builder: Any) -> None:
     model = builder()
     prompts = random_prompts((1, 30, 7, 12, 3))
@@ -148,6 +162,10 @@ def test_keys_and_values_of_unlike_size_are_noted() -> None:
         (llama4, "Llama4ForCausalLM has layers of type chunked_attention"),
         (mamba, "MambaForCausalLM's forward takes no position_ids"),
         (qwen3_next, "Qwen3NextForCausalLM keeps a recurrent state"),
+        (
+            lambda: granite_hybrid("linear_attention", "full_attention"),
+            "GraniteMoeHybridForCausalLM keeps a recurrent state",
+        ),
         (
             lambda: build(FalconConfig(**COMMON)),
             "FalconForCausalLM does not use transformers' attention interface",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo.likelihood import Pack, PromptGroup, pack_groups
-from macpo.likelihood.groups import shared_prefix
+from macpo.likelihood.groups import pack_alike, shared_prefix
 from tests.likelihood.plain import group_lists, tokens
 
 
@@ -55,6 +55,24 @@ def test_group_over_the_budget_goes_alone() -> None:
 
 def test_nothing_makes_no_pack() -> None:
     assert pack_groups([], 10) == []
+    assert pack_alike([], 10) == []
+
+
+def test_packs_of_rows_hold_groups_of_similar_length() -> None:
+    """Sizes 2, 3, 4, 6, 7 into tens, neighbours together: the next one does not fit."""
+    sizes = [group(n, 1) for n in (4, 7, 3, 6, 2)]
+    assert [pack.indices for pack in pack_alike(sizes, 10)] == [(0, 2, 4), (3,), (1,)]
+
+
+def test_similar_length_is_that_of_the_longest_row() -> None:
+    """Rows of 9, 5 and 9 tokens; the one of 5 has the most tokens in all."""
+    sizes = [group(1, 8), group(2, 3, 3, 3, 3, 3), group(7, 2)]
+    assert [pack.indices for pack in pack_alike(sizes, 16)] == [(1,), (0, 2)]
+
+
+def test_group_over_the_budget_of_rows_goes_alone() -> None:
+    packs = pack_alike([group(1, 1), group(50, 1), group(1, 1)], 10)
+    assert [pack.indices for pack in packs] == [(0, 2), (1,)]
 
 
 @pytest.mark.parametrize(

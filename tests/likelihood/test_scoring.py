@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from macpo.agents import Policy
-from macpo.config import EngineConfig
+from macpo.agents import Agent, Policy
+from macpo.config import DPOConfig, EngineConfig, TuningConfig
 from macpo.errors import DataError
 from macpo.records import SCORES_FILE, Pair, Prompt, Response, read_jsonl, read_scores
 from macpo.scoring import ScorePairs, ScoreResponses, encode_group
-from tests.likelihood.plain import plain_sums
+from macpo.training.stages import TrainDPO
+from tests.likelihood.plain import make_model, plain_sums
+from tests.tiny import tiny_tokenizer
 from tests.workbench import Workbench, make_agent, make_pairs, make_prompt, make_response
 
 AGENT = make_agent()
@@ -113,3 +115,43 @@ def test_nothing_but_silence_is_an_error(bench: Workbench) -> None:
         bench.run(stage)
     assert str(raised.value) == "student/positive has no answer to score: all of them are empty"
     assert [response.is_empty for _, response in silent] == [True, True]
+
+
+def mamba_agent(folder: Path) -> Agent:
+    make_model("mamba").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return make_agent(folder, tuning=TuningConfig(targets=("x_proj",)))
+
+
+def test_scoring_and_training_in_rows_of_their_own_say_what_they_cost(
+    bench: Workbench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = Policy(mamba_agent(tmp_path / "mamba"), "positive")
+    pairs = bench.write_pairs("pairs", make_pairs(2))
+    caplog.set_level("INFO", "macpo")
+    scores = ScorePairs("scores", student, pairs)
+    bench.run(scores)
+    bench.run(TrainDPO("train", student, pairs, scores, DPOConfig(epochs=1), 0))
+    chat = bench.pool.load(student).chat
+    groups = [
+        encode_group(chat, student.agent, p.prompt, [p.chosen, p.rejected]) for p in make_pairs(2)
+    ]
+    shared = sum(group.tokens for group in groups)
+    apart = shared + sum(len(group.prompt) for group in groups)
+    said = [m for m in caplog.messages if "padded rows" in m]
+    cost = (
+        f"student/positive: in padded rows {apart:,} tokens are read instead of {shared:,} "
+        f"({apart / shared:.1f} times)"
+    )
+    assert said == [
+        "mamba: answers are scored from padded rows, since layers of kind linear_attention carry "
+        "state along the row",
+        cost,
+        cost,
+    ]
+
+
+def test_trees_have_no_cost_to_tell(bench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "macpo")
+    bench.run(ScorePairs("scores", STUDENT, bench.write_pairs("pairs", make_pairs(2))))
+    assert not caplog.messages

@@ -32,6 +32,7 @@ from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
 from macpo.generation.servable import Refused, Served, examine
 from macpo.likelihood.groups import shared_prefix
+from macpo.probe import DYNAMIC_ROPE, declared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,8 +144,10 @@ def check_prompts(
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
-    config = base_model(model).config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
+    base = base_model(model)
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if any(rope.kind == DYNAMIC_ROPE for rope in declared(base).ropes):
+        limit = None  # it is where they begin to stretch
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest + sampling.max_new_tokens - 1 > limit:
         raise ModelError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from macpo.attention import decoder_of
 from macpo.errors import ModelError
+from macpo.likelihood.branching import Branching, find_branching
 from macpo.likelihood.groups import Pack, PromptGroup
 from macpo.likelihood.head import Head, head_logits
 from macpo.likelihood.layout import laid_out_hidden, tree_layout
@@ -50,7 +51,9 @@ class Architecture:
     `fallback_reason` says why trees are wrong for this model, empty if they are right;
     `logit_softcap` and `logit_scale` are those of its head (`macpo.likelihood.head.Head`). A
     sequence of more than `rope_limit` tokens is rotated by angles that depend on the length of the
-    whole batch, so that it has to be forwarded alone; None if there is no such limit.
+    whole batch, so that it has to be forwarded alone; None if there is no such limit. `branching`
+    says how completions may go on from copies of their prompt's state where trees are wrong, None
+    if they may not.
     """
 
     fallback_reason: str
@@ -59,12 +62,34 @@ class Architecture:
     logit_scale: float = 1.0
     rope_limit: int | None = None
     passes_window: bool = False
+    branching: Branching | None = None
 
     def allows_tree(self, longest: int) -> bool:
         """Tell whether branches whose longest is `longest` tokens may share one row."""
         window = None if self.passes_window else self.window
         limits = [limit for limit in (window, self.rope_limit) if limit is not None]
         return not self.fallback_reason and all(longest <= limit for limit in limits)
+
+    def allows_branching(self, longest: int, gradients: bool) -> bool:
+        """Tell whether completions may go on from copies of their prompt's state.
+
+        Args:
+            longest: tokens of the longest branch.
+            gradients: they are wanted.
+        """
+        found = self.branching
+        if found is None or (gradients and not found.trains):
+            return False
+        limits = [limit for limit in (found.limit, self.rope_limit) if limit is not None]
+        return all(longest <= limit for limit in limits)
+
+    @property
+    def instead_of_trees(self) -> str:
+        """Say how completions are forwarded where trees are wrong."""
+        if self.branching is None:
+            return "padded rows"
+        copies = "copies of each prompt's state"
+        return copies if self.branching.trains else f"{copies}, in training padded rows"
 
     def head_of(self, causal_lm: Any) -> Head:
         """Return the head of the model that was inspected, with the weights that it has now."""
@@ -88,7 +113,8 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
         windows: dict[int, int | None] = {}
         reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain, windows)
     passed = all(windows.get(layer) is not None for layer in found.sliding_layers)
-    return replace(plain, fallback_reason=reason, passes_window=passed)
+    branching = find_branching(causal_lm, plain.head_of(causal_lm)) if reason else None
+    return replace(plain, fallback_reason=reason, passes_window=passed, branching=branching)
 
 
 def refuse_unusable(causal_lm: Any) -> None:

@@ -4,20 +4,22 @@ given prompts, the log-probabilities of their completions.
 
 `LikelihoodEngine.score_pack` is differentiable and is what training calls, pack by pack;
 `LikelihoodEngine.score` runs many groups without gradients. How groups were packed, whether they
-shared prefixes or were padded, never shows in the results (but for rounding).
+shared prefixes, went on from copies of a state or were padded, never shows in the results (but for
+rounding).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from macpo.attention import base_model
 from macpo.likelihood.architecture import Architecture, inspect_architecture
-from macpo.likelihood.groups import Pack, PromptGroup, pack_groups
+from macpo.likelihood.branched import branched_hidden
+from macpo.likelihood.groups import Pack, PromptGroup, pack_alike, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
@@ -45,7 +47,26 @@ class LikelihoodEngine:
 
     def packs(self, groups: Sequence[PromptGroup]) -> list[Pack]:
         """Divide groups into packs for `score_pack`."""
+        if self.architecture.fallback_reason:
+            return pack_alike(groups, self.pack_tokens)
         return pack_groups(groups, self.pack_tokens)
+
+    def tokens_read(self, groups: Sequence[PromptGroup], *, gradients: bool) -> int:
+        """Return how many tokens `groups` take through the model, without those of padding.
+
+        In padded rows a prompt is read again for each of its completions; else this is the sum of
+        the groups' `tokens`, or less where they start alike.
+
+        Args:
+            groups: any number of groups.
+            gradients: they are trained on, not only scored.
+        """
+        return sum(
+            sum(len(group.prompt) + len(c) - 1 for c in group.completions)
+            if self._layout([group], gradients) == "padded"
+            else group.tokens
+            for group in groups
+        )
 
     def score_pack(self, pack: Pack) -> Tensor:
         """Return the sum log-probability of every completion of a pack, in nats.
@@ -71,13 +92,27 @@ class LikelihoodEngine:
 
     def _hidden(self, pack: Pack) -> Tensor:
         """Forward a pack; return the hidden states that predict, `[tokens, width]`."""
-        longest = max(len(g.prompt) + max(map(len, g.completions)) for g in pack.groups)
-        limit = self.architecture.rope_limit
-        if limit is not None:
+        found, device = self.architecture, self.causal_lm.device
+        if found.rope_limit is not None:
             forget_lengths(self.causal_lm)
+        layout = self._layout(pack.groups, torch.is_grad_enabled())
+        if layout == "tree":
+            return tree_hidden(self.causal_lm, pack, device)
+        if layout == "branched" and found.branching is not None:
+            return branched_hidden(self.causal_lm, pack, device, found.branching.equal)
+        return padded_hidden(self.causal_lm, pack, device, found.rope_limit)
+
+    def _layout(
+        self, groups: Sequence[PromptGroup], gradients: bool
+    ) -> Literal["tree", "branched", "padded"]:
+        """Choose how groups of one pack are forwarded."""
+        longest = max(group.longest for group in groups)
         if self.architecture.allows_tree(longest):
-            return tree_hidden(self.causal_lm, pack, self.causal_lm.device)
-        return padded_hidden(self.causal_lm, pack, self.causal_lm.device, limit)
+            return "tree"
+        shares = any(len(group.completions) > 1 for group in groups)
+        if shares and self.architecture.allows_branching(longest, gradients):
+            return "branched"
+        return "padded"
 
     def _targets(self, pack: Pack) -> Tensor:
         ids = [t for g in pack.groups for c in g.completions for t in c]

@@ -38,6 +38,11 @@ class PromptGroup:
         """Number of tokens this group takes in a pack."""
         return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
 
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the prompt with its longest completion."""
+        return len(self.prompt) + max(map(len, self.completions))
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -91,4 +96,22 @@ def pack_groups(groups: Sequence[PromptGroup], budget: int) -> list[Pack]:
         else:
             bins.append([i])
             room.append(budget - size)
+    return [Pack(tuple(groups[i] for i in sorted(b)), tuple(sorted(b))) for b in bins]
+
+
+def pack_alike(groups: Sequence[PromptGroup], budget: int) -> list[Pack]:
+    """Divide `groups` into packs of at most `budget` tokens each, of similar lengths.
+
+    For what is forwarded in padded rows: neighbours in length need the fewest pads. A group larger
+    than the budget gets a pack of its own.
+    """
+    order = sorted(range(len(groups)), key=lambda i: (groups[i].longest, groups[i].tokens, i))
+    bins: list[list[int]] = []
+    room = 0
+    for i in order:
+        room -= groups[i].tokens
+        if room < 0 or not bins:
+            bins.append([])
+            room = budget - groups[i].tokens
+        bins[-1].append(i)
     return [Pack(tuple(groups[i] for i in sorted(b)), tuple(sorted(b))) for b in bins]

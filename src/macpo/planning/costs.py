@@ -101,3 +101,16 @@ def model_shape(agent: Agent) -> ModelShape | None:
     lora = agent.tuning.kind == "lora"
     adapter = adapter_weights(model, agent.tuning, agent.base.name) if lora else 0
     return ModelShape(int(text.num_hidden_layers), hidden, intermediate, adapter)
+
+
+def state_layers(agent: Agent) -> tuple[str, ...]:
+    """Return the kinds of an agent's layers that carry state along a row, by its config.
+
+    None of them where the config is not here.
+    """
+    if not (Path(agent.base.location) / CONFIG).is_file():
+        return ()
+    from macpo.models.loading import empty_model
+    from macpo.probe import declared
+
+    return declared(empty_model(agent.base)).other_layer_types

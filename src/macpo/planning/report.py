@@ -18,7 +18,7 @@ from macpo.dtype import Resolved, known_dtype
 from macpo.methods.build import build_plan
 from macpo.models.chat import Chat
 from macpo.models.loading import parameter_count
-from macpo.planning.costs import Memory, flops, memory, model_shape
+from macpo.planning.costs import Memory, flops, memory, model_shape, state_layers
 from macpo.planning.measured import (
     find_chat,
     find_cuts,
@@ -137,6 +137,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     agents = {agent.name: _agent_plan(config, agent) for agent in team.agents}
     known = None if sizes is None else Known(sizes, lengths, recorded.answers())
     stages = _stage_plans(layout, recorded, known, agents)
+    _note_states(team, layout, recorded, known, notes)
     gflops = _speed(resolved, dtype)
     pace = _pace(stages)
     return PlanReport(
@@ -217,6 +218,30 @@ def _note_system(
         note = None if chat is None else system_note(agent, chat, splits, layout)
         if note is not None:
             notes.append(note)
+
+
+def _note_states(
+    team: Team, layout: Plan, recorded: Recorded, known: Known | None, notes: list[str]
+) -> None:
+    """Say whose layers carry state along the row, and what that may cost.
+
+    Whether answers can go on from copies of a prompt's state, only a trial of the weights tells.
+    """
+    for agent in team.agents:
+        layers = state_layers(agent)
+        if not layers:
+            continue
+        cost = ""
+        if known is not None:
+            rows = replace(known, by_rows=frozenset({agent.name}))
+            own = [s for s in layout if s.agent == agent and recorded.state(s) != "done"]
+            shared, apart = (sum(s.work(k).tokens for s in own) for k in (known, rows))
+            cost = f": at most {apart:,.0f} tokens instead of {shared:,.0f}"
+        notes.append(
+            f"{agent.name}: layers of kind {', '.join(layers)} carry state along the row; where "
+            f"a trial of the weights shows that answers cannot share their prompt's state, each is "
+            f"read with its prompt in a row of its own{cost}"
+        )
 
 
 def _find_cuts(

@@ -24,7 +24,7 @@ from macpo.records import (
     read_scores,
     write_jsonl,
 )
-from macpo.scoring import encode_group
+from macpo.scoring import encode_group, say_cost
 from macpo.stage import Stage, StageContext
 from macpo.training.loop import Trainer, summary
 from macpo.training.objectives import (
@@ -218,6 +218,7 @@ def _train(
         checkpoints=context.checkpoints,
         progress=context.progress,
     )
+    say_cost(stage.start.name, trainer.engine, objective.groups, gradients=True)
     log = trainer.train()
     save_weights(loaded.trainable, context.output / WEIGHTS_FILE)
     write_jsonl(context.output / "log.jsonl", log)
