@@ -16,6 +16,7 @@ from macpo.models.chat import Chat
 from macpo.models.folders import weight_files
 from macpo.models.loading import load_model, load_tokenizer, parameter_count
 from macpo.models.sources import ResolvedModel, resolve
+from tests.sweep.families import tiny_config as sweep_config
 from tests.tiny import ARCHITECTURES, tiny_config, tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -165,6 +166,78 @@ def test_layer_that_would_change_by_moving_is_refused(tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
     expected = cut_by_hand(whole, [2, 3])
     torch.testing.assert_close(model(IDS).logits, expected(IDS).logits, rtol=0, atol=1e-6)
+
+
+def family_folder(path: Path, family: str, **overrides: Any) -> Any:
+    """Save a tiny model of some family, and return it."""
+    config = sweep_config(family)
+    config = type(config)(**{**config.to_dict(), **overrides})
+    if family == "gemma3n_text":
+        config.intermediate_size = [64] * config.num_hidden_layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(path)
+    return model
+
+
+def parts(tensor: torch.Tensor, dim: int, kept: list[int]) -> nn.Parameter:
+    whole = tensor.detach().unflatten(dim, (4, -1))
+    return nn.Parameter(whole.index_select(dim, torch.tensor(kept)).flatten(dim, dim + 1))
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_embeddings_for_each_layer_are_cut_with_the_layers(tmp_path: Path, family: str) -> None:
+    """Beside three layers Gemma 3n keeps lists of three projections, which are not layers."""
+    whole = family_folder(tmp_path / "base", family)
+    kept = [0, 1, 3]
+    model = load_model(cut(tmp_path / "base", "0,1,3"), torch.float32, "cpu")
+    expected = cut_by_hand(whole, kept)
+    inner = expected.model
+    inner.embed_tokens_per_layer.weight = parts(inner.embed_tokens_per_layer.weight, 1, kept)
+    projection = inner.per_layer_model_projection
+    projection.weight = parts(projection.weight, 0, kept)
+    with torch.no_grad():
+        ours, theirs = (m(IDS, use_cache=False).logits for m in (model, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_layers_that_files_keep_under_another_name_are_cut(tmp_path: Path) -> None:
+    """Nemotron-H's files say backbone.layers, its model says model.layers."""
+    whole = family_folder(tmp_path / "base", "nemotron_h")
+    [file] = weight_files(tmp_path / "base")
+    with safe_open(file, framework="pt") as weights:
+        assert any(name.startswith("backbone.layers.") for name in weights.keys())  # noqa: SIM118
+    model = load_model(cut(tmp_path / "base", "0,2,3"), torch.float32, "cpu")
+    assert len(model.model.layers) == 3
+    with torch.no_grad():
+        for layer, old in zip(model.model.layers, (0, 2, 3), strict=True):
+            for name, parameter in whole.model.layers[old].named_parameters():
+                assert torch.equal(layer.get_parameter(name), parameter)
+    assert model.config.layer_types == [whole.config.layer_types[i] for i in (0, 2, 3)]
+
+
+def test_last_layer_that_would_see_everything_is_refused(tmp_path: Path) -> None:
+    """Gemma 4 makes its last layer see everything, whatever the list says."""
+    family_folder(tmp_path / "base", "gemma4_text")
+    with pytest.raises(ModelError) as caught:
+        cut(tmp_path / "base", "0,2")
+    assert str(caught.value) == (
+        "base: layer 2 would behave differently as layer 1 (self_attn.is_sliding: True becomes "
+        "False): Gemma4TextConfig decides this by position; keep layers that stay alike"
+    )
+
+
+def test_layers_that_the_config_does_not_allow_alone_are_refused(tmp_path: Path) -> None:
+    """Gemma 4's last layers use the keys of earlier ones, which are to be cut out here."""
+    family_folder(tmp_path / "base", "gemma4_text", num_kv_shared_layers=2)
+    with pytest.raises(ModelError) as caught:
+        cut(tmp_path / "base", "0-1")
+    assert str(caught.value) == (
+        "base: Gemma4TextConfig allows no model of these layers alone (ValueError: The set of "
+        "layer types producing a cache is different than the set of layer types using them); keep "
+        "others"
+    )
 
 
 def test_incomplete_weight_files_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 The cut is made in the files, tensor by tensor: layer `kept[j]` of the base becomes layer `j`. No
 model is loaded, so a 70B base needs the memory of one tensor. What the files cannot tell, such as
 an architecture that treats every second layer differently, is found by building both models
-without weights and comparing the layers.
+without weights and comparing the layers. A tensor outside of them that is as long as there are
+layers, such as Gemma 3n's embeddings for each layer, is cut with them.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,23 @@ RECIPE = 1
 """Part of every key; raise it when the cut writes something else than before."""
 
 LAYER_COUNT = "num_hidden_layers"
+BY_LAYER = "per_layer_config"
+"""What transformers calls a config's values for single layers, by their numbers."""
 NO_LAYER_LISTS = re.compile(r"architectures|.*_token_ids?")
 """Config lists that never run over the layers, however long they happen to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What tensors are called in files.
+
+    `layers` matches those of layers: groups `head`, `layer` and `tail`. `over_layers` has those
+    that hold a part for each of the base's `count` layers, and the dimension along which.
+    """
+
+    layers: re.Pattern[str]
+    over_layers: Mapping[str, int]
+    count: int
 
 
 def prune_folder(
@@ -45,7 +62,7 @@ def prune_folder(
     """
     config = read_config(base, with_code=with_code)
     cut = pruned_config(config, kept, name)
-    names = _check_layers(config, cut, kept, name, with_code=with_code)
+    names = _names_in(base, _check_layers(config, cut, kept, name, with_code=with_code))
     cut.save_pretrained(folder)
     for path in base.iterdir():
         if path.is_file() and path.name not in (CONFIG, INDEX) and not _is_weights(path):
@@ -73,8 +90,26 @@ def pruned_config(config: Any, kept: Sequence[int], name: str) -> Any:
         over_layers = isinstance(value, list | tuple) and len(value) == total
         if over_layers and not NO_LAYER_LISTS.fullmatch(key):
             values[key] = [value[layer] for layer in kept]
+    by_layer = values.get(BY_LAYER)
+    if isinstance(by_layer, dict):
+        values[BY_LAYER] = {
+            new: by_layer[key]
+            for new, old in enumerate(kept)
+            for key in by_layer
+            if int(key) == old
+        }
     values[config.attribute_map.get(LAYER_COUNT, LAYER_COUNT)] = len(kept)
-    return type(config)(**values)
+    try:
+        return type(config)(**values)
+    except Exception as error:  # each config class checks its values in its own way
+        raise _uncuttable(config, name, error) from error
+
+
+def _uncuttable(config: Any, name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name}: {type(config).__name__} allows no model of these layers alone "
+        f"({load_failure(error)}); keep others"
+    )
 
 
 def read_config(folder: Path, *, with_code: bool) -> Any:
@@ -95,17 +130,23 @@ def read_config(folder: Path, *, with_code: bool) -> Any:
 
 def _check_layers(
     config: Any, cut: Any, kept: Sequence[int], name: str, *, with_code: bool
-) -> re.Pattern[str]:
+) -> tuple[str, _Names]:
     """Make sure that each layer behaves alike in its old and new place.
 
     Returns:
-        A pattern for the names of layer tensors: groups `head`, `layer` and `tail`.
+        The path of the layers in the model, and the names of tensors by that.
 
     Raises:
         ModelError: the layers are not one list, or one would change its behaviour by moving.
     """
-    path, before, root = _decoder_layers(config, name, with_code=with_code)
-    after = _decoder_layers(cut, name, with_code=with_code)[1]
+    model = _empty(config, with_code=with_code)
+    path = _path_of_layers(model, getattr(config, LAYER_COUNT), name)
+    try:
+        small = _empty(cut, with_code=with_code)
+    except Exception as error:  # whatever its code makes of the layers
+        raise _uncuttable(config, name, error) from error
+    before: Any = model.get_submodule(path)
+    after: Any = small.get_submodule(path)
     for new, old in enumerate(kept):
         difference = _difference(before[old], after[new], old, new)
         if difference:
@@ -114,32 +155,97 @@ def _check_layers(
                 f"{type(config).__name__} decides this by position; keep layers that stay alike"
             )
     # Files of the bare base model, such as GPT-2's, lack the prefix of the language model.
-    bare = path.removeprefix(f"{root}.")
-    return re.compile(
+    root = f"{model.base_model_prefix}."
+    bare = path.removeprefix(root)
+    layers = re.compile(
         rf"(?P<head>(?:{re.escape(path)}|{re.escape(bare)})\.)(?P<layer>\d+)(?P<tail>\..+)"
     )
+    over = _over_layers(model, small, path, name)
+    over |= {tensor.removeprefix(root): dim for tensor, dim in over.items()}
+    return path, _Names(layers, over, len(before))
 
 
-def _decoder_layers(config: Any, name: str, *, with_code: bool) -> tuple[str, nn.ModuleList, str]:
-    """Build the model without weights; return its layers, their path and the base's prefix."""
+def _empty(config: Any, *, with_code: bool) -> nn.Module:
+    """Build a model without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=with_code)
-    total = getattr(config, LAYER_COUNT)
-    found: dict[str, nn.ModuleList] = {}
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=with_code)
+    return model
+
+
+def _path_of_layers(model: nn.Module, total: int, name: str) -> str:
+    """Return where a model keeps its layers.
+
+    Of several lists of that length it is the one called `layers`, if only one is.
+    """
+    import torch
+
+    found: list[str] = []
     for path, module in model.named_modules():  # parents come first: nested lists are skipped
         inside = any(path.startswith(f"{outer}.") for outer in found)
         if isinstance(module, torch.nn.ModuleList) and len(module) == total and not inside:
-            found[path] = module
-    if len(found) != 1:
+            found.append(path)
+    called = [path for path in found if path.rpartition(".")[2] == "layers"]
+    if len(found) != 1 and len(called) != 1:
         raise ModelError(
             f"{name}: {type(model).__name__} keeps its {total} layers in {len(found)} lists "
             f"({', '.join(found) or 'none'}); only models with one list of layers can be cut"
         )
-    path, layers = found.popitem()
-    return path, layers, model.base_model_prefix
+    return (called if len(found) != 1 else found)[0]
+
+
+def _over_layers(model: nn.Module, small: nn.Module, path: str, name: str) -> dict[str, int]:
+    """Return the tensors beside the layers that hold a part for each, and along which dimension.
+
+    Raises:
+        ModelError: a tensor changes its size otherwise.
+    """
+    lists: tuple[Any, Any] = (model.get_submodule(path), small.get_submodule(path))
+    total, kept = map(len, lists)
+    cut = {n: tuple(p.shape) for n, p in small.named_parameters()}
+    found = {}
+    for parameter, tensor in model.named_parameters():
+        whole, part = tuple(tensor.shape), cut.get(parameter, ())
+        if parameter.startswith(f"{path}.") or whole == part:
+            continue
+        dims = [d for d, size in enumerate(whole) if part[d : d + 1] != (size,)]
+        if (
+            len(whole) != len(part)
+            or len(dims) != 1
+            or whole[dims[0]] * kept != part[dims[0]] * total
+        ):
+            raise ModelError(
+                f"{name}: {parameter} is of another kind with these layers; keep others"
+            )
+        found[parameter] = dims[0]
+    return found
+
+
+def _names_in(base: Path, expected: tuple[str, _Names]) -> _Names:
+    """Return the names of tensors as the files of `base` have them.
+
+    transformers reads the layers of some families under another prefix than it keeps them
+    (Nemotron-H: `backbone.layers`), so where the expected one is in no file, the only other one
+    that ends alike is taken.
+    """
+    from safetensors import safe_open
+
+    path, names = expected
+    last = re.escape(path.rpartition(".")[2])
+    heads: set[str] = set()
+    for file in weight_files(base):
+        with safe_open(str(file), framework="pt") as weights:
+            for tensor in weights.keys():  # noqa: SIM118  (safe_open is no mapping)
+                if names.layers.fullmatch(tensor):
+                    return names
+                match = re.match(rf"(.*\b{last}\.)\d+\.", tensor)
+                heads |= {match[1]} if match else set()
+    if len(heads) != 1:
+        return names
+    layers = re.compile(rf"(?P<head>{re.escape(heads.pop())})(?P<layer>\d+)(?P<tail>\..+)")
+    return replace(names, layers=layers)
 
 
 def _difference(before: nn.Module, after: nn.Module, old: int, new: int) -> str:
@@ -176,7 +282,7 @@ def _is_weights(path: Path) -> bool:
     return path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
 
-def _write_weights(base: Path, kept: Sequence[int], names: re.Pattern[str], folder: Path) -> None:
+def _write_weights(base: Path, kept: Sequence[int], names: _Names, folder: Path) -> None:
     """Copy the kept layers under their new numbers, and all that is in no layer, shard by shard."""
     import json
 
@@ -209,26 +315,36 @@ def _write_weights(base: Path, kept: Sequence[int], names: re.Pattern[str], fold
 
 
 def _kept_tensors(
-    file: Path, places: dict[int, int], names: re.Pattern[str], found: set[int]
+    file: Path, places: dict[int, int], names: _Names, found: set[int]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of one weight file that stay, under their new names.
 
     Args:
         file: a safetensors file.
         places: new layer number by old one.
-        names: matches the names of layer tensors.
+        names: of layer tensors, and of those with a part for each layer.
         found: receives the old number of each layer that is met.
     """
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as weights:
         for name in weights.keys():  # noqa: SIM118  (safe_open is no mapping)
-            match = names.fullmatch(name)
+            match = names.layers.fullmatch(name)
             if match is None:
-                yield name, weights.get_tensor(name)
+                tensor = weights.get_tensor(name)
+                dim = names.over_layers.get(name)
+                yield name, tensor if dim is None else _parts(tensor, dim, names.count, places)
                 continue
             layer = int(match["layer"])
             if layer in places:
                 found.add(layer)
                 new_name = f"{match['head']}{places[layer]}{match['tail']}"
                 yield new_name, weights.get_tensor(name)
+
+
+def _parts(tensor: Tensor, dim: int, total: int, kept: Iterable[int]) -> Tensor:
+    """Return the parts of some layers, of a tensor with a part for each along `dim`."""
+    import torch
+
+    parts = tensor.chunk(total, dim)
+    return torch.cat([parts[layer] for layer in kept], dim)
