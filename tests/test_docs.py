@@ -172,6 +172,8 @@ def test_shown_commands_exist(place: str, line: str) -> None:
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         known = sorted(command.commands)
+        if words[0] not in known and getattr(command, "default", None):
+            words.insert(0, command.default)  # `macpo annotate RUN`
         assert words[0] in known, f"{place}: macpo has {', '.join(known)}"
         command = command.commands[words.pop(0)]
     options = {name for option in command.params for name in option.opts} | {"--help"}

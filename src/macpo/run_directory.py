@@ -11,6 +11,7 @@ RUN/journal.jsonl          what happened when
 RUN/progress.json          where the running stage is
 RUN/metrics.jsonl          one line per policy, round and metric
 RUN/final/                 the aligned policies
+RUN/annotations/           what people judged
 RUN/lock                   held by the process at work
 
 Nothing here needs a model library, so a run can be asked about at any time from another process.
@@ -202,6 +203,7 @@ class RunDir:
         self.progress_file = self.path / "progress.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.final = self.path / "final"
+        self.annotations = self.path / "annotations"
         self.lock = self.path / "lock"
 
     @property

@@ -25,6 +25,8 @@ COMMANDS = (
     ["plan"],
     ["status"],
     ["chat"],
+    ["annotate"],
+    ["annotate", "results"],
     ["compare"],
     ["export"],
     ["data", "check"],

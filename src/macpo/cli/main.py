@@ -10,7 +10,19 @@ from typing import Annotated, TextIO
 
 import typer
 
-from macpo.cli import chat, compare, data, evaluate, examples, export, init, plan, run, status
+from macpo.cli import (
+    annotate,
+    chat,
+    compare,
+    data,
+    evaluate,
+    examples,
+    export,
+    init,
+    plan,
+    run,
+    status,
+)
 from macpo.errors import MacpoError
 from macpo.version import __version__
 
@@ -33,6 +45,7 @@ app.command("chat", epilog=chat.EXAMPLES)(chat.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.add_typer(data.app, name="data")
+app.add_typer(annotate.app, name="annotate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,97 @@
+"""What `macpo annotate results` shows."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from macpo.annotation.results import Agreement, Results
+from macpo.report.text import format_seconds, plain_line, plural
+
+
+def render_results(results: Results) -> RenderableType:
+    """Return the results of a file as something that rich prints."""
+    one, other = plain_line(results.one), plain_line(results.other)
+    parts: list[RenderableType] = [
+        Text(f"{one} against {other}", style="bold"),
+        Text(
+            f"{results.judged} of {plural(results.pairs, 'pair')} judged, by "
+            f"{plural(len(results.annotators), 'annotator')} in "
+            f"{plural(results.judgments, 'judgment')}"
+        ),
+    ]
+    if results.judgments:
+        parts += [_sides(results, one, other), _people(results, one)]
+    if results.agreement is not None:
+        parts.append(_agreement(results.agreement))
+    parts.append(Text(plain_line(str(results.path)), style="dim"))
+    return Group(*parts)
+
+
+def _sides(results: Results, one: str, other: str) -> Table:
+    """Show both sides' wins; intervals are 95 %, clustered by prompt."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("side")
+    for name in ("won", "tied", "lost", "win rate, ties half", "win rate without ties"):
+        table.add_column(name, justify="right")
+    rate, without = results.win_rate, results.win_rate_without_ties
+    halves = results.half_width, results.half_width_without_ties
+    rows = (
+        (one, results.wins, results.losses, rate, without),
+        (other, results.losses, results.wins, _rest(rate), _rest(without)),
+    )
+    for name, won, lost, rate, without in rows:
+        shown = (_interval(rate, halves[0]), _interval(without, halves[1]))
+        table.add_row(name, str(won), str(results.ties), str(lost), *shown)
+    return table
+
+
+def _people(results: Results, one: str) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("by")
+    for name in ("judged", f"{one} won, ties half", "ties", "chose the left", "median time"):
+        table.add_column(name, justify="right")
+    for person in results.annotators:
+        table.add_row(
+            plain_line(person.name),
+            str(person.judged),
+            f"{100 * person.win_rate:.0f} %",
+            str(person.ties),
+            "-" if person.left_rate is None else f"{100 * person.left_rate:.0f} %",
+            "-" if person.median_seconds is None else format_seconds(person.median_seconds),
+        )
+    return table
+
+
+def _agreement(agreement: Agreement) -> Text:
+    """Show how far people agree: 1 is fully, 0 as chance would have it."""
+    lines = [f"agreement on {plural(agreement.shared, 'pair')} that several people judged:"]
+    if agreement.agreed is not None:
+        lines.append(f"  the same said by two: {100 * agreement.agreed:.0f} %")
+    lines.append(f"  Krippendorff's alpha: {_number(agreement.alpha)}")
+    lines += [
+        f"  Cohen's kappa, {plain_line(names)}: {_number(kappa)}"
+        for names, kappa in agreement.cohen.items()
+    ]
+    lines.append(
+        f"  Fleiss' kappa: {_number(agreement.fleiss)} on {agreement.judged_by_all} that everybody "
+        "judged"
+    )
+    return Text("\n".join(lines))
+
+
+def _rest(rate: float | None) -> float | None:
+    return None if rate is None else 1 - rate
+
+
+def _interval(rate: float | None, half_width: float | None) -> str:
+    if rate is None:
+        return "-"
+    width = "" if half_width is None else f" ± {100 * half_width:.1f}"
+    return f"{100 * rate:.1f}{width} %"
+
+
+def _number(value: float | None) -> str:
+    return "cannot be told" if value is None else f"{value:.2f}"
