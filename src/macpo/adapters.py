@@ -17,9 +17,10 @@ from torch import Tensor
 
 from macpo.config import ALL_LINEAR, AUTO, PAPER_TARGETS, TuningConfig
 from macpo.errors import ModelError
+from macpo.models.classes import text_decoder_name
 
 TOWERS = re.compile("vision|visual|image|video|audio|speech|multi_?modal")
-"""What layers beside the text decoder are called in composites; text never runs through them."""
+"""What layers of encoders are called, also within text decoders; text never runs through them."""
 
 MAMBAS = frozenset({"mamba", "mamba2", "falcon_mamba"})
 """Types of models whose `out_proj` PEFT does not adapt, and that have nothing but a mixer."""
@@ -175,17 +176,26 @@ def _linear_layers(model: Any, towers: bool = False) -> Iterator[tuple[str, Any]
     """Yield what an adapter can be put over: in the text decoder, or in what stands beside it."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
+    outside = re.compile(_outside(model))
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and bool(TOWERS.search(name)) == towers:
+        if isinstance(module, torch.nn.Linear | Conv1D) and bool(outside.fullmatch(name)) == towers:
             yield name, module
 
 
 def _tower_pattern(model: Any, targets: Sequence[str]) -> str | None:
     """Return a pattern of the layers beside the text decoder; None where targets meet none."""
-    for name, _ in _linear_layers(model, towers=True):
-        if targets == (ALL_LINEAR,) or _meets(name, targets):
-            return rf".*(?:{TOWERS.pattern}).*"
+    head = model.get_output_embeddings()
+    for name, module in _linear_layers(model, towers=True):
+        if module is not head and (targets == (ALL_LINEAR,) or _meets(name, targets)):
+            return _outside(model)
     return None
+
+
+def _outside(model: Any) -> str:
+    """Return a pattern of the names of all that stands beside the text decoder."""
+    towers = rf".*(?:{TOWERS.pattern}).*"
+    decoder = text_decoder_name(model)
+    return towers if decoder is None else rf"(?!{re.escape(decoder)}\.).*|{towers}"
 
 
 def _meets(name: str, targets: Sequence[str]) -> bool:

@@ -34,6 +34,7 @@ IGNORED_KEYWORDS = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "logits_to_keep",
         "cache_position",
         "is_causal",
         "past_key_values",

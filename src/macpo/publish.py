@@ -15,6 +15,8 @@ from macpo.agents import Agent, Policy
 from macpo.attention import base_model
 from macpo.errors import MacpoError, ModelError, StoreError
 from macpo.metrics import in_order
+from macpo.models import hub
+from macpo.models.classes import auto_class, copy_processors
 from macpo.policies import LoadedPolicy, PolicyPool
 from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
 from macpo.store import new_directory, read_manifest
@@ -49,6 +51,7 @@ def publish(policy: Policy, folder: Path, policies: PolicyPool, card: str) -> No
             _check_adapter(loaded, policy.agent, partial)
         else:
             policies.load(policy).model.save_pretrained(partial)
+            copy_processors(Path(policy.agent.base.location), partial)
         policies.chat(policy.agent).tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         remove_tree(folder)
@@ -72,14 +75,13 @@ def merge_adapter(adapter: Path, output: Path) -> None:
             raise ModelError(f"{adapter} is a full model already: there is nothing to merge")
         raise ModelError(f"{adapter} holds no adapter_config.json; give a folder of RUN/final/")
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
+    base, revision = config["base_model_name_or_path"], config.get("revision")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, revision=config.get("revision") or "main", use_safetensors=True
-        )
+        reader = auto_class(AutoConfig.from_pretrained(base, revision=revision or "main"))
+        model = reader.from_pretrained(base, revision=revision or "main", use_safetensors=True)
         with quiet_peft():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter))
@@ -89,6 +91,9 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         ) from error
     with new_directory(output, None) as partial:
         merged.save_pretrained(partial)
+        found = Path(base) if Path(base).is_dir() else hub.cached_snapshot(base, revision)
+        if found is not None:
+            copy_processors(found, partial)
         tokenizer.save_pretrained(partial)
 
 

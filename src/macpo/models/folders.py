@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 from macpo.errors import ModelError
 from macpo.models.cache import reason, remembered_digest
@@ -92,6 +93,22 @@ def folder_digest(folder: Path) -> str:
     """Return a digest of config and weights: the same model in another place has the same."""
     files = [folder / CONFIG, *weight_files(folder)]
     return digest([[path.name, remembered_digest(path)] for path in files])
+
+
+def read_config(folder: Path, *, with_code: bool) -> Any:
+    """Return the transformers config in `folder`, with the defaults that its file leaves out.
+
+    Raises:
+        ModelError: transformers cannot use it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=with_code, local_files_only=True
+        )
+    except Exception as error:  # each config class checks its values in its own way
+        raise ModelError(f"{folder}: its config cannot be used ({load_failure(error)})") from error
 
 
 def near_path(path: Path) -> Path | None:

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from macpo.errors import ModelError
 from macpo.models.chat import Chat, SystemTurn
-from macpo.models.folders import CONFIG, check_folder, generation_stops, load_failure
-from macpo.models.pruning import pruned_config, read_config
+from macpo.models.classes import auto_class
+from macpo.models.folders import (
+    CONFIG,
+    check_folder,
+    generation_stops,
+    load_failure,
+    read_config,
+)
+from macpo.models.pruning import pruned_config
 from macpo.models.sources import ResolvedModel
 from macpo.models.templates import read_template
 
@@ -51,12 +58,12 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
         ModelError: the model is not local, is no causal language model, or lacks weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder = _local_folder(resolved)
     check_folder(folder)
+    config = read_config(folder, with_code=resolved.trust_remote_code)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             str(folder),
             dtype=dtype,
             device_map=torch.device(device),  # not through a copy in host memory
@@ -177,7 +184,6 @@ def empty_model(resolved: ResolvedModel) -> Any:
             `layers` names.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     trust = resolved.trust_remote_code
     config = read_config(Path(resolved.location), with_code=trust)
@@ -185,7 +191,7 @@ def empty_model(resolved: ResolvedModel) -> Any:
         config = pruned_config(config, resolved.layers, resolved.name)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            return auto_class(config).from_config(config, trust_remote_code=trust)
     except ValueError as error:
         raise ModelError(
             f"{resolved.name}: no causal language model ({load_failure(error)})"

@@ -14,7 +14,8 @@ from typing import Any
 
 from macpo.errors import ModelError
 from macpo.models.cache import reason, remembered_digest
-from macpo.models.folders import CONFIG, INDEX, load_failure
+from macpo.models.classes import auto_class
+from macpo.models.folders import CONFIG, INDEX, load_failure, read_config
 from macpo.seeds import digest
 
 RECIPE = 1
@@ -69,11 +70,11 @@ def merge_folder(base: Path, adapter: Path, folder: Path, *, name: str, with_cod
         ModelError: the adapter does not fit the base, or is of a kind that cannot be merged.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     read_adapter(adapter)
+    config = read_config(base, with_code=with_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(config).from_pretrained(
             str(base),
             dtype="auto",
             use_safetensors=True,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo.errors import ModelError
-from macpo.models.folders import CONFIG, INDEX, load_failure, weight_files
+from macpo.models.classes import auto_class
+from macpo.models.folders import CONFIG, INDEX, load_failure, read_config, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,22 +113,6 @@ def _uncuttable(config: Any, name: str, error: Exception) -> ModelError:
     )
 
 
-def read_config(folder: Path, *, with_code: bool) -> Any:
-    """Return the transformers config in `folder`, with the defaults that its file leaves out.
-
-    Raises:
-        ModelError: transformers cannot use it.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            str(folder), trust_remote_code=with_code, local_files_only=True
-        )
-    except Exception as error:  # each config class checks its values in its own way
-        raise ModelError(f"{folder}: its config cannot be used ({load_failure(error)})") from error
-
-
 def _check_layers(
     config: Any, cut: Any, kept: Sequence[int], name: str, *, with_code: bool
 ) -> tuple[str, _Names]:
@@ -168,10 +153,9 @@ def _check_layers(
 def _empty(config: Any, *, with_code: bool) -> nn.Module:
     """Build a model without weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=with_code)
+        model: nn.Module = auto_class(config).from_config(config, trust_remote_code=with_code)
     return model
 
 

@@ -27,6 +27,7 @@ from macpo.models.folders import (
     folder_digest,
     is_complete,
     near_path,
+    read_config,
     weight_files,
 )
 from macpo.registry import Registry
@@ -129,30 +130,15 @@ def _merged(base: ResolvedModel, adapter: Path, fetch: bool) -> ResolvedModel:
     Until that is done its location is the base's, which has the same config.
     """
     of_adapter = merging.adapter_digest(adapter)
-    name = f"{base.name}+{adapter.name}"
-    if base.digest is None:
-        return replace(base, name=name, local=False, hub_name=None)
-    merged_digest = digest(["merged", merging.RECIPE, base.digest, of_adapter])
-    key = f"merged-{merging.RECIPE}-{merged_digest[:32]}"
-    if fetch:
 
-        def make(folder: Path) -> None:
-            logger.info("merging %s into %s", adapter, base.name)
-            merging.merge_folder(
-                Path(base.location),
-                adapter,
-                folder,
-                name=base.name,
-                with_code=base.trust_remote_code,
-            )
-
-        build_once(key, make)
-    made = model_folder(key)
-    if made.is_dir():
-        return replace(
-            base, name=name, location=str(made), digest=merged_digest, local=True, hub_name=None
+    def make(folder: Path) -> None:
+        logger.info("merging %s into %s", adapter, base.name)
+        merging.merge_folder(
+            Path(base.location), adapter, folder, name=base.name, with_code=base.trust_remote_code
         )
-    return replace(base, name=name, digest=merged_digest, local=False, hub_name=None)
+
+    parts = ("merged", merging.RECIPE, of_adapter)
+    return _made_of(base, f"{base.name}+{adapter.name}", parts, make if fetch else None)
 
 
 def _folder(model: ModelConfig) -> ResolvedModel:
@@ -251,30 +237,47 @@ def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
     """Take some layers of `base`."""
     kept = parse_layers(text)
     if (Path(base.location) / CONFIG).is_file():
-        config = pruning.read_config(Path(base.location), with_code=base.trust_remote_code)
+        config = read_config(Path(base.location), with_code=base.trust_remote_code)
         pruning.pruned_config(config, kept, base.name)  # refuses layers that do not exist
     name = f"{base.name}[{text.replace(' ', '')}]"
+
+    def make(folder: Path) -> None:
+        logger.info("cutting %s out of %s", text, base.name)
+        pruning.prune_folder(
+            Path(base.location), kept, folder, name=base.name, with_code=base.trust_remote_code
+        )
+
+    parts = ("pruned", pruning.RECIPE, list(kept))
+    made = _made_of(base, name, parts, make if fetch else None)
+    return replace(made, layers=() if made.local else kept)
+
+
+def _made_of(
+    base: ResolvedModel,
+    name: str,
+    parts: tuple[str, int, object],
+    make: Callable[[Path], None] | None,
+) -> ResolvedModel:
+    """Take a model that is made of `base` once, and kept in the cache.
+
+    Args:
+        base: until the model is made, its location is the base's.
+        name: of the model.
+        parts: how it is made, the recipe's number, and of what beside the base.
+        make: writes it to an empty folder; None to do with what the cache holds.
+    """
+    unmade = replace(base, name=name, local=False, hub_name=None)
     if base.digest is None:
-        return replace(base, name=name, local=False, layers=kept, hub_name=None)
-    cut_digest = digest(["pruned", pruning.RECIPE, base.digest, list(kept)])
-    key = f"pruned-{pruning.RECIPE}-{cut_digest[:32]}"
-    if fetch:
-
-        def make(folder: Path) -> None:
-            logger.info("cutting %s out of %s", text, base.name)
-            pruning.prune_folder(
-                Path(base.location),
-                kept,
-                folder,
-                name=base.name,
-                with_code=base.trust_remote_code,
-            )
-
+        return unmade
+    kind, recipe, what = parts
+    made_digest = digest([kind, recipe, base.digest, what])
+    key = f"{kind}-{recipe}-{made_digest[:32]}"
+    if make is not None:
         build_once(key, make)
-    made = model_folder(key)
-    if made.is_dir():
-        return replace(base, name=name, location=str(made), digest=cut_digest, hub_name=None)
-    return replace(base, name=name, digest=cut_digest, local=False, layers=kept, hub_name=None)
+    folder = model_folder(key)
+    if folder.is_dir():
+        return replace(unmade, location=str(folder), digest=made_digest, local=True)
+    return replace(unmade, digest=made_digest)
 
 
 def refuse_options(model: ModelConfig, what: str, *options: str) -> None:
