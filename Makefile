@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm test-browser mutants check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,10 @@ test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: s
 test-browser: $(READY) ## pages that macpo makes, in a real browser (installs playwright; needs a chromium)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -q -m browser
+
+test-quantised: $(READY) ## checkpoints that bitsandbytes and torchao quantised (installs both)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantised]'
+	$(BIN)/python -m pytest -q tests/test_quantised.py
 
 MUTANTS ?=
 mutants: $(READY) ## put faults into the code; every one must fail a test (MUTANTS='--write docs/mutants.md')

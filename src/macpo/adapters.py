@@ -177,8 +177,12 @@ def _linear_layers(model: Any, towers: bool = False) -> Iterator[tuple[str, Any]
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     outside = re.compile(_outside(model))
+    quantised = getattr(model, "hf_quantizer", None) is not None
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and bool(outside.fullmatch(name)) == towers:
+        linear = isinstance(module, torch.nn.Linear | Conv1D)
+        if (linear or (quantised and hasattr(module, "in_features"))) and (
+            bool(outside.fullmatch(name)) == towers
+        ):
             yield name, module
 
 

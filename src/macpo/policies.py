@@ -27,7 +27,9 @@ from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
+from macpo.models.folders import weight_files
 from macpo.models.loading import empty_model, load_model
+from macpo.models.quantised import hint, stays_quantised
 from macpo.probe import TRIAL_ERRORS, first_line, own_logits, probe_ids
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -148,7 +150,7 @@ class PolicyPool:
         try:
             architecture = inspect_architecture(model)
         except TRIAL_ERRORS as error:
-            said = first_line(error)
+            said = first_line(error) + hint(model)
             raise ModelError(f"{agent.name} ({agent.base.name}): {said}") from error
         if architecture.fallback_reason:
             how, why = architecture.instead_of_trees, architecture.fallback_reason
@@ -203,6 +205,8 @@ def expected_bytes(agent: Agent) -> int:
     """Return what an agent's base will take in memory, adapter slot included, by its config."""
     model = empty_model(agent.base)
     size = sum(p.numel() for p in model.parameters()) * getattr(torch, agent.dtype).itemsize
+    if agent.base.local and stays_quantised(model.config, agent.base.name):
+        size = sum(file.stat().st_size for file in weight_files(Path(agent.base.location)))
     if agent.tuning.kind == "lora":
         size += adapter_weights(model, agent.tuning, agent.base.name) * torch.float32.itemsize
     return int(size)

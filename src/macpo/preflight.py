@@ -15,8 +15,9 @@ from macpo.adapters import with_adapter
 from macpo.agents import Agent
 from macpo.errors import ModelError
 from macpo.likelihood.architecture import refuse_unusable
-from macpo.models.folders import CONFIG
+from macpo.models.folders import CONFIG, read_config
 from macpo.models.loading import empty_model
+from macpo.models.quantised import refuse_quantised
 
 POSITIONS = re.compile(r"(^|[._])(wpe|pos\w*|\w+_pos\w*)([._]|$)")
 """What tables of positions are called: `wpe`, `embed_positions`, `position_embeddings`."""
@@ -29,13 +30,17 @@ def check_agent(agent: Agent) -> None:
     """Refuse a model that can be seen not to do; one whose config is not here passes.
 
     Raises:
-        ModelError: the engine cannot score with it, its targets do not fit it, or prompts and
+        ModelError: its weights are quantised in a way that will not do, the engine cannot score
+            with it, its targets do not fit it, or prompts and
             answers may have more tokens than it has positions.
     """
     if not (Path(agent.base.location) / CONFIG).is_file():
         return
-    model = empty_model(agent.base)
+    folder = Path(agent.base.location)
+    config = read_config(folder, with_code=agent.base.trust_remote_code)
     try:
+        refuse_quantised(config, agent.base.name, whole=agent.tuning.kind == "full")
+        model = empty_model(agent.base)
         refuse_unusable(model)
         _check_positions(model, agent)
         if agent.tuning.kind == "lora":

@@ -17,6 +17,8 @@ from macpo.errors import MacpoError, ModelError, StoreError
 from macpo.metrics import in_order
 from macpo.models import hub
 from macpo.models.classes import auto_class, copy_processors
+from macpo.models.folders import CONFIG, read_config
+from macpo.models.quantised import dequantised, read_model
 from macpo.policies import LoadedPolicy, PolicyPool
 from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
 from macpo.store import new_directory, read_manifest
@@ -80,8 +82,9 @@ def merge_adapter(adapter: Path, output: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     base, revision = config["base_model_name_or_path"], config.get("revision")
     try:
-        reader = auto_class(AutoConfig.from_pretrained(base, revision=revision or "main"))
-        model = reader.from_pretrained(base, revision=revision or "main", use_safetensors=True)
+        its_config = AutoConfig.from_pretrained(base, revision=revision or "main")
+        model = read_model(base, its_config, base, revision=revision or "main")
+        model = dequantised(model, base)
         with quiet_peft():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter))
@@ -133,7 +136,7 @@ tags: [macpo, {method}, weak-to-strong]
 {warning}
 {agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
 {agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
-Weights: `{policy.weights_key[:16]}`.
+Weights: `{policy.weights_key[:16]}`.{_how_to_load(agent)}
 
 On the run's own test split, after the last round:
 
@@ -141,6 +144,21 @@ On the run's own test split, after the last round:
 |---|---|
 {rows}
 """
+
+
+def _how_to_load(agent: Agent) -> str:
+    """Return a sentence on the class that loads a model that is no causal LM by name, or nothing.
+
+    It begins a line of its own.
+    """
+    folder = Path(agent.base.location)
+    if not (folder / CONFIG).is_file():
+        return ""
+    name = auto_class(read_config(folder, with_code=agent.base.trust_remote_code)).__name__
+    if name == "AutoModelForCausalLM":
+        return ""
+    what = "Its base is loaded" if agent.tuning.kind == "lora" else "It is loaded"
+    return f"\n{what} with transformers' `{name}`."
 
 
 def base_reference(agent: Agent) -> str:

@@ -205,7 +205,9 @@ def check_answers(verdict: Verdict, model: Any) -> str:
 def check_published(verdict: Verdict, model: Any) -> str:
     """Publish a random adapter of the default targets, and compare what PEFT makes of it."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from macpo.models.classes import auto_class
 
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -222,7 +224,8 @@ def check_published(verdict: Verdict, model: Any) -> str:
             [own] = own_logits(bench.pool.load(policy).model, [START])
             [bare] = own_logits(bench.pool.load(Policy(agent, "positive")).model, [START])
         publish(policy, home / "out", bench.pool, "card")
-        base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+        reader = auto_class(AutoConfig.from_pretrained(home / "base"))
+        base = reader.from_pretrained(home / "base", dtype=torch.float32)
         with torch.no_grad(), quiet_peft():
             [theirs] = own_logits(PeftModel.from_pretrained(base, home / "out").eval(), [START])
     off, does = float((theirs - own).abs().max()), float((own - bare).abs().max())

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from macpo.models.classes import auto_class
 
 VOCABULARY = 512
 WINDOW = 16
@@ -232,7 +233,7 @@ def tiny_model(family: str, *, decoder: bool = True) -> Any:
         config.is_decoder = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = auto_class(config).from_config(config, dtype=torch.float32).eval()
         head = model.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
             torch.nn.init.normal_(head.bias)

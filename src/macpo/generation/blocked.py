@@ -88,6 +88,8 @@ def _can_block(layer: Any) -> bool:
     if type(layer) is not torch.nn.Linear or "forward" in layer.__dict__:
         return False
     weight = layer.weight
+    if type(weight) is not torch.nn.Parameter:  # torchao's quantised ones stand in plain layers
+        return False
     takes = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _takes_bfloat16())
     return bool(takes and weight.device.type == "cpu" and weight.numel() >= LEAST_NUMBERS)
 

@@ -19,6 +19,7 @@ from macpo.models.folders import (
     read_config,
 )
 from macpo.models.pruning import pruned_config
+from macpo.models.quantised import read_model
 from macpo.models.sources import ResolvedModel
 from macpo.models.templates import read_template
 
@@ -63,27 +64,21 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
     check_folder(folder)
     config = read_config(folder, with_code=resolved.trust_remote_code)
     try:
-        model, report = auto_class(config).from_pretrained(
+        return read_model(
             str(folder),
+            config,
+            resolved.name,
             dtype=dtype,
             device_map=torch.device(device),  # not through a copy in host memory
-            use_safetensors=True,
             trust_remote_code=resolved.trust_remote_code,
             local_files_only=True,
-            output_loading_info=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # configs and weight files fail in as many ways as there are models
         raise ModelError(
             f"{resolved.name}: {folder} cannot be loaded ({load_failure(error)})"
         ) from error
-    # transformers fills what is missing with random numbers and goes on.
-    lost = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
-    if lost:
-        raise ModelError(
-            f"{resolved.name}: {folder} does not hold {len(lost)} of the model's tensors, the "
-            f"first is {lost[0]}; the config and the weights do not belong together"
-        )
-    return model
 
 
 def load_tokenizer(resolved: ResolvedModel, chat_template: str | None = None) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 
 from macpo.errors import ModelError
 from macpo.models.cache import reason, remembered_digest
-from macpo.models.classes import auto_class
 from macpo.models.folders import CONFIG, INDEX, load_failure, read_config
+from macpo.models.quantised import dequantised, read_model
 from macpo.seeds import digest
 
 RECIPE = 1
@@ -74,15 +74,19 @@ def merge_folder(base: Path, adapter: Path, folder: Path, *, name: str, with_cod
     read_adapter(adapter)
     config = read_config(base, with_code=with_code)
     try:
-        model = auto_class(config).from_pretrained(
+        model = read_model(
             str(base),
+            config,
+            name,
             dtype="auto",
-            use_safetensors=True,
             trust_remote_code=with_code,
             local_files_only=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # as many ways as there are models
         raise ModelError(f"{name}: {base} cannot be loaded ({load_failure(error)})") from error
+    model = dequantised(model, name)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:

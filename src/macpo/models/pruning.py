@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macpo.errors import ModelError
 from macpo.models.classes import auto_class
 from macpo.models.folders import CONFIG, INDEX, load_failure, read_config, weight_files
+from macpo.models.quantised import refuse_cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,8 +76,10 @@ def pruned_config(config: Any, kept: Sequence[int], name: str) -> Any:
     """Return a copy of a transformers config for the layers `kept`; lists over layers are cut.
 
     Raises:
-        ModelError: a layer does not exist, or the config does not count its layers.
+        ModelError: a layer does not exist, the config does not count its layers, or the weights
+            are quantised.
     """
+    refuse_cut(config, name)
     total = getattr(config, LAYER_COUNT, None)
     if not isinstance(total, int):
         raise ModelError(f"{name}: its config has no {LAYER_COUNT}, so no layers can be cut out")
