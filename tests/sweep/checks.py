@@ -212,8 +212,6 @@ def check_published(verdict: Verdict, model: Any) -> str:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         model.save_pretrained(home / "base")
-        if type(model.config) not in AutoModelForCausalLM._model_mapping:
-            tiny_config(verdict.family).save_pretrained(home / "base")  # as checkpoints have it
         tiny_tokenizer().save_pretrained(home / "base")
         agent = make_agent(home / "base", tuning=TuningConfig(rank=2))
         bench = Workbench(home)

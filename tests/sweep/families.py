@@ -150,6 +150,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         },
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
+    "emu3": {"vocabulary_map": {"<image>": 7, "<|visual token 000001|>": 8}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "lfm2": {"full_attn_idxs": None, "layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
@@ -213,7 +214,8 @@ def tiny_config(family: str) -> Any:
     if text is default:
         return kind(**(_shrunk_parts(default, "") | small))
     name = next(n for n, value in vars(default).items() if value is text)
-    return kind(**{name: type(text)(**small).to_dict(), **_shrunk_parts(default, name)})
+    parts = {**_shrunk_parts(default, name), **OVERRIDES.get(family, {})}
+    return kind(**{name: type(text)(**small).to_dict(), **parts})
 
 
 def is_encoder(config: Any) -> bool:
