@@ -11,11 +11,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from macpo.errors import ModelError
+from macpo.models.cache import reason
 from macpo.models.classes import auto_class
-from macpo.probe import agree, first_line, own_logits, probe_ids
 
 TRIED_TOKENS = 24
 UNQUANTISED = "name the model that it was quantised from"
@@ -82,7 +80,7 @@ def refuse_quantised(config: Any, name: str, *, whole: bool) -> None:
         quantiser.validate_environment(device_map=None)
     except Exception as error:  # each quantiser has its own ways
         raise ModelError(
-            f"{head} and cannot be read here ({first_line(error)}); install what that needs, or "
+            f"{head} and cannot be read here ({reason(error)}); install what that needs, or "
             f"{UNQUANTISED}"
         ) from error
     if _dequantises(quantiser):
@@ -131,6 +129,10 @@ def dequantised(model: Any, name: str) -> Any:
         ModelError: transformers cannot dequantise it, or it would be another model then, as where
             activations are rounded as well (bitsandbytes in 8 bits).
     """
+    import torch
+
+    from macpo.probe import agree, own_logits, probe_ids
+
     quantiser = getattr(model, "hf_quantizer", None)
     if quantiser is None:
         return model
@@ -146,7 +148,7 @@ def dequantised(model: Any, name: str) -> Any:
         if agree(theirs, own, own.dtype):
             return plain
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        fault = first_line(error)
+        fault = reason(error)
     raise ModelError(
         f"{name}: its weights are quantised ({_method(quantiser)}), and no adapter can be merged "
         f"into them ({fault}); keep base and adapter apart, or merge into the model that it was "
@@ -168,7 +170,7 @@ def _quantiser(config: Any, name: str) -> Any:
         method = found.get("quant_method") if isinstance(found, dict) else type(found).__name__
         raise ModelError(
             f"{name}: its weights are quantised ({method}) and cannot be read here "
-            f"({first_line(error)}); install what that needs, or {UNQUANTISED}"
+            f"({reason(error)}); install what that needs, or {UNQUANTISED}"
         ) from error
     if hasattr(quantiser.quantization_config, "dequantize"):
         quantiser.quantization_config.dequantize = True
