@@ -183,6 +183,21 @@ for _metric in (
         meaning="perplexity of the chosen answers of the test pairs, over all their tokens",
     ),
     Metric(
+        "validation_accuracy",
+        "accuracy on validation pairs",
+        SHARE,
+        better="higher",
+        meaning="preference accuracy on the pairs of `data.splits.validation`",
+    ),
+    Metric(
+        "validation_perplexity",
+        "perplexity of validation answers",
+        PERPLEXITY,
+        better="lower",
+        meaning="perplexity of the chosen answers of `data.splits.validation`, by which "
+        "`evaluation.stop_on_collapse` decides",
+    ),
+    Metric(
         "answer_tokens",
         "tokens in an answer",
         TOKENS,

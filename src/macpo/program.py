@@ -17,7 +17,9 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.data.stages import SplitData
 from macpo.errors import ConfigError
+from macpo.evaluation.collapse import CheckCollapse
 from macpo.evaluation.evaluator import Subject, chosen_evaluators
+from macpo.evaluation.preference import Validate
 from macpo.pairs import DirectPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs
@@ -46,12 +48,12 @@ class Plan:
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)
 
-    @property
-    def final(self) -> dict[str, tuple[int, Policy]]:
-        """Everybody's last positive policy, and the round it is of."""
+    def final(self, kept: int | None = None) -> dict[str, tuple[int, Policy]]:
+        """Return everybody's last positive policy, or that after round `kept`, and its round."""
         return {
             name: (t, policy)
             for t, policies in enumerate(self.policies)
+            if kept is None or t <= kept
             for name, policy in policies.items()
         }
 
@@ -82,6 +84,7 @@ class Program:
         self.evaluators = chosen_evaluators(config)
         self._first: dict[str, Subject] = {}
         self._stages: dict[tuple[str, str], Stage] = {}
+        self._checked: Stage | None = None
         self.data = self.add(
             SplitData("data", config.data, data_digest, self.seed("split"), team.agents)
         )
@@ -286,13 +289,45 @@ class Program:
             subject = Subject(place, name, t, self.data, answers, pairs, first, find)
             if t == 0:
                 self._first[name] = subject
-            evaluations[name] = tuple(
-                self.add(stage)
-                for evaluator in self.evaluators
-                for stage in evaluator.lay_out(subject)
-            )
+            evaluations[name] = tuple(self.add(stage) for stage in self._measuring(policy, subject))
         self.plan.policies.append(dict(positive))
         self.plan.evaluations.append(evaluations)
+        if t:
+            self._check_collapse(t)
+
+    def _measuring(self, policy: Policy, subject: Subject) -> Iterator[Stage]:
+        """Yield the stages that measure a policy."""
+        if self.config.data.splits.validation:
+            yield Validate(f"{subject.place}/validate", policy, subject.data)
+        for evaluator in self.evaluators:
+            yield from evaluator.lay_out(subject)
+
+    def _check_collapse(self, t: int) -> None:
+        """Look for signs of collapse after round t, in all who were measured then."""
+        section = self.config.evaluation
+        rounds = range(t + 1) if self._checked is None else [t]
+        entries = [
+            (name, r, stages)
+            for r in rounds
+            for name, stages in self.plan.evaluations[r].items()
+            if stages
+        ]
+        if not entries:
+            return
+        names, numbers, measured = zip(*entries, strict=True)
+        self._checked = self.add(
+            CheckCollapse(
+                f"round-{t}/collapse",
+                t,
+                self.team.student.name,
+                names,
+                numbers,
+                measured,
+                self._checked,
+                section.collapse,
+                section.stop_on_collapse,
+            )
+        )
 
 
 def _same(policy: Policy) -> Policy:

@@ -33,8 +33,8 @@ from macpo.seeds import digest
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
-Split = Literal["teacher", "student", "test"]
-SPLITS: tuple[Split, ...] = ("teacher", "student", "test")
+Split = Literal["teacher", "student", "test", "validation"]
+SPLITS: tuple[Split, ...] = ("teacher", "student", "test", "validation")
 
 Record = TypeVar("Record")
 
@@ -276,6 +276,11 @@ def write_examples(folder: Path, split: Split, examples: Iterable[PreferenceExam
 def read_examples(folder: Path, split: Split) -> list[PreferenceExample]:
     """Read one split of a data artifact."""
     return _read(_split_file(folder, split), PreferenceExample.from_json)
+
+
+def splits_in(folder: Path) -> tuple[Split, ...]:
+    """Return the splits that a data artifact holds."""
+    return tuple(split for split in SPLITS if _split_file(folder, split).is_file())
 
 
 def read_split_prompts(folder: Path, split: Split) -> list[Prompt]:

@@ -160,13 +160,13 @@ class Run:
         return self._directory.stage(stage)
 
     def policy(self, agent: str = "student", round: int | None = None) -> RunPolicy:
-        """Return an agent's positive policy as it was after a round, by default the last.
+        """Return an agent's positive policy as it was after a round, by default the one handed out.
 
         Raises:
             StoreError: there is no such agent or round, or the run has not come so far.
             ModelError: its base model is not here, or is another one now.
         """
-        planned = self._plan.policy(agent, round)
+        planned = self._plan.policy(agent, round, self._directory.ended())
         if planned.trained is not None:
             self._artifact(planned.trained)
         return RunPolicy(self, self._team.policy(planned), planned.round)

@@ -30,7 +30,10 @@ from macpo.config import RunConfig, load_config
 from macpo.dtype import Resolved, read_resolved
 from macpo.errors import DamagedError, StoreError
 from macpo.records import read_jsonl
-from macpo.store import MANIFEST, artifact_folder, read_journal, read_progress
+from macpo.store import MANIFEST, artifact_folder, read_journal, read_manifest, read_progress
+
+COLLAPSE = "collapse"
+"""The kind of the stages that decide whether a run ends early; see `macpo.evaluation.collapse`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,19 @@ class PlannedPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyEnd:
+    """Where a run ended before its last round, because of signs of collapse after `round`.
+
+    `kept` is the round whose policies it hands out, `stages` how many of its plan it consists of.
+    """
+
+    round: int
+    kept: int
+    signs: tuple[str, ...]
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """What a run consists of, as plan.json has it: its stages in order, and its policies."""
 
@@ -142,8 +158,12 @@ class RunPlan:
         """Return the stage with a key of this plan."""
         return next(stage for stage in self.stages if stage.key == key)
 
-    def policy(self, agent: str, round: int | None = None) -> PlannedPolicy:
-        """Return an agent's positive policy after a round, by default after its last one.
+    def policy(
+        self, agent: str, round: int | None = None, ended: EarlyEnd | None = None
+    ) -> PlannedPolicy:
+        """Return an agent's positive policy after a round, by default the one that is handed out.
+
+        That is the one after its last round, or after the one that a run kept which ended early.
 
         Raises:
             StoreError: there is no such agent, or no such round of it; names the nearest.
@@ -153,7 +173,7 @@ class RunPlan:
             raise StoreError(f"no agent {agent!r} in this run{_nearest(agent, agents)}")
         own = {p.round: p for p in self.policies if p.policy == agent}
         if round is None:
-            return own[max(own)]
+            return own[max(r for r in own if ended is None or r <= ended.kept)]
         if round not in own:
             nearest = min(own, key=lambda known: abs(known - round))
             raise StoreError(
@@ -273,6 +293,21 @@ class RunDir:
         if not self.metrics_file.is_file():
             return []
         return [MetricRow(**row) for row in read_jsonl(self.metrics_file)]
+
+    def ended(self) -> EarlyEnd | None:
+        """Return where the run ended early; None if it did not, or has not yet.
+
+        Raises:
+            DamagedError: what decided it cannot be read.
+        """
+        plan = self.plan()
+        for number, stage in enumerate(() if plan is None else plan.stages, 1):
+            if stage.kind != COLLAPSE or not self._is_done(stage):
+                continue
+            meta = read_manifest(self.artifact(stage)).fields["meta"]
+            if meta["stop"]:
+                return EarlyEnd(stage.identity["round"], meta["kept"], tuple(meta["signs"]), number)
+        return None
 
     def artifact(self, stage: PlannedStage) -> Path:
         """Return where the artifact of a stage is, or would be."""

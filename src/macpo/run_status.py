@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from macpo.errors import RunLockedError, StoreError
 from macpo.evaluation.gather import Measured, gather_metrics
-from macpo.run_directory import RunDir, find_runs
+from macpo.run_directory import EarlyEnd, RunDir, find_runs
 from macpo.store import Holder, lock_holder
 
 SHOWN_RUNS = 5
@@ -75,7 +75,8 @@ class StatusReport:
     `holder` is None when nobody runs it, or when who does has not said so. `total` counts the
     stages of the plan, None while the journal does not tell. `worked_seconds` is what all attempts
     took together. `metrics` has the rows of metrics.jsonl, so far, measured on `pairs` held-out
-    pairs (0 where an older macpo did not write that down).
+    pairs (0 where an older macpo did not write that down). `ended` says where a run ended early,
+    whose `total` then counts the stages up to there.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class StatusReport:
     worked_seconds: float
     pairs: int
     metrics: tuple[Mapping[str, Any], ...]
+    ended: EarlyEnd | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -114,7 +116,10 @@ def status(folder: str | Path) -> StatusReport:
     if history.open is not None and not held:
         history.stop = _killed(history.open)
     finished = history.finished()
+    ended = run.ended()
     total = None if history.planned is None else len(history.planned)
+    if ended is not None:
+        total = ended.stages
     state: State = "running" if held else "stopped"
     complete = history.stop_in_run is None and total in (None, len(finished))
     if not held and complete and run.metrics_file.is_file():
@@ -131,6 +136,7 @@ def status(folder: str | Path) -> StatusReport:
         worked_seconds=history.worked_seconds,
         pairs=measured.pairs,
         metrics=tuple(row.to_json() for row in measured.rows),
+        ended=ended,
     )
 
 

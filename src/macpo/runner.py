@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,18 @@ from macpo.dtype import resolve_once
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.machine import choose_device, tune_allocator
-from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
+from macpo.run_directory import (
+    EarlyEnd,
+    MetricRow,
+    PlannedPolicy,
+    PlannedStage,
+    RunDir,
+    RunPlan,
+)
 from macpo.store import Artifact, RunLock, Store, write_text_atomic
 
 if TYPE_CHECKING:
-    from macpo.agents import Team
+    from macpo.agents import Policy, Team
     from macpo.execution.protocol import ExecutorFactory, Observer
     from macpo.policies import PolicyPool
     from macpo.program import Plan
@@ -30,13 +37,15 @@ if TYPE_CHECKING:
 class RunResult:
     """A finished run: its folder, its metrics, and the folders of the aligned policies.
 
-    `pairs` is the number of held-out pairs behind the accuracies in `metrics`.
+    `pairs` is the number of held-out pairs behind the accuracies in `metrics`; `ended` says where
+    the run ended early.
     """
 
     folder: Path
     metrics: list[MetricRow]
     pairs: int
     final: dict[str, Path]
+    ended: EarlyEnd | None = None
 
 
 def run(
@@ -87,8 +96,10 @@ def run(
         runs = make(home.path, Store(home.store), config.engine, device, metrics)
         runs.execute(plan)
         measured = metrics.write()
-        final = _publish_all(home, config, team, plan, measured.rows, runs.policies)
-    return RunResult(home.path, list(measured.rows), measured.pairs, final)
+        ended = home.ended()
+        handed = plan.final(None if ended is None else ended.kept)
+        final = _publish_all(home, config, team, handed, measured.rows, runs.policies)
+    return RunResult(home.path, list(measured.rows), measured.pairs, final, ended)
 
 
 def describe_plan(plan: Plan) -> RunPlan:
@@ -145,7 +156,7 @@ def _publish_all(
     home: RunDir,
     config: RunConfig,
     team: Team,
-    plan: Plan,
+    handed: Mapping[str, tuple[int, Policy]],
     metrics: Sequence[MetricRow],
     policies: PolicyPool,
 ) -> dict[str, Path]:
@@ -154,7 +165,7 @@ def _publish_all(
 
     final = {}
     for agent in team.agents:
-        last, policy = plan.final[agent.name]
+        last, policy = handed[agent.name]
         own = {
             row.metric: row.value
             for row in metrics

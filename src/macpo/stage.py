@@ -61,6 +61,10 @@ class Stage(ABC):
         """
         return ()
 
+    def ends_run(self, meta: Mapping[str, Any]) -> bool:
+        """Tell from what `run` returned whether the stages after this one are not to run."""
+        return False
+
     @cached_property
     def key(self) -> str:
         """The content key, 64 hexadecimal characters."""

@@ -91,7 +91,10 @@ def table(plan: Plan) -> Table:
 
 def made(rows: Table) -> Table:
     """Return the rows without those that measure."""
-    measures = ("/test-answers", "/evaluate", "/answer-metrics", "/oracle", "/pairs-oracle")
+    measures = (
+        *("/test-answers", "/evaluate", "/answer-metrics", "/oracle", "/pairs-oracle"),
+        *("/validate", "/collapse"),
+    )
     return {name: row for name, row in rows.items() if not name.endswith(measures)}
 
 
@@ -249,6 +252,11 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
         f"on {label(s.one)} and {label(s.other)}",
         f"'{s.question}' {' or '.join(s.labels)}",
     ],
+    "CheckCollapse": lambda s: [
+        f"signs of collapse in {', '.join(map(names, s.measured))}",
+        *([f"after {label(s.before)}"] if s.before else []),
+    ],
+    "Validate": lambda s: [f"measure {of(s.policy)}", f"on {label(s.data)} validation"],
     "Evaluate": lambda s: [f"measure {of(s.policy)}", f"on {label(s.data)} test"],
     "MeasureAnswers": lambda s: [f"measure {label(s.answers)}", f"as {s.reader.name} reads them"],
     "OracleScores": lambda s: [f"oracle on {label(s.answers)}"],

@@ -10,10 +10,19 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from macpo.backends import LOCAL, find_backend
 from macpo.config.base import Section
+from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
 from macpo.config.values import (
@@ -24,6 +33,7 @@ from macpo.config.values import (
     Positive,
     Ratio,
     Size,
+    SizeOrZero,
     Text,
     parse_layers,
 )
@@ -40,16 +50,25 @@ PAPER_TARGETS = ("q_proj", "v_proj")
 class SplitsConfig(Section):
     """How many prompts each side gets; a prompt is in one of them at most.
 
-    The paper takes 5,000 / 5,000 / 2,000 prompts (HH-RLHF).
+    The paper takes 5,000 / 5,000 / 2,000 prompts (HH-RLHF). `validation` prompts belong to the side
+    of the teachers, who have labels, and nobody learns from them: a run may decide by them when to
+    stop, as it must not by the test split.
     """
 
     teacher: Size = 5000
     student: Size = 5000
     test: Size = 2000
+    validation: SizeOrZero = 0
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that data without such a split has the key that it had before there was one.
+        values: dict[str, Any] = write(self)
+        return values if self.validation else {k: values[k] for k in values if k != "validation"}
 
     @model_validator(mode="after")
     def _fractions_leave_no_overlap(self) -> SplitsConfig:
-        sizes = (self.teacher, self.student, self.test)
+        sizes = (self.teacher, self.student, self.test, self.validation)
         total = sum(size for size in sizes if isinstance(size, float))
         if total > 1 + 1e-9:
             raise ValueError(f"the fractions add up to {total:g}; make that 1.0 at most")
@@ -260,11 +279,15 @@ class EvaluationConfig(Section):
     `answers` test prompts are answered by every positive policy, for evaluators that measure
     answers and to be read; 0 turns that off. `teachers: false` measures the student alone.
     `evaluators` are names, or sections with options; by default all that are made for such a run.
+    `collapse` says what counts as a sign of collapse, which is told after every round;
+    `stop_on_collapse` ends the run at one of the student's, with the round before it as the result.
     """
 
     answers: CountOrZero = 64
     teachers: Flag = True
     evaluators: tuple[ListedEvaluator, ...] | None = None
+    collapse: CollapseConfig = CollapseConfig()
+    stop_on_collapse: Flag = False
 
     @field_validator("evaluators")
     @classmethod
@@ -412,6 +435,7 @@ class RunConfig(Section):
                 f"evaluation.evaluators: {evaluator.name} {fault}"
                 for fault in evaluator.faults(self.data.source, self.evaluation.answers)
             )
+        faults += self._faults_of_stopping()
         for path in _set_keys(self):
             if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:
                 faults.append(
@@ -426,6 +450,21 @@ class RunConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _faults_of_stopping(self) -> Iterator[str]:
+        """Yield why `stop_on_collapse` cannot stop this run."""
+        if not self.evaluation.stop_on_collapse:
+            return
+        if "rounds" in self.method.unused:
+            yield (
+                f"evaluation.stop_on_collapse: method {method_name(self.method)} has no rounds "
+                "to stop after; remove it"
+            )
+        elif not self.data.splits.validation:
+            yield (
+                "evaluation.stop_on_collapse decides by prompts of the teachers' side that nobody "
+                "learns from, and there are none; set data.splits.validation, such as 200"
+            )
 
 
 def _set_keys(section: Section) -> Iterator[str]:

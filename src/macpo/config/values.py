@@ -62,6 +62,10 @@ def _check_size(value: Any) -> int | float:
     return value
 
 
+def _check_size_or_zero(value: Any) -> int | float:
+    return 0 if isinstance(value, int | float) and value == 0 else _check_size(value)
+
+
 Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_check_text)]
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -71,6 +75,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int | float, PlainValidator(_check_size)]
 """A number of prompts (an integer), or a fraction of all prompts (a float of at most 1.0)."""
+SizeOrZero = Annotated[int | float, PlainValidator(_check_size_or_zero)]
+"""The same, or 0 for none."""
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from macpo.data.turns import prompt_key
 from macpo.errors import DataError
-from macpo.records import SPLITS, PreferenceExample
+from macpo.records import SPLITS, PreferenceExample, Split
 from macpo.seeds import stable_seed
 
 if TYPE_CHECKING:
@@ -27,12 +27,22 @@ class DataSplits:
     """The three lists, each ordered by the prompts' hashes: its first n prompts are a fair sample.
 
     Pairs of one prompt stand together, in the order of their rows. The paper calls the prompts of
-    `student` Q_w2s; their answers are ground truth that only the ceiling baseline may see.
+    `student` Q_w2s; their answers are ground truth that only the ceiling baseline may see. Those of
+    `validation`, if there are any, are the teachers' side's.
     """
 
     teacher: tuple[PreferenceExample, ...]
     student: tuple[PreferenceExample, ...]
     test: tuple[PreferenceExample, ...]
+    validation: tuple[PreferenceExample, ...] = ()
+
+    @property
+    def by_name(self) -> dict[Split, tuple[PreferenceExample, ...]]:
+        """The splits that hold something, by their names."""
+        splits: dict[Split, tuple[PreferenceExample, ...]] = {
+            name: getattr(self, name) for name in SPLITS
+        }
+        return {name: examples for name, examples in splits.items() if examples}
 
 
 def split_examples(
@@ -41,7 +51,7 @@ def split_examples(
     """Divide `examples` into splits without a prompt in common.
 
     Prompts that differ only in whitespace are one prompt here. Sizes count prompts; a fraction is
-    of all prompts, rounded down. Prompts beyond the three sizes are left out.
+    of all prompts, rounded down. Prompts beyond these sizes are left out.
 
     Raises:
         DataError: there are too few prompts, or a fraction comes to none.
@@ -52,11 +62,12 @@ def split_examples(
     sizes = _sizes(splits, len(groups))
     order = sorted(groups, key=lambda key: (stable_seed(seed, key), key))
     taken = iter(order)
-    teacher, student, test = (
-        tuple(example for _ in range(sizes[name]) for example in groups[next(taken)])
-        for name in SPLITS
+    return DataSplits(
+        *(
+            tuple(example for _ in range(sizes[name]) for example in groups[next(taken)])
+            for name in SPLITS
+        )
     )
-    return DataSplits(teacher, student, test)
 
 
 def with_noise(
@@ -81,21 +92,21 @@ def with_noise(
 
 def _sizes(splits: SplitsConfig, prompts: int) -> dict[str, int]:
     """Return the number of prompts in each split."""
-    wanted = {"teacher": splits.teacher, "student": splits.student, "test": splits.test}
+    wanted: dict[str, int | float] = {name: getattr(splits, name) for name in SPLITS}
     # The small term is for fractions such as 0.29, of which 100 times is 28.999999999999996.
     sizes = {
         name: int(size * prompts + 1e-9) if isinstance(size, float) else size
         for name, size in wanted.items()
     }
     for name, size in sizes.items():
-        if size == 0:
+        if size == 0 and wanted[name] != 0:
             raise DataError(
                 f"data.splits.{name}: {wanted[name]:g} of {prompts} prompts is none; raise it, or "
                 "write a number of prompts"
             )
     total = sum(sizes.values())
     if total > prompts:
-        asked = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        asked = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         raise DataError(
             f"data.splits asks for {total:,} prompts ({asked}), but the data holds {prompts:,} "
             "different ones; lower the sizes, or write fractions such as 0.4, 0.4, 0.2"

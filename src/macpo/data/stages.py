@@ -17,7 +17,6 @@ from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
 from macpo.records import (
-    SPLITS,
     Pair,
     PreferenceExample,
     Prompt,
@@ -62,7 +61,7 @@ class SplitData(Stage):
         object.__setattr__(self, "readers", tuple(readers))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Write teacher.jsonl, student.jsonl, test.jsonl, and report.json: what was left out."""
+        """Write a file for each split, such as test.jsonl, and report.json: what was left out."""
         loaded = load_preferences(self.data)
         cuts = self._cuts(loaded.examples, context)
         readable = [e for e in loaded.examples if self._fits(e.prompt, context)]
@@ -73,10 +72,10 @@ class SplitData(Stage):
             )
         splits = split_examples(readable, self.data.splits, self.seed)
         counts = {}
-        for name in SPLITS:
-            examples = getattr(splits, name)
+        for name, split in splits.by_name.items():
+            examples: Sequence[PreferenceExample] = split
             if name == "teacher":
-                examples = with_noise(examples, self.data.noise, stable_seed(self.seed, "noise"))
+                examples = with_noise(split, self.data.noise, stable_seed(self.seed, "noise"))
             counts[name] = len(examples)
             write_examples(context.output, name, examples)
         _write_report(loaded.report, too_long, cuts, context.output / REPORT_FILE)

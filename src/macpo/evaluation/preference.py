@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from macpo.agents import Agent, Policy
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, write_measures
-from macpo.records import CompletionScore, dataset_response, read_examples
+from macpo.records import CompletionScore, Split, dataset_response, read_examples
 from macpo.stage import Stage, StageContext
 from macpo.work import Known, Work
 
@@ -58,6 +58,10 @@ class Evaluate(Stage):
 
     kind: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 5
+    split: ClassVar[Split] = "test"
+    accuracy: ClassVar[str] = "preference_accuracy"
+    perplexity: ClassVar[str] = "gold_perplexity"
+    counted: ClassVar[str] = "pairs"
 
     policy: Policy
     data: Stage
@@ -68,14 +72,14 @@ class Evaluate(Stage):
         return self.policy.agent
 
     def work(self, known: Known) -> Work:
-        """Read every pair of the test split."""
-        return known.reading(self.agent, known.labelled("test", self.agent))
+        """Read every pair of the split."""
+        return known.reading(self.agent, known.labelled(self.split, self.agent))
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write measurements."""
         from macpo.scoring import encode_group
 
-        examples = read_examples(context.path(self.data), "test")
+        examples = read_examples(context.path(self.data), self.split)
         loaded = context.policies.load(self.policy)
         groups = [
             encode_group(
@@ -94,12 +98,24 @@ class Evaluate(Stage):
             for group, (chosen, rejected) in zip(groups, scored, strict=True)
         ]
         metrics = {
-            "preference_accuracy": preference_accuracy(pairs),
-            "gold_perplexity": corpus_perplexity([chosen for chosen, _ in pairs]),
+            self.accuracy: preference_accuracy(pairs),
+            self.perplexity: corpus_perplexity([chosen for chosen, _ in pairs]),
         }
         items = [
-            Item(example.prompt.id, {"preference_accuracy": prefers(*pair)})
+            Item(example.prompt.id, {self.accuracy: prefers(*pair)})
             for example, pair in zip(examples, pairs, strict=True)
         ]
-        write_measures(context.output, metrics, items, pairs=len(pairs))
+        write_measures(context.output, metrics, items, **{self.counted: len(pairs)})
         return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Validate(Evaluate):
+    """Scores the validation split's pairs, by which a run may decide when to stop."""
+
+    kind: ClassVar[str] = "validate"
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "validation"
+    accuracy: ClassVar[str] = "validation_accuracy"
+    perplexity: ClassVar[str] = "validation_perplexity"
+    counted: ClassVar[str] = "validation_pairs"

@@ -77,7 +77,7 @@ class LocalExecutor:
         """Find or run every stage, in order.
 
         Returns:
-            The artifacts, by stage key.
+            The artifacts, by stage key; none of stages after one that ends the run.
 
         Raises:
             MacpoError: a stage failed; what was finished stays.
@@ -107,6 +107,8 @@ class LocalExecutor:
                 artifact = self._obtain(stage, number, len(plan), stop, told)
                 self.artifacts[stage.key] = artifact
                 self._link(stage, artifact)
+                if stage.ends_run(artifact.meta):
+                    break
         return self.artifacts
 
     def _obtain(

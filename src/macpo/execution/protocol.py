@@ -57,7 +57,8 @@ class Executor(Protocol):
     It is given a `StageContext` and leaves an artifact in the store, under its kind and key, whose
     input digests are those of the artifacts that it read. One that the store holds already, made
     from the same inputs, is not run again. The observer is told of every stage that it has run or
-    was found: metrics are gathered from what it was told.
+    was found: metrics are gathered from what it was told. Where `Stage.ends_run` says so of a
+    stage's artifact, what stands after it in the plan is not run.
     """
 
     @property
@@ -69,7 +70,7 @@ class Executor(Protocol):
         """Find or run every stage; each stands after its inputs.
 
         Returns:
-            The artifacts, by stage key.
+            The artifacts, by stage key; those of a run that ended early are fewer.
 
         Raises:
             MacpoError: a stage failed; what was finished stays.

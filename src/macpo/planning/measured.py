@@ -17,7 +17,7 @@ from macpo.models.chat import MERGING, Chat, PromptTooLong
 from macpo.models.folders import CONFIG
 from macpo.planning.recorded import Recorded
 from macpo.program import Plan
-from macpo.records import SPLITS, PreferenceExample, dataset_response, read_examples
+from macpo.records import PreferenceExample, dataset_response, read_examples, splits_in
 from macpo.work import Lengths, SplitSizes
 
 SAMPLE = 48
@@ -32,8 +32,8 @@ def find_splits(config: RunConfig, layout: Plan, recorded: Recorded) -> DataSpli
     assert isinstance(stage, SplitData)
     made = recorded.path(stage)
     if made is not None:
-        teacher, student, test = (tuple(read_examples(made, split)) for split in SPLITS)
-        return DataSplits(teacher, student, test)
+        named = {split: tuple(read_examples(made, split)) for split in splits_in(made)}
+        return DataSplits(**named)
     if not find_source(config.data.source).is_here(config.data):
         return None
     return split_examples(load_preferences(config.data).examples, config.data.splits, stage.seed)
@@ -44,7 +44,7 @@ def split_sizes(
 ) -> SplitSizes | None:
     """Count the splits, or take their sizes from the config."""
     if splits is not None:
-        by_name = {"teacher": splits.teacher, "student": splits.student, "test": splits.test}
+        by_name = splits.by_name
         return SplitSizes(
             prompts={name: len({e.prompt.id for e in es}) for name, es in by_name.items()},
             pairs={name: len(examples) for name, examples in by_name.items()},

@@ -107,7 +107,8 @@ class ConsoleObserver:
         """See `Observer`."""
         self._ran += 1
         numbers = telling_numbers(stage.kind, artifact.meta, seconds)
-        self._line(f"{stage.name:<{NAME_WIDTH}} {format_seconds(seconds):>11}  {numbers}".rstrip())
+        line = f"{stage.name:<{NAME_WIDTH}} {format_seconds(seconds):>11}  {numbers}"
+        self._line(line.rstrip(), style="yellow" if artifact.meta.get("signs") else "")
 
     def stage_found(self, stage: Stage, artifact: Artifact) -> None:
         """See `Observer`."""
@@ -289,6 +290,10 @@ def _evaluation_numbers(meta: Mapping[str, Any], _: float) -> str:
     return ", ".join(parts)
 
 
+def _collapse_signs(meta: Mapping[str, Any], _: float) -> str:
+    return "; ".join(map(plain_line, meta["signs"])) or "no sign of collapse"
+
+
 def _any_numbers(meta: Mapping[str, Any]) -> str:
     numbers = {k: v for k, v in meta.items() if isinstance(v, int | float)}
     return ", ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:4])
@@ -306,4 +311,5 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any], float], str]] = {
     "score": _score_numbers,
     "pairs": _pair_numbers,
     "evaluate": _evaluation_numbers,
+    "collapse": _collapse_signs,
 }

@@ -15,8 +15,8 @@ from rich.text import Text
 from macpo.metrics import Metric, in_order
 from macpo.records import read_answers, read_responses
 from macpo.report.console import stdout_console
-from macpo.report.text import plural, shorten
-from macpo.run_directory import RunDir
+from macpo.report.text import plain_line, plural, shorten
+from macpo.run_directory import EarlyEnd, RunDir
 
 if TYPE_CHECKING:
     from macpo.run_evaluation import EvaluationResult
@@ -40,10 +40,14 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     rows = [row.to_json() for row in result.metrics]
     console.print(metrics_table(rows, result.pairs, console.width))
     console.print()
+    if result.ended is not None:
+        console.print(Text(ended_line(result.ended), style="yellow"), soft_wrap=True)
     console.print(Text("aligned policies:"), soft_wrap=True)
     for path in result.final.values():
         console.print(Text(f"  {path}"), soft_wrap=True)
     rounds = max((row.round for row in result.metrics), default=0)
+    if result.ended is not None:
+        rounds = result.ended.kept
     answers = before_and_after(result.folder)
     if answers:
         console.print()
@@ -90,6 +94,15 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], pairs: int, width: int) -> 
     return table
 
 
+def ended_line(ended: EarlyEnd) -> str:
+    """Say where a run ended early, why, and what it hands out."""
+    signs = "; ".join(plain_line(sign) for sign in ended.signs)
+    return (
+        f"ended after round {ended.round} by evaluation.stop_on_collapse ({signs}); the policies "
+        f"are those of round {ended.kept}"
+    )
+
+
 def accuracy_standard_error(pairs: int) -> float:
     """Return the largest standard error that an accuracy over `pairs` pairs can have.
 
@@ -108,7 +121,7 @@ def before_and_after(folder: Path, limit: int = SHOWN_ANSWERS) -> list[tuple[str
     plan = run.plan()
     if plan is None:
         return []
-    first, last = plan.policy(STUDENT, 0), plan.policy(STUDENT)
+    first, last = plan.policy(STUDENT, 0), plan.policy(STUDENT, ended=run.ended())
     before, after = (plan.answers(policy, "test") for policy in (first, last))
     if not before or not after:
         return []

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from macpo.report.console import running_numbers
-from macpo.report.result import metrics_table
+from macpo.report.result import ended_line, metrics_table
 from macpo.report.text import format_seconds, plain_line, plural
 from macpo.run_status import RunningStage, StatusReport
 
@@ -41,6 +41,8 @@ def render_status(report: StatusReport, width: int) -> RenderableType:
         if stop.reason != "KeyboardInterrupt":
             reason = plain_line(stop.reason)
         parts.append(_line(f"last stop: {stop.stage}, {stop.time}: {reason}", "yellow"))
+    if report.ended is not None:
+        parts.append(_line(ended_line(report.ended), "yellow"))
     if report.finished:
         parts.append(_finished_table(report))
     if report.metrics:
