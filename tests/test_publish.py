@@ -80,7 +80,7 @@ def test_published_policy_says_what_the_runs_own_policy_says(finished: Path, nam
     plan = build_plan(config, team, content_digest(config.data, fetch=True))
     paths = {stage.key: (finished / "stages" / stage.name).resolve() for stage in plan}
     pool = PolicyPool(CPU, paths.__getitem__)
-    (last, policy), folder = plan.final[name], finished / "final" / name
+    (last, policy), folder = plan.final()[name], finished / "final" / name
     assert last == 1
     own = logits_of(pool.load(policy).model)
     base = logits_of(pool.load(Policy(policy.agent, "positive")).model)

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from tests.methods.wiring import CONFIG, Table, difference, label, lay_out, made, of, read, table
+from tests.methods.wiring import (
+    CONFIG,
+    Table,
+    checks,
+    difference,
+    label,
+    lay_out,
+    made,
+    of,
+    read,
+    table,
+)
 
 ALGORITHM_1 = """
     data | split
@@ -486,8 +497,9 @@ def test_one_teacher_is_enough(default: Table) -> None:
 
 def test_everybody_is_measured_after_every_round_with_the_same_luck() -> None:
     rows = table(lay_out())
-    expected: Table = {}
-    for name in ("student", "a", "b"):
+    everybody = ("student", "a", "b")
+    expected = checks(2, everybody, everybody)
+    for name in everybody:
         expected |= read(MEASURED.replace("NAME", name))
     assert {name: row for name, row in rows.items() if name not in made(rows)} == expected
 
@@ -502,7 +514,7 @@ def test_plan_knows_who_stands_where() -> None:
             for t in (1, 2)
         ),
     ]
-    final = {name: (t, of(policy)) for name, (t, policy) in plan.final.items()}
+    final = {name: (t, of(policy)) for name, (t, policy) in plan.final().items()}
     assert final == {name: (2, policy) for name, policy in after[2].items()}
     assert [
         {name: [label(stage) for stage in stages] for name, stages in found.items()}

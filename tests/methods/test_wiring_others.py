@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.methods.wiring import Table, difference, lay_out, made, of, read, table
+from tests.methods.wiring import Table, checks, difference, lay_out, made, of, read, table
 
 NAIVE_SFT = """
     data | split
@@ -258,6 +258,7 @@ def test_student_is_measured_after_every_round_and_the_teachers_once(name: str) 
     method, rounds, _ = METHODS[name]
     rows = table(lay_out(method))
     expected = read(MEASURED_EACH_ROUND, rounds) if rounds else {}
+    expected |= checks(rounds, ("student", "a", "b"), ("student",))
     for agent in ("student", "a", "b"):
         expected |= read(MEASURED_ONCE.replace("NAME", agent))
     assert {name: row for name, row in rows.items() if name not in made(rows)} == expected
@@ -266,7 +267,7 @@ def test_student_is_measured_after_every_round_and_the_teachers_once(name: str) 
 @pytest.mark.parametrize("name", METHODS)
 def test_plan_hands_out_the_last_student_and_the_teachers(name: str) -> None:
     method, rounds, _ = METHODS[name]
-    final = {name: (t, of(policy)) for name, (t, policy) in lay_out(method).final.items()}
+    final = {name: (t, of(policy)) for name, (t, policy) in lay_out(method).final().items()}
     trained = f"round-{rounds}/student/train" if rounds else "init/student/positive"
     assert final == {
         "student": (rounds, f"student+ of {trained}"),

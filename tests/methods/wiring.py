@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,22 @@ def made(rows: Table) -> Table:
         *("/validate", "/collapse"),
     )
     return {name: row for name, row in rows.items() if not name.endswith(measures)}
+
+
+def checks(rounds: int, everybody: Sequence[str], learning: Sequence[str]) -> Table:
+    """Return the rows that look for signs of collapse: in all at first, then in who learns."""
+
+    def measuring(when: str, agents: Sequence[str]) -> str:
+        kinds = ("evaluate", "answer-metrics")
+        return ", ".join(f"{when}/{agent}/{kind}" for agent in agents for kind in kinds)
+
+    rows: Table = {}
+    for t in range(1, rounds + 1):
+        first = f"{measuring('init', everybody)}, " if t == 1 else ""
+        after = f" | after round-{t - 1}/collapse" if t > 1 else ""
+        found = measuring(f"round-{t}", learning)
+        rows[f"round-{t}/collapse"] = f"signs of collapse in {first}{found}{after}"
+    return rows
 
 
 def read(text: str, rounds: int = 2) -> Table:
