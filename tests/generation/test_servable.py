@@ -23,6 +23,7 @@ from macpo.errors import ModelError
 from macpo.generation import layouts
 from macpo.generation.servable import Served, can_decode, examine
 from tests.generation.answers import answer, generated, greedy, random_prompts
+from tests.sweep.families import tiny_model as sweep_model
 from tests.tiny import ARCHITECTURES, tiny_model
 
 COMMON: dict[str, Any] = {
@@ -137,6 +138,15 @@ def granite_without_mamba() -> Any:
 @pytest.mark.parametrize("builder", [gpt2, opt, mixtral, deepseek, gpt_oss, granite_without_mamba])
 def test_other_attention_models_are_served_and_answer_as_generate(builder: Any) -> None:
     model = builder()
+    prompts = random_prompts((1, 30, 7, 12, 3))
+
+    assert can_decode(model, 60) is None
+    assert answer(model, prompts, greedy(12)) == generated(model, prompts, 12)
+
+
+@pytest.mark.parametrize("family", ["mimo_v2_flash", "granite_swa", "flint"])
+def test_siblings_of_gpt_oss_are_served_and_answer_as_generate(family: str) -> None:
+    model = sweep_model(family)  # sinks that do something, and windows of 16
     prompts = random_prompts((1, 30, 7, 12, 3))
 
     assert can_decode(model, 60) is None

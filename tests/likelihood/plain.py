@@ -19,11 +19,15 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from macpo.likelihood import LikelihoodEngine, PromptGroup
+from tests.sweep.families import tiny_config
 from tests.tiny import tiny_model
 
 VOCABULARY = 512
 TREES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt2", "gpt_oss")
 """Architectures on which completions branch from a shared prompt."""
+
+SINKS = ("gpt_oss", "mimo_v2_flash", "granite_swa", "flint")
+"""Architectures with attention sinks, and windows in some layers."""
 
 SCALED = ("cohere", "hyperclovax", "minicpm3", "phi")
 """Architectures whose head has a scale or a bias."""
@@ -234,7 +238,14 @@ def _llama4(**overrides: Any) -> Any:
     return transformers.Llama4TextConfig(**{**_SHAPE, **_HEADS, **mixture, **overrides})
 
 
+def _with_sinks(family: str, **overrides: Any) -> Any:
+    """Return a config of one of gpt_oss's siblings: sinks beside the scores, and windows."""
+    config = tiny_config(family)
+    return type(config)(**{**config.to_dict(), **overrides})
+
+
 _CONFIGS: dict[str, Callable[..., Any]] = {
+    **{family: functools.partial(_with_sinks, family) for family in SINKS if family != "gpt_oss"},
     "gpt2": _gpt2,
     "mamba": _mamba,
     "jamba": _jamba,

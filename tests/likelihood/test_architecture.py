@@ -15,7 +15,7 @@ from macpo.likelihood import LikelihoodEngine, PromptGroup, architecture, pack_g
 from macpo.likelihood.architecture import PROMPT_LENGTH, Architecture, inspect_architecture
 from macpo.likelihood.layout import TreeLayout, laid_out_hidden, tree_layout
 from tests.generation.test_servable import biased_llama
-from tests.likelihood.plain import TREES, make_model, with_adapter
+from tests.likelihood.plain import SINKS, TREES, completions_of, make_model, with_adapter
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
@@ -40,9 +40,23 @@ def test_recurrent_layers_are_seen_in_the_config(name: str) -> None:
     assert reason == f"layers of kind {LINEAR} carry state along the row"
 
 
-def test_attention_sinks_are_honoured() -> None:
-    found = inspect_architecture(make_model("gpt_oss"))
+@pytest.mark.parametrize("name", SINKS)
+def test_attention_sinks_are_honoured(name: str) -> None:
+    found = inspect_architecture(make_model(name, sliding_window=64))
     assert (found.fallback_reason, found.window, found.passes_window) == ("", 64, True)
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_sinks_take_their_share(name: str) -> None:
+    """What is compared with a plain forward must depend on them."""
+    model = make_model(name).requires_grad_(False)
+    groups = [PromptGroup((5, 9, 1, 0, 44), ((17, 3, 3, 250), (8, 0, 0)))]
+    with_sinks = completions_of(LikelihoodEngine(model).score(groups))
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            parameter.fill_(-100.0)
+    without = completions_of(LikelihoodEngine(model).score(groups))
+    assert (with_sinks - without).abs().max() > 0.05
 
 
 def test_attention_that_asks_for_more_falls_back() -> None:

@@ -15,6 +15,7 @@ from macpo.likelihood import LikelihoodEngine, PromptGroup, engine, layout
 from macpo.records import CompletionScore
 from tests.likelihood.plain import (
     SCALED,
+    SINKS,
     TREES,
     completions_of,
     group_lists,
@@ -132,7 +133,7 @@ def test_trees_stop_at_a_sliding_window_that_attention_is_not_told(
     assert sum(paths.values()) == 1
 
 
-WINDOWED = ("mistral", "gemma2", "gpt_oss")
+WINDOWED = ("mistral", "gemma2", *SINKS)
 
 
 @pytest.mark.parametrize("name", WINDOWED)
