@@ -60,6 +60,20 @@ def test_adapter_over_a_model_without_weights_is_the_one_that_trains(
     assert adapter_weights(meta_model(name), tuning, "m") == trains > 0
 
 
+@pytest.mark.parametrize(("name", "odd"), [("phimoe", "router"), ("llama4", "router")])
+def test_layers_that_are_linear_by_class_alone_are_passed_over(name: str, odd: str) -> None:
+    """Routers that return two tensors: PEFT would put an adapter over them and then fail."""
+    tuning = TuningConfig(rank=2, targets="all-linear")
+    adapted = with_adapter(make_model(name).requires_grad_(False), tuning, "m")
+    trains = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    assert not any(f".{odd}." in n for n in trains)
+    adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert all(p.grad is not None for n, p in trains.items() if "self_attn" in n)
+    assert adapter_weights(meta_model(name), tuning, "m") == sum(map(torch.numel, trains.values()))
+    with pytest.raises(ModelError, match=f"tuning.targets: {odd} fits no layer"):
+        with_adapter(make_model(name), TuningConfig(targets=[odd]), "m")
+
+
 def save_as(folder: Path, architecture: str) -> None:
     make_model(architecture).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

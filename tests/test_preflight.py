@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from macpo import adapters
 from macpo.agents import Policy
 from macpo.config import LimitsConfig, TuningConfig, load_config
 from macpo.errors import ModelError
@@ -92,8 +93,11 @@ def test_student_whose_weights_show_that_it_will_not_do_is_refused_before_the_te
     assert text.startswith("student (student): Gemma3ForCausalLM: what it makes of a token depends")
 
 
-def test_layers_that_bear_no_adapter_are_one_line(tmp_path: Path) -> None:
+def test_layers_that_bear_no_adapter_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Phi-3.5-MoE's router returns two tensors, which PEFT's layer does not expect."""
+    monkeypatch.setattr(adapters, "_is_linear", lambda module: True)  # or it would be passed over
     folder = save_as(tmp_path / "phimoe", "phimoe")
     agent = make_agent(folder, tuning=TuningConfig(targets="all-linear"))
     with pytest.raises(ModelError) as raised:

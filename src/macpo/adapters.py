@@ -97,7 +97,7 @@ def with_adapter(model: Any, tuning: TuningConfig, name: str) -> Any:
     if tuning.targets == (AUTO,):
         tuning = tuning.model_copy(update={"targets": choose_targets(model)})
     _check_targets(model, tuning, name)
-    config = lora_config(tuning, _tower_pattern(model, tuning.targets))
+    config = lora_config(tuning, _exclusions(model, tuning.targets))
     # PEFT would find this out by itself, and warn that it did.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
@@ -172,27 +172,60 @@ def _check_targets(model: Any, tuning: TuningConfig, model_name: str) -> None:
             )
 
 
-def _linear_layers(model: Any, towers: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield what an adapter can be put over: in the text decoder, or in what stands beside it."""
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an adapter can be put over: linear layers of the text decoder."""
     outside = re.compile(_outside(model))
-    quantised = getattr(model, "hf_quantizer", None) is not None
-    for name, module in model.named_modules():
-        linear = isinstance(module, torch.nn.Linear | Conv1D)
-        if (linear or (quantised and hasattr(module, "in_features"))) and (
-            bool(outside.fullmatch(name)) == towers
-        ):
+    for name, module in _all_linear(model):
+        if not outside.fullmatch(name) and _is_linear(module):
             yield name, module
 
 
-def _tower_pattern(model: Any, targets: Sequence[str]) -> str | None:
-    """Return a pattern of the layers beside the text decoder; None where targets meet none."""
+def _all_linear(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what PEFT takes for a linear layer."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    for name, module in model.named_modules():
+        linear = isinstance(module, torch.nn.Linear | Conv1D)
+        if linear or (quantised and hasattr(module, "in_features")):
+            yield name, module
+
+
+def _is_linear(module: Any) -> bool:
+    """Tell whether a layer maps vectors to vectors, as the adapter beside it will.
+
+    Some that are linear layers by class do not: routers that return two tensors (Llama 4,
+    Phi-3.5-MoE), weights for groups of heads (DeepSeek V4). Those with a forward of their own are
+    tried.
+    """
+    own = (
+        isinstance(module, torch.nn.Linear) and type(module).forward is not torch.nn.Linear.forward
+    )
+    if not own or not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    vectors = torch.zeros(2, module.in_features, dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            output = module(vectors)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(output, Tensor) and output.shape == (2, module.out_features)
+
+
+def _exclusions(model: Any, targets: Sequence[str]) -> str | None:
+    """Return a pattern of the layers that targets would meet and do not mean; None for none."""
+    outside = re.compile(_outside(model))
     head = model.get_output_embeddings()
-    for name, module in _linear_layers(model, towers=True):
-        if module is not head and (targets == (ALL_LINEAR,) or _meets(name, targets)):
-            return _outside(model)
-    return None
+    found = set()
+    for name, module in _all_linear(model):
+        if module is head or not (targets == (ALL_LINEAR,) or _meets(name, targets)):
+            continue
+        if outside.fullmatch(name):
+            found.add(outside.pattern)
+        elif not _is_linear(module):  # in every layer
+            found.add(re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name)))
+    return "|".join(sorted(found)) or None
 
 
 def _outside(model: Any) -> str:

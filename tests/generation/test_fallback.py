@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import RecurrentGemmaConfig, RwkvConfig
+from transformers import RecurrentGemmaConfig, RwkvConfig, xLSTMConfig
 
 from macpo.config import SamplingConfig
 from macpo.errors import ModelError
@@ -210,3 +210,24 @@ def test_prompts_beyond_the_positions_of_other_ropes_are_refused() -> None:
     model = tiny_model(max_position_embeddings=32)
     with pytest.raises(ModelError, match="exceed the model's 32 positions"):
         answer(model, random_prompts((30,)), greedy(8), decoder=decode_by_generate)
+
+
+def test_model_whose_own_cache_fails_is_one_line() -> None:
+    """xLSTM's cache rounds the width of keys up to 64, its layers do not (transformers 5.23)."""
+    config = xLSTMConfig(
+        vocab_size=512, hidden_size=32, embedding_dim=32, num_blocks=1, num_hidden_layers=1
+    )
+    with pytest.raises(ModelError) as raised:
+        decode_by_generate(
+            build(config, spread=0.3),
+            [(5, 6, 7)],
+            stop_ids=frozenset(),
+            sampling=SAMPLED,
+            seeds=[0],
+            memory_gib=1.0,
+            pack_tokens=256,
+        )
+    assert str(raised.value).startswith(
+        "xLSTMForCausalLM: transformers' generate cannot answer with it (matC_old has wrong shape"
+    )
+    assert str(raised.value).endswith("); use another model")

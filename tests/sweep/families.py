@@ -154,7 +154,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "lfm2": {"full_attn_idxs": None, "layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8},
+    # Its rows are padded to whole chunks: of 256 tokens by default, which takes long.
+    "mamba2": {"num_heads": 8, "head_dim": 8, "chunk_size": 16},
+    # Its cache rounds the width of keys up to 64, which its layers do not.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "modernbert-decoder": {"pad_token_id": 2},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {

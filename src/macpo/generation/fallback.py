@@ -17,11 +17,20 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from macpo.attention import base_model
 from macpo.config import SamplingConfig
+from macpo.errors import ModelError
 from macpo.generation.decode import check_prompts
 from macpo.generation.passes import evaluating
 from macpo.generation.protocol import Completion
 from macpo.generation.sampler import pick_tokens, uniform_draws
-from macpo.probe import agree, declared, forget_lengths, probe_ids, setting
+from macpo.probe import (
+    TRIAL_ERRORS,
+    agree,
+    declared,
+    first_line,
+    forget_lengths,
+    probe_ids,
+    setting,
+)
 
 TRIAL_STEPS = 3
 
@@ -51,7 +60,13 @@ def decode_by_generate(
     with _plain_generation(model) as base:
         if not prompts:
             return []
-        sharing = _who_may_share(base)
+        try:
+            sharing = _who_may_share(base)
+        except TRIAL_ERRORS as error:
+            raise ModelError(
+                f"{type(base).__name__}: transformers' generate cannot answer with it "
+                f"({first_line(error)}); use another model"
+            ) from error
         found = declared(base)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
