@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from macpo.agents import Policy
 from macpo.config import LimitsConfig
-from macpo.errors import DamagedError
-from macpo.evaluation.answers import MeasureAnswers, copying, repetition
+from macpo.errors import DamagedError, DataError
+from macpo.evaluation.answers import AnswersEvaluator, MeasureAnswers, copying, repetition
+from macpo.evaluation.diversity import compression_ratio, measure_diversity, self_bleu
+from macpo.evaluation.drift import MeasureKL
 from macpo.evaluation.measures import (
     ITEMS_FILE,
     METRICS_FILE,
@@ -19,8 +22,17 @@ from macpo.evaluation.measures import (
     read_measures,
     write_measures,
 )
+from macpo.evaluation.pairs import MeasurePairs, measure_pair
 from macpo.evaluation.preference import Evaluate, corpus_perplexity, preference_accuracy
-from macpo.records import CompletionScore, Origin, PreferenceExample, Response
+from macpo.records import (
+    CompletionScore,
+    Origin,
+    Pair,
+    PreferenceExample,
+    Response,
+    dataset_response,
+)
+from macpo.scoring import encode_group
 from tests.workbench import Workbench, make_agent, make_prompt
 
 
@@ -104,8 +116,113 @@ def test_evaluation_measures_the_answers_that_it_is_given(tmp_path: Path) -> Non
     first, second = read_items(made.path)
     assert first.prompt_id == second.prompt_id == prompt.id
     assert [first.values["answer_tokens"], second.values["answer_tokens"]] == [103, 1]
-    for name, value in metrics.items():
-        assert (first.values[name] + second.values[name]) / 2 == pytest.approx(value)
+    assert set(metrics) - set(first.values) == {"distinct_1", "compression_ratio"}
+    for name in first.values:
+        assert (first.values[name] + second.values[name]) / 2 == pytest.approx(metrics[name])
+
+
+def test_distinct_ngrams_are_counted_over_all_answers() -> None:
+    metrics = measure_diversity(["a b a", "a b"])
+    assert metrics["distinct_1"] == 2 / 5
+    assert metrics["distinct_2"] == 2 / 3  # a b, b a, a b
+
+
+def test_diversity_of_silence_is_not_defined() -> None:
+    assert measure_diversity(["", " "]) == {}
+    assert set(measure_diversity(["one", "two"])) == {"distinct_1", "compression_ratio"}
+
+
+def test_answers_that_are_alike_compress_better_and_have_a_higher_self_bleu() -> None:
+    different = [f"{a} {b} {a}{b} and {b * 3}" for a, b in zip("abcdef", "uvwxyz", strict=True)]
+    alike = different[:1] * 6
+    assert compression_ratio(alike) > 2 * compression_ratio(different)
+    assert self_bleu(alike) == pytest.approx(1.0)
+    assert self_bleu(different) < 0.5
+    assert self_bleu(["one answer", ""]) == 0.0
+
+
+def test_self_bleu_is_asked_for_and_measured(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    prompt = make_prompt("Name a prime.")
+    response = Response(prompt.id, "Seven is one of them.", Origin("a/positive"), True, (7,))
+    answers = bench.write_answers("answers", [(prompt, response)] * 2)
+    plain = bench.run(MeasureAnswers("plain", make_agent(), answers)).meta
+    asked = bench.run(MeasureAnswers("asked", make_agent(), answers, self_bleu=True)).meta
+    assert asked == {**plain, "self_bleu": pytest.approx(1.0)}
+
+
+def test_self_bleu_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macpo.evaluation.answers.find_spec", lambda name: None)
+    faults = list(AnswersEvaluator(self_bleu=True).faults("data.jsonl", 4))
+    assert faults == ["self_bleu needs sacrebleu: pip install 'macpo[diversity]', or remove it"]
+    assert not list(AnswersEvaluator().faults("data.jsonl", 4))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "likeness", "longer"),
+    [
+        ("a b c", "a b c", 1.0, 0.5),
+        ("a b", "c d e", 0.0, 0.0),
+        ("a a b", "a c", 2 / 5, 1.0),
+    ],
+)
+def test_likeness_of_a_pair_is_the_share_of_common_words(
+    chosen: str, rejected: str, likeness: float, longer: float
+) -> None:
+    prompt = make_prompt("Name a prime.")
+    pair = Pair(prompt, dataset_response(prompt, chosen), dataset_response(prompt, rejected))
+    values = measure_pair(pair).values
+    assert values == {"pair_likeness": pytest.approx(likeness), "longer_chosen": longer}
+
+
+def test_pairs_are_measured_where_there_are_some(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    prompt = make_prompt("Name a prime.")
+    pair = Pair(prompt, dataset_response(prompt, "Seven."), dataset_response(prompt, "Seven"))
+    made = bench.run(MeasurePairs("pairs", bench.write_pairs("made", [pair])))
+    assert read_measures(made.path).counts == {"learned_pairs": 1}
+    assert made.meta == {"pair_likeness": 0.0, "longer_chosen": 0.5}
+
+
+def test_kl_is_the_difference_of_log_probabilities_on_the_policys_own_answers(
+    tmp_path: Path,
+) -> None:
+    """Against the engine itself, answer by answer; of a policy to itself it is zero."""
+    bench = Workbench(tmp_path)
+    agent = make_agent()
+    trainable = bench.train_from(agent).trainable
+    weights = {name: torch.full_like(value, 0.05) for name, value in trainable.items()}
+    initial = Policy(agent, "positive")
+    moved = Policy(agent, "positive", bench.write_weights("moved", weights))
+    prompt = make_prompt("Name a prime.")
+    said = [Response(prompt.id, t, Origin("x"), True) for t in ("Seven.", "It is eleven, I think.")]
+    silent = Response(prompt.id, "", Origin("x"), True)
+    answers = bench.write_answers("answers", [(prompt, r) for r in (*said, silent)])
+    made = bench.run(MeasureKL("kl", moved, initial, answers))
+    scores = []
+    for policy in (moved, initial):
+        loaded = bench.pool.load(policy)
+        groups = [encode_group(loaded.chat, agent, prompt, [r]) for r in said]
+        scores.append([score for (score,) in loaded.engine(512).score(groups)])
+    sums = [now.sum_logprob - then.sum_logprob for now, then in zip(*scores, strict=True)]
+    assert abs(sums[0]) > 0.01
+    assert made.meta["kl_initial"] == pytest.approx(sum(sums) / 2, abs=1e-3)
+    tokens = sum(score.tokens for score in scores[0])
+    assert made.meta["kl_initial_per_token"] == pytest.approx(sum(sums) / tokens, abs=1e-3)
+    assert [item.values["kl_initial"] for item in read_items(made.path)] == pytest.approx(
+        sums, abs=1e-3
+    )
+    same = bench.run(MeasureKL("same", moved, moved, answers)).meta
+    assert same["kl_initial"] == pytest.approx(0, abs=1e-4)
+
+
+def test_kl_of_silence_is_refused(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    policy, prompt = Policy(make_agent(), "positive"), make_prompt("Name a prime.")
+    silent = Response(prompt.id, "", Origin("x"), True)
+    answers = bench.write_answers("answers", [(prompt, silent)])
+    with pytest.raises(DataError, match="all answers are empty"):
+        bench.run(MeasureKL("kl", policy, policy, answers))
 
 
 def test_evaluation_scores_the_pairs_of_the_test_split(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_metrics_of_a_run_are_registered(tmp_path: Path) -> None:
     assert {row.metric for row in rows} == {
         *("preference_accuracy", "gold_perplexity"),
         *("answer_tokens", "answers_finished", "answer_repetition", "answer_copying"),
-        *("train_loss", "train_margin"),
+        *("distinct_1", "distinct_2", "compression_ratio"),
+        *("pair_likeness", "longer_chosen"),
+        *("train_loss", "train_margin", "train_chosen_logratio", "train_rejected_logratio"),
     }
 
 

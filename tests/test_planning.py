@@ -62,7 +62,7 @@ def test_plan_counts_data_and_measures_lengths_here(planned: Planner) -> None:
     assert report.sizes.exact
     assert report.sizes.prompts == {"teacher": 8, "student": 8, "test": 8}
     assert report.notes == ()
-    assert len(report.stages) == 64
+    assert len(report.stages) == 70
     assert report.to_run == report.stages
     evaluate = by_name(report)["init/student/evaluate"]
     assert not evaluate.work.at_most

@@ -225,6 +225,62 @@ for _metric in (
         "turns or in a system prompt of the chat template",
     ),
     Metric(
+        "distinct_1",
+        "distinct words",
+        SHARE,
+        shown="comparisons",
+        meaning="share of the words of all its answers to test prompts that differ",
+    ),
+    Metric(
+        "distinct_2",
+        "distinct word pairs",
+        SHARE,
+        meaning="share of the pairs of neighbouring words of all its answers that differ",
+    ),
+    Metric(
+        "compression_ratio",
+        "compression of the answers",
+        shown="comparisons",
+        meaning="how many times smaller all its answers get by deflate: more is less diverse "
+        "(arXiv 2403.00553)",
+    ),
+    Metric(
+        "self_bleu",
+        "self-BLEU",
+        SHARE,
+        meaning="mean BLEU of an answer against all others: more is less diverse (arXiv "
+        "1802.01886); only with the option `self_bleu` of `answers`",
+    ),
+    Metric(
+        "pair_likeness",
+        "likeness of chosen and rejected",
+        SHARE,
+        shown="comparisons",
+        meaning="share of words that chosen and rejected answers of the round's pairs have in "
+        "common",
+    ),
+    Metric(
+        "longer_chosen",
+        "chosen answers that are longer",
+        SHARE,
+        shown="comparisons",
+        meaning="share of the round's pairs whose chosen answer has more words; equal count half",
+    ),
+    Metric(
+        "kl_initial",
+        "KL to round 0",
+        NATS,
+        meaning="mean of log pi(y) - log pi_0(y) over its answers, pi_0 the same agent before the "
+        "first round; by the evaluator `kl`",
+    ),
+    Metric(
+        "kl_initial_per_token",
+        "KL to round 0 per token",
+        NATS,
+        shown="comparisons",
+        meaning="the same per token",
+    ),
+    Metric(
         "train_loss",
         "training loss",
         NATS,
@@ -238,6 +294,21 @@ for _metric in (
         shown="named",
         meaning="mean DPO margin over the round's last steps: beta times the log-ratio of chosen "
         "and rejected, against the reference",
+    ),
+    Metric(
+        "train_chosen_logratio",
+        "log-ratio of chosen answers",
+        NATS,
+        shown="named",
+        meaning="mean of log pi(y) - log ref(y) over chosen answers in the round's last steps, "
+        "sums over their tokens; it often falls, see docs/evaluation.md",
+    ),
+    Metric(
+        "train_rejected_logratio",
+        "log-ratio of rejected answers",
+        NATS,
+        shown="named",
+        meaning="the same of rejected answers",
     ),
 ):
     register_metric(_metric)

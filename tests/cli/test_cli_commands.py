@@ -136,7 +136,7 @@ def test_plan_of_a_finished_run_shows_all_done(finished: FinishedRun) -> None:
     shown = run_cli(["plan", finished.config, "--out", finished.folder])
 
     assert shown.code == 0
-    assert "all 64 stages are done" in shown.out
+    assert "all 70 stages are done" in shown.out
     assert "to run" not in shown.out
 
 

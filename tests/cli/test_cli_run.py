@@ -66,7 +66,7 @@ def test_running_again_finds_every_stage(copied: FinishedRun) -> None:
     again = run_cli(["run", copied.config, "--out", copied.folder])
 
     assert again.code == 0
-    assert "all 64 stages were done already" in again.err
+    assert "all 70 stages were done already" in again.err
     added = journal_of(copied.folder)[len(events) :]
     assert [event["event"] for event in added] == ["planned"]
     assert again.out.replace(str(copied.folder), "RUN") == copied.result.out.replace(
@@ -88,7 +88,7 @@ def test_more_rounds_run_only_what_is_new(copied: FinishedRun) -> None:
     assert longer.code == 0
     assert len(ran) == 21
     assert all(name.startswith("round-3/") for name in ran)
-    assert "64 of 86 stages were done already" in longer.err
+    assert "70 of 95 stages were done already" in longer.err
     assert re.search(r"before +round 1 +round 2 +round 3", longer.out)
 
 
@@ -237,7 +237,7 @@ def test_signal_stops_the_run_and_the_same_command_goes_on(
         "KeyboardInterrupt",
     )
     assert resumed.code == 0
-    assert "2 of 64 stages were done already" in resumed.err
+    assert "2 of 70 stages were done already" in resumed.err
     assert resumed.out.replace(str(tmp_path / "run"), "RUN") == finished.result.out.replace(
         str(finished.folder), "RUN"
     )

@@ -426,6 +426,7 @@ MEASURED = """
         | seed of init/NAME/test-answers
     round-t/NAME/evaluate | measure NAME+ of NAME(t) | on data test
     round-t/NAME/answer-metrics | measure round-t/NAME/test-answers | as NAME reads them
+    round-t/NAME/pair-metrics | measure round-t/NAME/pairs
 """
 """Everybody after every round, with the same luck: what differs between rounds is the policy."""
 
@@ -521,7 +522,11 @@ def test_plan_knows_who_stands_where() -> None:
         for found in plan.evaluations
     ] == [
         {
-            name: [f"{when}/{name}/evaluate", f"{when}/{name}/answer-metrics"]
+            name: [
+                f"{when}/{name}/{kind}"
+                for kind in ("evaluate", "answer-metrics", "pair-metrics")
+                if (when, kind) != ("init", "pair-metrics")
+            ]
             for name in ("student", "a", "b")
         }
         for when in ("init", "round-1", "round-2")

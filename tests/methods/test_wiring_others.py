@@ -222,6 +222,7 @@ MEASURED_EACH_ROUND = """
     round-t/student/answer-metrics
         | measure round-t/student/test-answers
         | as student reads them
+    round-t/student/pair-metrics | measure round-t/student/pairs
 """
 
 

@@ -93,7 +93,7 @@ def made(rows: Table) -> Table:
     """Return the rows without those that measure."""
     measures = (
         *("/test-answers", "/evaluate", "/answer-metrics", "/oracle", "/pairs-oracle"),
-        *("/validate", "/collapse"),
+        *("/pair-metrics", "/validate", "/collapse"),
     )
     return {name: row for name, row in rows.items() if not name.endswith(measures)}
 
@@ -102,7 +102,7 @@ def checks(rounds: int, everybody: Sequence[str], learning: Sequence[str]) -> Ta
     """Return the rows that look for signs of collapse: in all at first, then in who learns."""
 
     def measuring(when: str, agents: Sequence[str]) -> str:
-        kinds = ("evaluate", "answer-metrics")
+        kinds = ("evaluate", "answer-metrics", *(() if when == "init" else ("pair-metrics",)))
         return ", ".join(f"{when}/{agent}/{kind}" for agent in agents for kind in kinds)
 
     rows: Table = {}
@@ -275,6 +275,7 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
     "Validate": lambda s: [f"measure {of(s.policy)}", f"on {label(s.data)} validation"],
     "Evaluate": lambda s: [f"measure {of(s.policy)}", f"on {label(s.data)} test"],
     "MeasureAnswers": lambda s: [f"measure {label(s.answers)}", f"as {s.reader.name} reads them"],
+    "MeasurePairs": lambda s: [f"measure {label(s.pairs)}"],
     "OracleScores": lambda s: [f"oracle on {label(s.answers)}"],
     "PairsOracle": lambda s: [f"oracle on {label(s.pairs)}"],
 }

@@ -200,6 +200,7 @@ def test_log_has_a_row_per_step_with_the_scheduled_rates(bench: Workbench, tmp_p
         learning_rate_at(step, 9, config) for step in range(9)
     ]
     names = {"step", "learning_rate", "loss", "grad_norm", "dpo_loss", "sft_loss", "margin"}
+    names |= {"chosen_logratio", "rejected_logratio"}
     assert all(row.keys() == names for row in rows)
     for row in rows:
         assert row["loss"] == pytest.approx(row["dpo_loss"] + 0.2 * row["sft_loss"], rel=1e-5)

@@ -236,7 +236,8 @@ def test_artifact_holds_weights_and_log_and_tells_of_them(bench: Workbench, agen
     made = scene.train("previous", epochs=3, learning_rate=1e-2)
     rows = list(read_jsonl(made.path / "log.jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3]
-    last = {name: rows[-1][name] for name in ("loss", "dpo_loss", "sft_loss", "margin")}
+    shown = ("loss", "dpo_loss", "sft_loss", "margin", "chosen_logratio", "rejected_logratio")
+    last = {name: rows[-1][name] for name in shown}
     assert made.meta == {"examples": 4, "steps": 3, **last}
     start = load_file(bench.artifacts[scene.policies["previous"].weights_key].path / WEIGHTS_FILE)
     trained = load_file(made.path / WEIGHTS_FILE)

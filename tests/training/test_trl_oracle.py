@@ -133,6 +133,9 @@ def test_loss_of_one_example_is_trls(oracle: Oracle, index: int) -> None:
     ours = oracle.ours([index])
     assert ours.losses.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert ours.shown["margin"].item() == pytest.approx(logged["rewards/margins"], abs=1e-4)
+    for side in ("chosen", "rejected"):  # TRL's implicit rewards are beta times our log-ratios
+        ratio = ours.shown[f"{side}_logratio"].item()
+        assert BETA * ratio == pytest.approx(logged[f"rewards/{side}"], abs=1e-4)
 
 
 def test_loss_of_a_batch_is_trls_but_for_the_mean_of_the_sft_term(oracle: Oracle) -> None:

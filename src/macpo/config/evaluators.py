@@ -74,6 +74,8 @@ EVALUATORS: Registry[type[EvaluatorConfig]] = Registry(
     {
         "preference": "macpo.evaluation.preference",
         "answers": "macpo.evaluation.answers",
+        "pairs": "macpo.evaluation.pairs",
+        "kl": "macpo.evaluation.drift",
     },
 )
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
+from macpo.config.values import Flag
+from macpo.evaluation.diversity import measure_diversity, self_bleu
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, write_measures
 from macpo.records import Response, read_prompts, read_responses
@@ -19,22 +22,28 @@ from macpo.stage import Stage, StageContext
 
 @register_evaluator
 class AnswersEvaluator(Evaluator):
-    """Length, repetition and copying of a policy's answers to test prompts."""
+    """Length, repetition, copying and diversity of a policy's answers to test prompts.
+
+    `self_bleu` adds how like each other they are by BLEU, which takes the square of their number.
+    """
 
     default: ClassVar[bool] = True
 
     name: Literal["answers"] = "answers"
+    self_bleu: Flag = False
 
     def faults(self, source: str, answers: int) -> Iterator[str]:
         """See `EvaluatorConfig.faults`."""
         if not answers:
             yield "measures answers, but evaluation.answers is 0; raise it or remove the evaluator"
+        if self.self_bleu and find_spec("sacrebleu") is None:
+            yield "self_bleu needs sacrebleu: pip install 'macpo[diversity]', or remove it"
 
     def lay_out(self, subject: Subject) -> Iterable[Stage]:
         """See `Evaluator.lay_out`."""
         assert subject.answers is not None  # `faults` has seen to that
         name = f"{subject.place}/answer-metrics"
-        yield MeasureAnswers(name, subject.policy.agent, subject.answers)
+        yield MeasureAnswers(name, subject.policy.agent, subject.answers, self.self_bleu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +51,11 @@ class MeasureAnswers(Stage):
     """Measures the answers of an answering stage, in tokens of `reader`, who gave them."""
 
     kind: ClassVar[str] = "measure-answers"
+    version: ClassVar[int] = 2
 
     reader: Agent
     answers: Stage
+    self_bleu: bool = False
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write measurements."""
@@ -54,6 +65,9 @@ class MeasureAnswers(Stage):
         responses = read_responses(folder)
         items = measure_answers(responses, prompts)
         metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        metrics |= measure_diversity([response.text for response in responses])
+        if self.self_bleu:
+            metrics["self_bleu"] = self_bleu([response.text for response in responses])
         write_measures(context.output, metrics, items, answers=len(responses))
         return metrics
 

@@ -16,7 +16,7 @@ from macpo.evaluation.measures import read_measures
 from macpo.run_directory import MetricRow, PlannedPolicy, PlannedStage, RunDir, RunPlan
 from macpo.store import MANIFEST, read_manifest, write_text_atomic
 
-TRAINING = ("loss", "margin")
+TRAINING = ("loss", "margin", "chosen_logratio", "rejected_logratio")
 
 
 @dataclass(frozen=True, slots=True)

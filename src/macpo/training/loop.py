@@ -33,6 +33,9 @@ from macpo.store import Checkpoints
 from macpo.training.objectives import Objective
 from macpo.training.schedule import batch_at, learning_rate_at, steps_per_epoch
 
+SHOWN = ("loss", "dpo_loss", "sft_loss", "margin", "chosen_logratio", "rejected_logratio")
+"""What a stage's meta has of the log."""
+
 WEIGHTS, MOMENTS, LOG = "weights.safetensors", "moments.safetensors", "log.jsonl"
 
 
@@ -193,5 +196,5 @@ class Trainer:
 def summary(log: list[dict[str, Any]]) -> dict[str, float]:
     """Return the means over the last quarter of a log, for a stage's meta."""
     tail = log[-max(1, len(log) // 4) :]
-    names = [n for n in ("loss", "dpo_loss", "sft_loss", "margin") if n in tail[0]]
+    names = [n for n in SHOWN if all(n in row for row in tail)]
     return {n: sum(float(row[n]) for row in tail) / len(tail) for n in names}

@@ -98,6 +98,8 @@ class DPOObjective:
             "dpo_loss": contrast.detach(),
             "sft_loss": likelihood.detach(),
             "margin": margin.detach(),
+            "chosen_logratio": (chosen - reference[:, 0]).detach(),
+            "rejected_logratio": (rejected - reference[:, 1]).detach(),
         }
         return ExampleLosses(contrast + self.gamma * likelihood, shown)
 

@@ -1,0 +1,57 @@
+"""Metrics on the pairs that a policy learned from: is there a contrast to be learned?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
+from macpo.evaluation.measures import Item, write_measures
+from macpo.records import Pair, read_pairs
+from macpo.stage import Stage, StageContext
+
+
+@register_evaluator
+class PairsEvaluator(Evaluator):
+    """How like each other chosen and rejected answers are, and which are longer."""
+
+    default: ClassVar[bool] = True
+
+    name: Literal["pairs"] = "pairs"
+
+    def lay_out(self, subject: Subject) -> Iterable[Stage]:
+        """See `Evaluator.lay_out`; who learned from no pairs is not measured."""
+        if subject.pairs is not None:
+            yield MeasurePairs(f"{subject.place}/pair-metrics", subject.pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasurePairs(Stage):
+    """Measures the pairs that another stage made."""
+
+    kind: ClassVar[str] = "measure-pairs"
+
+    pairs: Stage
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write measurements."""
+        items = [measure_pair(pair) for pair in read_pairs(context.path(self.pairs))]
+        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        write_measures(context.output, metrics, items, learned_pairs=len(items))
+        return metrics
+
+
+def measure_pair(pair: Pair) -> Item:
+    """Return a pair's likeness, and whether its chosen answer has more words (as many: one half).
+
+    Likeness is the share of words that both have in common, order aside (Dice's coefficient, words
+    counted as often as they stand): 0 without a common word, 1 for the same words.
+    """
+    chosen, rejected = (Counter(r.text.split()) for r in (pair.chosen, pair.rejected))
+    words = chosen.total() + rejected.total()
+    longer = 0.5 * (1 + (chosen.total() > rejected.total()) - (chosen.total() < rejected.total()))
+    likeness = 2 * (chosen & rejected).total() / words if words else 1.0
+    return Item(pair.prompt.id, {"pair_likeness": likeness, "longer_chosen": longer})
