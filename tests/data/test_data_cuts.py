@@ -55,6 +55,18 @@ def test_every_loss_is_counted(chat: Chat) -> None:
     ]
 
 
+def test_large_data_are_sampled_whatever_their_order(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macpo.data.cuts.SAMPLE", 4)
+    many = [example(f"{n}?", chosen=LONG if n % 2 else "Yes") for n in range(12)]
+    cuts = count_cuts(chat, many, LIMITS)
+    assert (cuts.pairs, cuts.sampled_of) == (4, 12)
+    assert count_cuts(chat, many[::-1], LIMITS) == cuts
+    assert cuts.lines()[0].startswith("in a sample of 12 pairs, ")
+    assert count_cuts(chat, many[:4], LIMITS).sampled_of is None
+
+
 def test_answer_of_exactly_the_limit_keeps_its_end(chat: Chat) -> None:
     tokens = len(chat.tokenizer("Yes", add_special_tokens=False)["input_ids"]) + 1
     fits = LimitsConfig(prompt_tokens=40, response_tokens=tokens)

@@ -6,7 +6,8 @@ stop, and no loss shows it; so it is counted before anything is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from macpo.config import LimitsConfig
@@ -17,6 +18,8 @@ from macpo.records import PreferenceExample, Prompt, dataset_response
 WARNED_SHARE = 0.05
 """Share of answers, prompts or pairs from which on a cut is worth a warning."""
 UNLIMITED = 1 << 31
+SAMPLE = 1000
+"""Pairs that are counted of a larger data set: a share of 5 % is then known to 0.7 points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Cuts:
         pairs: those whose prompt fits.
         pairs_equal: those whose answers are the same tokens after the cut.
         neutralised: texts in which spellings of special tokens are changed.
+        sampled_of: the pairs of which these are a sample; None if they are all.
     """
 
     response_tokens: int
@@ -46,6 +50,7 @@ class Cuts:
     pairs: int
     pairs_equal: int
     neutralised: int
+    sampled_of: int | None = None
 
     def lines(self) -> list[str]:
         """Say what is lost, a line each; nothing where nothing is."""
@@ -74,7 +79,12 @@ class Cuts:
                 f"{self.neutralised:,} texts spell special tokens, which are changed",
             ),
         ]
-        return [line for count, line in said if count]
+        return [f"{self._where}{line}" for count, line in said if count]
+
+    @property
+    def _where(self) -> str:
+        """What to say before a count of a sample."""
+        return "" if self.sampled_of is None else f"in a sample of {self.sampled_of:,} pairs, "
 
     @property
     def warning(self) -> str | None:
@@ -93,8 +103,15 @@ class Cuts:
         return f"{'; '.join(said)}; raise {' and '.join(limits)}"
 
 
-def count_cuts(chat: Chat, examples: Iterable[PreferenceExample], limits: LimitsConfig) -> Cuts:
-    """Encode pairs as training and scoring will, and count what is lost."""
+def count_cuts(chat: Chat, examples: Sequence[PreferenceExample], limits: LimitsConfig) -> Cuts:
+    """Encode pairs as training and scoring will, and count what is lost.
+
+    Of more than `SAMPLE` pairs as many are counted, those whose prompts have the smallest ids: they
+    are a random sample, in which a prompt has all its pairs, and the order of rows decides nothing.
+    Encoding 10,000 pairs takes half a minute and more, see bench/data_cuts.py.
+    """
+    sampled_of = len(examples) if len(examples) > SAMPLE else None
+    examples = heapq.nsmallest(SAMPLE, examples, key=lambda e: e.prompt.id)
     prompts: dict[Prompt, int | None] = {}
     answers = cut = pairs = equal = 0
     changed: set[str] = set()
@@ -123,6 +140,7 @@ def count_cuts(chat: Chat, examples: Iterable[PreferenceExample], limits: Limits
         pairs=pairs,
         pairs_equal=equal,
         neutralised=len(changed),
+        sampled_of=sampled_of,
     )
 
 
