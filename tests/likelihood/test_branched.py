@@ -134,6 +134,18 @@ def test_gradients_through_a_state_are_those_of_plain_forwards(
         assert (mine - other).abs().max() < 1e-4 * largest
 
 
+def test_recurrent_model_without_a_cache_trains_in_padded_rows(paths: list[str]) -> None:
+    model = with_adapter(hybrid("rwkv").requires_grad_(False), ["key", "value", "receptance"])
+    scorer = LikelihoodEngine(model, pack_tokens=64)
+    trains = [p for p in model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(summed(scorer, GROUPS).sum(), trains)
+    theirs = torch.autograd.grad(torch.cat(plain_sums(model, GROUPS)).sum(), trains)
+    assert set(paths) == {"padded"}
+    largest = max(float(gradient.abs().max()) for gradient in theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).abs().max() < 1e-4 * largest
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["mamba", "jamba", "zamba", "recurrent_gemma"])
 def test_state_that_is_not_read_or_lies_elsewhere_is_not_branched(

@@ -129,6 +129,10 @@ def complete(verdict: Verdict, build: Callable[[str], Any] = tiny_model) -> None
     found = engine.architecture
     verdict.why_padded = found.fallback_reason
     verdict.scores = "padded" if found.fallback_reason else "tree"
+    if found.branching is not None:
+        verdict.scores = (
+            "copied state" if found.branching.trains else "copied state, not in training"
+        )
     if found.window is not None and not found.fallback_reason:
         verdict.scores = "windowed tree" if found.passes_window else "tree within the window"
     for name, check in CHECKS.items():

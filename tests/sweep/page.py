@@ -23,7 +23,8 @@ a gap of the sweep, not a verdict. How well a model learns is another question.
 
 - **scores** is how likelihoods are computed: `tree` (a prompt once, its answers as branches),
   `windowed tree` (the same with sliding windows of any size), `tree within the window` (longer ones
-  padded), or `padded` (a row for each answer: right, and slower).
+  padded), `copied state` (a prompt once, its answers from copies of what the family's cache made
+  of it), or `padded` (a row for each answer: right, and slower).
 - **answers**: `decode` is macpo's own decoder, `generate` is transformers' (right, and slower).
 - **adapters on** is what `tuning.targets: auto` takes.
 

@@ -24,8 +24,8 @@ from tests.sweep.page import PAGE, count_lines
         ("gpt_oss", "windowed tree", "decode"),
         ("deepseek_v3", "tree", "decode"),
         ("gemma3", "windowed tree", "decode"),
-        ("qwen3_next", "padded", "generate"),
-        ("lfm2", "padded", "generate"),
+        ("qwen3_next", "copied state", "generate"),
+        ("lfm2", "copied state", "generate"),
     ],
 )
 def test_a_family_of_each_kind_is_right_on_its_path(family: str, scores: str, answers: str) -> None:
