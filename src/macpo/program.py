@@ -286,7 +286,8 @@ class Program:
             first = self._first.get(name)
             find = functools.partial(_same, policy)
             place = f"{when}/{name}"
-            subject = Subject(place, name, t, self.data, answers, pairs, first, find)
+            dtype = policy.agent.dtype
+            subject = Subject(place, name, t, dtype, self.data, answers, pairs, first, find)
             if t == 0:
                 self._first[name] = subject
             evaluations[name] = tuple(self.add(stage) for stage in self._measuring(policy, subject))

@@ -326,10 +326,11 @@ class RunDir:
         if (plan is None or name in stages) and (folder / MANIFEST).is_file():
             return folder
         state = "is not done yet" if name in stages else "is no stage of this run"
-        done = [other for other, stage in stages.items() if self._is_done(stage)]
+        done = [other for other, stage in stages.items() if self.is_done(stage)]
         raise StoreError(f"{self.path}: {name} {state}{_nearest(name, done)}")
 
-    def _is_done(self, stage: PlannedStage) -> bool:
+    def is_done(self, stage: PlannedStage) -> bool:
+        """Tell whether the artifact of a stage is there."""
         return (self.artifact(stage) / MANIFEST).is_file()
 
 

@@ -76,6 +76,9 @@ def evaluate(
                 "again, which finds what is done and writes one"
             )
         _refuse_faults(config, evaluators)
+        for evaluator in evaluators:
+            for caution in evaluator.preflight(config):
+                observer.note(caution)
         store = Store(home.store)
         layout = _Layout(config, plan, store)
         for evaluator in evaluators:
@@ -107,7 +110,10 @@ class _Layout:
         self._store = store
         team = RecordedTeam(config, plan)
         subjects = recorded_subjects(
-            plan, lambda p: config.evaluation.teachers or p.policy == STUDENT, team.policy
+            plan,
+            config.dtype,
+            lambda policy: config.evaluation.teachers or policy.policy == STUDENT,
+            team.policy,
         )
         self.stages: dict[str, Stage] = {}
         self.found: dict[str, Artifact] = {}

@@ -12,6 +12,7 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.dtype import resolve_once
+from macpo.evaluation.evaluator import chosen_evaluators
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.machine import choose_device, tune_allocator
@@ -88,6 +89,9 @@ def run(
             observer.note(chosen)
         for agent in team.agents:
             check_agent(agent)
+        for evaluator in chosen_evaluators(config):
+            for caution in evaluator.preflight(config):
+                observer.note(caution)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")

@@ -12,6 +12,7 @@ from macpo.cli.run import PluginOption, load_named
 EXAMPLES = """\
 Examples:
   macpo eval runs/quickstart answers
+  macpo eval runs/quickstart judge --set model=gpt-4.1-mini --against runs/other
   macpo eval runs/quickstart --config eval.yaml
 """
 
@@ -24,6 +25,10 @@ def command(
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="An option of EVALUATOR."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="RUN", help="The run that EVALUATOR compares with."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -40,7 +45,7 @@ def command(
     from macpo.config.loading import check_evaluators
 
     where = str(config) if config is not None else "macpo eval"
-    check_evaluators(asked := _asked(evaluator, options, config), where)
+    check_evaluators(asked := _asked(evaluator, options, against, config), where)
     try:
         from macpo.api import evaluate
         from macpo.cli.quiet import quiet_libraries
@@ -54,7 +59,9 @@ def command(
         raise typer.Exit(130) from None
 
 
-def _asked(evaluator: str | None, options: list[str] | None, config: Path | None) -> list[Any]:
+def _asked(
+    evaluator: str | None, options: list[str] | None, against: str | None, config: Path | None
+) -> list[Any]:
     """Return the evaluators that were asked for, as plain values.
 
     Raises:
@@ -69,7 +76,10 @@ def _asked(evaluator: str | None, options: list[str] | None, config: Path | None
             f"name one evaluator ({', '.join(EVALUATORS.names())}), or a list of them by --config"
         )
     if config is not None:
-        if options:
-            raise ConfigError("--set is for one EVALUATOR; write options into the --config file")
+        if options or against is not None:
+            raise ConfigError(
+                "--set and --against are for one EVALUATOR; write options into the --config file"
+            )
         return read_evaluators(config)
-    return [override({"name": evaluator}, options or ())]
+    named = {"name": evaluator} if against is None else {"name": evaluator, "against": against}
+    return [override(named, options or ())]

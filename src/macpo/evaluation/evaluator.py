@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +24,7 @@ class Subject:
         place: first part of its stages' names, such as `round-2/student`.
         agent: whose policy.
         round: after which; 0 is before the first.
+        dtype: of the run's models, `float32` or `bfloat16`: what its machine is good at.
         data: the stage whose artifact holds the splits; the test split is for evaluators.
         answers: the stage with the policy's answers to test prompts; None without any.
         pairs: the stage with the pairs that it learned from in that round; None without any.
@@ -34,6 +35,7 @@ class Subject:
     place: str
     agent: str
     round: int
+    dtype: str
     data: Stage
     answers: Stage | None
     pairs: Stage | None
@@ -63,6 +65,20 @@ class Evaluator(EvaluatorConfig):
     Fields are options. They are read whenever a config is, so an evaluator's module imports nothing
     heavy but inside of methods.
     """
+
+    def preflight(self, config: RunConfig) -> Iterator[str]:
+        """Look for what this evaluator needs besides the run, before anybody works.
+
+        Args:
+            config: of the run.
+
+        Yields:
+            What the user should know of it.
+
+        Raises:
+            MacpoError: something that it needs is not there.
+        """
+        yield from ()
 
     @abstractmethod
     def lay_out(self, subject: Subject) -> Iterable[Stage]:

@@ -80,6 +80,7 @@ class RecordedTeam:
 
 def recorded_subjects(
     plan: RunPlan,
+    dtype: str,
     measured: Callable[[PlannedPolicy], bool],
     find_policy: Callable[[PlannedPolicy], Policy],
 ) -> list[tuple[PlannedPolicy, Subject]]:
@@ -87,6 +88,7 @@ def recorded_subjects(
 
     Args:
         plan: the run's, as it was written down.
+        dtype: of its models.
         measured: whether the config wants a policy measured.
         find_policy: finds the model behind a policy, if an evaluator asks for it.
     """
@@ -102,6 +104,7 @@ def recorded_subjects(
             place=f"{when}/{policy.policy}",
             agent=policy.policy,
             round=policy.round,
+            dtype=dtype,
             data=data,
             answers=stages[answers[0].key] if answers else None,
             pairs=None if pairs is None else stages[pairs],
