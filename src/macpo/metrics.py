@@ -301,7 +301,12 @@ for _metric in (
         meaning="mean difference of rewards, prompt by prompt, to the same agent before the first "
         "round",
     ),
-    Metric("reward_gain_se", "standard error of the reward gained", shown="named"),
+    Metric(
+        "reward_gain_se",
+        "standard error of the reward gained",
+        shown="named",
+        meaning="over prompts",
+    ),
     Metric(
         "reward_win_rate",
         "win rate by reward",
@@ -310,7 +315,13 @@ for _metric in (
         meaning="share of prompts whose answer has a higher reward than the same agent's before "
         "the first round; a tie counts half",
     ),
-    Metric("reward_win_rate_se", "standard error of the win rate by reward", SHARE, shown="named"),
+    Metric(
+        "reward_win_rate_se",
+        "standard error of the win rate by reward",
+        SHARE,
+        shown="named",
+        meaning="over prompts",
+    ),
     Metric(
         "rewards_cut",
         "answers cut for the reward model",
@@ -328,7 +339,11 @@ for _metric in (
         "the first round, or against another run",
     ),
     Metric(
-        "judge_win_rate_se", "standard error of the win rate by the judge", SHARE, shown="named"
+        "judge_win_rate_se",
+        "standard error of the win rate by the judge",
+        SHARE,
+        shown="named",
+        meaning="over prompts",
     ),
     Metric(
         "judge_win_rate_strict",
@@ -343,6 +358,7 @@ for _metric in (
         "standard error of the strict win rate",
         SHARE,
         shown="named",
+        meaning="over prompts",
     ),
     Metric(
         "judge_win",
@@ -380,6 +396,7 @@ for _metric in (
         "standard error of the length-controlled win rate",
         SHARE,
         shown="named",
+        meaning="over prompts, by the sandwich",
     ),
     Metric(
         "judge_length_coefficient",
@@ -402,6 +419,7 @@ for _metric in (
         "standard error of the length-matched win rate",
         SHARE,
         shown="named",
+        meaning="over prompts",
     ),
     Metric(
         "judge_consistency",
@@ -418,9 +436,23 @@ for _metric in (
         shown="comparisons",
         meaning="pairs on which the judge gave no verdict that can be read, in one order or both",
     ),
-    Metric("judge_calls", "replies of the judge", COUNT, shown="named"),
-    Metric("judge_tokens_in", "tokens that the judge read", COUNT, shown="named"),
-    Metric("judge_tokens_out", "tokens that the judge wrote", COUNT, shown="named"),
+    Metric(
+        "judge_calls",
+        "replies of the judge",
+        COUNT,
+        shown="named",
+        meaning="malformed ones included",
+    ),
+    Metric(
+        "judge_tokens_in",
+        "tokens that the judge read",
+        COUNT,
+        shown="named",
+        meaning="as its server counts them",
+    ),
+    Metric(
+        "judge_tokens_out", "tokens that the judge wrote", COUNT, shown="named", meaning="likewise"
+    ),
     Metric(
         "judge_cost",
         "cost of the judge",

@@ -89,6 +89,7 @@ class PolicyPool:
         self._locate = locate
         self._memory = memory_bytes if memory_bytes is not None else _half_of_free_memory(device)
         self._bases: dict[str, _Base] = {}
+        self._guest: tuple[str, Any] | None = None
         self._chats: dict[tuple[Any, ...], Chat] = {}
 
     def chat(self, agent: Agent) -> Chat:
@@ -139,11 +140,28 @@ class PolicyPool:
         del self._bases[_key(policy.agent)]
         return loaded
 
+    def guest(self, key: str, expected: int, load: Callable[[torch.device], Any]) -> Any:
+        """Return a model that is no policy's, such as a reward model.
+
+        One is kept, until another one or a base model is loaded.
+
+        Args:
+            key: tells it from others.
+            expected: bytes that it will take.
+            load: loads it onto a device.
+        """
+        if self._guest is None or self._guest[0] != key:
+            self._guest = None
+            self._make_room(expected)
+            self._guest = (key, load(self.device))
+        return self._guest[1]
+
     def _base(self, agent: Agent) -> _Base:
         key = _key(agent)
         if key in self._bases:
             self._bases[key] = self._bases.pop(key)  # most recently used last
             return self._bases[key]
+        self._guest = None
         if self._bases:
             self._make_room(expected_bytes(agent))
         model = load_model(agent.base, getattr(torch, agent.dtype), self.device)

@@ -302,7 +302,7 @@ class RunDir:
         """
         plan = self.plan()
         for number, stage in enumerate(() if plan is None else plan.stages, 1):
-            if stage.kind != COLLAPSE or not self._is_done(stage):
+            if stage.kind != COLLAPSE or not self.is_done(stage):
                 continue
             meta = read_manifest(self.artifact(stage)).fields["meta"]
             if meta["stop"]:

@@ -76,6 +76,7 @@ EVALUATORS: Registry[type[EvaluatorConfig]] = Registry(
         "answers": "macpo.evaluation.answers",
         "pairs": "macpo.evaluation.pairs",
         "kl": "macpo.evaluation.drift",
+        "reward": "macpo.evaluation.reward",
         "judge": "macpo.evaluation.judge.evaluator",
     },
 )

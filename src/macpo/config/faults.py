@@ -31,17 +31,20 @@ _WORDS = {
 }
 
 
-def describe_fault(item: Mapping[str, Any], raw: Any) -> Iterator[str]:
+def describe_fault(
+    item: Mapping[str, Any], raw: Any, root: type[BaseModel] = RunConfig
+) -> Iterator[str]:
     """Say one of pydantic's errors in our words; yields a line for each fault in it.
 
     Args:
         item: the error.
-        raw: the run's config as it was checked: it says which method and evaluators are meant.
+        raw: the config as it was checked: it says which method and evaluators are meant.
+        root: the config's class.
     """
     kind, loc, seen = item["type"], item["loc"], item.get("input")
     name = ".".join(map(shown_key, loc))
     if kind in ("extra_forbidden", "invalid_key"):
-        yield f"{name}: unknown key; {_where_key_belongs(loc, raw)}"
+        yield f"{name}: unknown key; {_where_key_belongs(loc, raw, root)}"
     elif kind == "missing":
         yield f"{name}: missing; it has no default"
     elif kind == "value_error":
@@ -54,7 +57,9 @@ def describe_fault(item: Mapping[str, Any], raw: Any) -> Iterator[str]:
         yield f"{name or 'a key'}: is not text that can be written as UTF-8"
     elif seen is None:
         remedy = (
-            "give it a value" if _is_required(loc, raw) else "give it a value or remove the key"
+            "give it a value"
+            if _is_required(loc, raw, root)
+            else "give it a value or remove the key"
         )
         yield f"{name}: is empty; {remedy}"
     else:
@@ -71,10 +76,10 @@ def _meant(item: Mapping[str, Any], seen: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _where_key_belongs(loc: Sequence[Any], raw: Any) -> str:
+def _where_key_belongs(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> str:
     """Help with an unknown key: a key of nearly that name here, or its place elsewhere."""
     key = str(loc[-1])[:100]
-    here = _section_at(loc[:-1], raw)
+    here = _section_at(loc[:-1], raw, root)
     if issubclass(here, MethodConfig):
         others = [n for n, m in METHODS.all().items() if key in m.model_fields and m is not here]
         if others:
@@ -83,23 +88,23 @@ def _where_key_belongs(loc: Sequence[Any], raw: Any) -> str:
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if not difflib.get_close_matches(key, valid, n=1, cutoff=0.75):
         inside = [".".join(map(str, (*loc[:-1], home))) for home in _homes(key, here)]
-        homes = inside or _homes(key, RunConfig)
-        if key in RunConfig.model_fields:
+        homes = inside or _homes(key, root)
+        if key in root.model_fields:
             homes = ["the top level"]
         if homes:
             return f"it belongs to {' or '.join(homes)}"
     return f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(sorted(valid))}"
 
 
-def _is_required(loc: Sequence[Any], raw: Any) -> bool:
+def _is_required(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> bool:
     """Tell whether the key at `loc` has no default."""
-    field = _section_at(loc[:-1], raw).model_fields.get(str(loc[-1]))
+    field = _section_at(loc[:-1], raw, root).model_fields.get(str(loc[-1]))
     return field is not None and field.is_required()
 
 
-def _section_at(loc: Sequence[Any], raw: Any) -> type[BaseModel]:
+def _section_at(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> type[BaseModel]:
     """Return the section at `loc`, walking the annotations of the config tree beside its values."""
-    section: type[BaseModel] = RunConfig
+    section = root
     for part in loc:
         raw = _item(raw, part)
         if not isinstance(part, int):  # the number of a list's item

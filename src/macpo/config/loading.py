@@ -106,7 +106,7 @@ def check_config(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         faults = [line for item in error.errors() for line in describe_fault(dict(item), raw)]
-    raise _refusal(where, faults)
+    raise refusal(where, faults)
 
 
 def read_evaluators(path: str | Path) -> list[Any]:
@@ -147,10 +147,11 @@ def check_evaluators(items: Sequence[Any], where: str) -> tuple[EvaluatorConfig,
             for item in error.errors()
             for line in describe_fault({**item, "loc": ("evaluation", *item["loc"])}, raw)
         ]
-    raise _refusal(where, [fault.removeprefix("evaluation.") for fault in faults])
+    raise refusal(where, [fault.removeprefix("evaluation.") for fault in faults])
 
 
-def _refusal(where: str, faults: Sequence[str]) -> ConfigError:
+def refusal(where: str, faults: Sequence[str]) -> ConfigError:
+    """Return the error that lists the faults of a config, one a line."""
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
     return ConfigError("\n  ".join([f"{where}: {count}", *faults]))
 
@@ -159,13 +160,7 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
     """Make relative paths that exist beside the config file independent of the working folder."""
 
     def anchor(section: Any, key: str) -> None:
-        value = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(value, str) or not value or value in CHAT_TEMPLATES:
-            return
-        found = folder.absolute() / os.path.expanduser(value)
-        if os.path.exists(found):
-            # The last name is kept: a file in a hub's cache is a link to one of another name.
-            section[key] = str(found.parent.resolve() / found.name)
+        anchor_path(section, key, folder)
 
     anchor(raw.get("data"), "source")
     evaluation = raw.get("evaluation")
@@ -182,6 +177,17 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         anchor(agent, "model")
         for key in ("source", "adapter", "chat_template"):
             anchor(agent.get("model"), key)
+
+
+def anchor_path(section: Any, key: str, folder: Path) -> None:
+    """Make the path at a key absolute, if there is a path and it exists below a folder."""
+    value = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(value, str) or not value or value in CHAT_TEMPLATES:
+        return
+    found = folder.absolute() / os.path.expanduser(value)
+    if os.path.exists(found):
+        # The last name is kept: a file in a hub's cache is a link to one of another name.
+        section[key] = str(found.parent.resolve() / found.name)
 
 
 def _nearby_config(path: Path) -> str:

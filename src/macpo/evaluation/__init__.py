@@ -4,6 +4,7 @@
 |---|---|
 | preference | preference accuracy and perplexity on held-out pairs |
 | answers | length, repetition and copying of a policy's own answers |
+| judge | a language model compares answers |
 
 `docs/own-evaluator.md` shows how to add one from outside.
 """

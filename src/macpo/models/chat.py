@@ -201,6 +201,30 @@ class Chat:
                 raise PromptTooLong(prompt.id, len(ids), limit)
             dropped = later[0]
 
+    def encode_conversation(self, prompt: Prompt, answer: str, limit: int) -> EncodedPrompt:
+        """Encode a whole conversation with its answer, as the template writes it, once.
+
+        For models that read an answer instead of writing one, such as reward models. Special tokens
+        are those of the template: where it writes a BOS there is one, and no other is added. Over
+        the limit the oldest turns go first, as in `encode_prompt`; if that is not enough, the end
+        is cut off: `ids` has `limit` tokens then.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        neutral = [Message(m.role, self._text.neutralise(m.content)) for m in prompt.messages]
+        last = Message("assistant", self._text.neutralise(answer))
+        head = neutral[:1] if neutral[0].role == "system" else []
+        turns = neutral[len(head) :]
+        dropped = 0
+        while True:
+            messages = [*self._with_system(head, turns[dropped:]), last]
+            ids = self._text.encode(self._render_whole(messages, prompt.id))
+            later = [i for i in range(dropped + 1, len(turns)) if turns[i].role == "user"]
+            if len(ids) <= limit or not later:
+                return EncodedPrompt(ids[:limit], dropped)
+            dropped = later[0]
+
     def _with_system(self, head: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
         """Put a system turn before the others, or its text in front of the first user turn."""
         if not head or not self.merges_system:
@@ -270,8 +294,21 @@ class Chat:
         Raises:
             DataError: the template refuses it.
         """
+        return self._render_or_refuse(messages, prompt_id, answer_next=True)
+
+    def _render_whole(self, messages: Sequence[Message], prompt_id: str) -> str:
+        """Render a conversation that ends with an answer.
+
+        Raises:
+            DataError: the template refuses it.
+        """
+        return self._render_or_refuse(messages, prompt_id, answer_next=False)
+
+    def _render_or_refuse(
+        self, messages: Sequence[Message], prompt_id: str, *, answer_next: bool
+    ) -> str:
         try:
-            return self._render(messages, answer_next=True)
+            return self._render(messages, answer_next=answer_next)
         except Exception as error:  # templates raise what they like, mostly jinja2 errors
             raise DataError(
                 f"prompt {prompt_id}: the chat template of {self._name} refuses this conversation "

@@ -16,7 +16,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Top-level files only: sub-folders hold other formats of the same weights (onnx/, original/).
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md")
 UNWANTED = ("*/*", "consolidated*.safetensors")
 
 
