@@ -63,9 +63,9 @@ def test_test_pairs_warn_and_do_not_end_a_run() -> None:
 
 
 def test_a_reward_falls_when_it_falls_by_more_than_the_errors_of_both() -> None:
-    high = {"reward": 1.0, "reward_error": 0.3}
-    assert signs(high, {"reward": 0.2, "reward_error": 0.4}) == {}  # 2 * .5 is more than .8
-    assert signs(high, {"reward": -0.1, "reward_error": 0.4}) == {"reward": True}
+    high = {"reward": 1.0, "reward_se": 0.3}
+    assert signs(high, {"reward": 0.2, "reward_se": 0.4}) == {}  # 2 * .5 is more than .8
+    assert signs(high, {"reward": -0.1, "reward_se": 0.4}) == {"reward": True}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ _Found = Iterator[tuple[SignName, str, bool]]
 def _reward(t: int, history: History, limits: CollapseConfig) -> _Found:
     """A reward below the best so far by more than the error of both."""
     before, now = _series(history, "reward", t)
-    errors, error = _series(history, "reward_error", t)
+    errors, error = _series(history, "reward_se", t)
     if not before or now is None:
         return
     best = max(before, key=lambda r: before[r])

@@ -30,7 +30,7 @@ from macpo.models.reward import (
     training_record,
 )
 from macpo.models.sources import ResolvedModel, resolve
-from macpo.records import SPLITS, Split, read_answers, read_split_prompts
+from macpo.records import Split, read_answers, read_split_prompts, splits_in
 from macpo.seeds import digest
 from macpo.stage import Stage, StageContext
 
@@ -171,7 +171,8 @@ class ScoreAnswers(Stage):
     def _refuse_to_be_silent(self, found: ResolvedModel, context: StageContext) -> None:
         """Say how many of the run's prompts the model was trained on, where it says so itself."""
         trained = training_record(Path(found.location)).get("prompts", frozenset())
-        seen = {split: self._seen(split, trained, context) for split in SPLITS}
+        splits = splits_in(context.path(self.data))
+        seen = {split: self._seen(split, trained, context) for split in splits}
         if any(count for count, _ in seen.values()):
             shares = ", ".join(f"{n} of {total} {split}" for split, (n, total) in seen.items())
             _log.warning(
