@@ -143,7 +143,8 @@ def test_stages_have_the_keys_that_they_would_have_had_in_the_run(copied: Finish
     with_it = "evaluation={answers: 4, evaluators: [preference, answers, letters]}"
     run_cli(["run", copied.config, "--out", copied.folder, "--set", with_it])
 
-    assert finished_stages(copied.folder, events) == []
+    ran = finished_stages(copied.folder, events)
+    assert {name.rpartition("/")[2] for name in ran} == {"collapse"}  # which reads all there are
 
 
 def test_models_are_found_again_for_evaluators_that_need_one(copied: FinishedRun) -> None:
