@@ -11,10 +11,13 @@ import macpo
 from macpo.config import load_config
 from macpo.config.collapse import CollapseConfig
 from macpo.errors import ConfigError
-from macpo.evaluation.collapse import best_round, find_signs
+from macpo.evaluation.collapse import CheckCollapse, best_round, find_signs, read_signs
+from macpo.evaluation.measures import write_measures
 from macpo.run_directory import RunDir
 from macpo.run_status import status
+from macpo.stage import Stage
 from tests.runs import run_cli, write_config
+from tests.workbench import Workbench
 
 SPLITS = {"teacher": 8, "student": 6, "test": 6, "validation": 4}
 STEADY = {"validation_perplexity": 10.0, "answer_repetition": 0.02, "answer_copying": 0.05}
@@ -144,6 +147,41 @@ def test_recorded_runs_that_end_in_copies_would_have_ended_early(recipe: str) ->
     ends = [{name for name, end in signs(*rounds[: t + 1]).items() if end} for t in range(1, 5)]
     first = next(t for t, found in enumerate(ends, 1) if found)
     assert (first, ends[first - 1]) == (expected, why)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize("broken", ["student", "weak-a"])
+def test_only_the_students_signs_end_a_run_and_only_if_asked(
+    tmp_path: Path, broken: str, stop: bool
+) -> None:
+    bench = Workbench(tmp_path)
+
+    def measured(policy: str, copying: float) -> tuple[Stage, ...]:
+        metrics = {"answer_copying": copying}
+        label = f"{policy} {copying}"
+        return (bench.commit(label, lambda folder: write_measures(folder, metrics, answers=4)),)
+
+    names, rounds = ("student", "weak-a") * 2, (0, 0, 1, 1)
+    shares = [
+        0.0 if t == 0 or name != broken else 0.5 for name, t in zip(names, rounds, strict=True)
+    ]
+    made = bench.run(
+        CheckCollapse(
+            "round-1/collapse",
+            1,
+            "student",
+            names,
+            rounds,
+            tuple(map(measured, names, shares)),
+            None,
+            CollapseConfig(),
+            stop,
+        )
+    )
+    [sign] = read_signs(made.path)
+    assert (sign.policy, sign.name) == (broken, "copying")
+    ends = stop and broken == "student"
+    assert (made.meta["stop"], made.meta["kept"]) == (ends, 0 if ends else 1)
 
 
 def stopping(folder: Path, stop: bool = True, **overrides: Any) -> Path:

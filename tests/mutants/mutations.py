@@ -24,6 +24,7 @@ PUBLISH = ("tests/test_publish.py",)
 POLICIES = ("tests/test_policies.py",)
 RESPOND = ("tests/generation/test_respond.py",)
 EVALUATION = ("tests/test_evaluation.py",)
+COLLAPSE = ("tests/test_collapse.py",)
 
 MACPO = "src/macpo/methods/macpo.py"
 PROGRAM = "src/macpo/program.py"
@@ -668,9 +669,44 @@ MUTATIONS = (
     Mutation(
         "evaluation looks at the teachers' half",
         "src/macpo/evaluation/preference.py",
-        'read_examples(context.path(self.data), "test")',
-        'read_examples(context.path(self.data), "teacher")',
+        'split: ClassVar[Split] = "test"',
+        'split: ClassVar[Split] = "teacher"',
         EVALUATION,
+    ),
+    Mutation(
+        "a run ends by the test split",
+        "src/macpo/evaluation/collapse.py",
+        "            held_out,",
+        "            True,",
+        COLLAPSE,
+    ),
+    Mutation(
+        "a teacher's sign ends a run",
+        "src/macpo/evaluation/collapse.py",
+        "any(sign.ends and sign.policy == self.student for sign in signs)",
+        "any(sign.ends for sign in signs)",
+        COLLAPSE,
+    ),
+    Mutation(
+        "the round that fell apart is handed out",
+        "src/macpo/evaluation/collapse.py",
+        "if rewards else t - 1",
+        "if rewards else t",
+        COLLAPSE,
+    ),
+    Mutation(
+        "a run goes on after its end",
+        "src/macpo/execution/local.py",
+        "if stage.ends_run(artifact.meta):",
+        "if stage.ends_run(artifact.meta) and False:",
+        COLLAPSE,
+    ),
+    Mutation(
+        "the log-ratio of chosen answers is that of rejected ones",
+        "src/macpo/training/objectives.py",
+        '"chosen_logratio": (chosen - reference[:, 0])',
+        '"chosen_logratio": (rejected - reference[:, 1])',
+        ("tests/training/test_trl_oracle.py",),
     ),
     # Generation
     Mutation(
