@@ -96,8 +96,9 @@ def test_results_are_shown_for_both_sides(
     shown = capsys.readouterr().out
     assert "student@2 against student@0" in shown
     assert "4 of 6 pairs judged, by 2 annotators in 8 judgments" in shown
-    assert "75.0 ±" in shown
-    assert "25.0 ±" in shown
+    # Prompts say 1, 1, .5 and .5 on average: s = .2887, t(3) = 3.182, half-width .459.
+    assert "75.0 % (29 to 100)" in shown
+    assert "25.0 % (0 to 71)" in shown
     assert "Krippendorff's alpha: 0.59\n" in shown
     assert "Cohen's kappa, Anna and Bert: 0.56\n" in shown
 

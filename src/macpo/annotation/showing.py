@@ -87,10 +87,13 @@ def _rest(rate: float | None) -> float | None:
 
 
 def _interval(rate: float | None, half_width: float | None) -> str:
+    """Write a rate with its interval; with few prompts this would go beyond what a rate can be."""
     if rate is None:
         return "-"
-    width = "" if half_width is None else f" ± {100 * half_width:.1f}"
-    return f"{100 * rate:.1f}{width} %"
+    if half_width is None:
+        return f"{100 * rate:.1f} %"
+    low, high = max(rate - half_width, 0), min(rate + half_width, 1)
+    return f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _number(value: float | None) -> str:

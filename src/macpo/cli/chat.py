@@ -29,7 +29,7 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="AGENT@ROUND",
-        help="Whom to talk to; without @ROUND, as it is after the last round.",
+        help="Whose; without @ROUND, as it is after the last round that is done.",
     ),
 ]
 
