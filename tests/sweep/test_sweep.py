@@ -128,3 +128,12 @@ def test_a_wrong_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_names_every_family_of_transformers() -> None:
     rows = re.findall(r"^\| ([\w-]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert [row for row in rows if row != "family"] == families()
+
+
+def test_readme_says_what_the_page_counts() -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    readme = " ".join((PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    found = re.search(r"mapping (\d+) are decoders .* \*\*(\d+) are right \((\d+%)\), (\d+)", page)
+    assert found is not None
+    decoders, right, share, fast = found.groups()
+    assert f"of {decoders} families of decoders {right} are right ({share}), {fast} of them" in readme
