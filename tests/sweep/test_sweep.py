@@ -133,7 +133,10 @@ def test_the_page_names_every_family_of_transformers() -> None:
 def test_readme_says_what_the_page_counts() -> None:
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     readme = " ".join((PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    found = re.search(r"mapping (\d+) are decoders .* \*\*(\d+) are right \((\d+%)\), (\d+)", page)
+    counts = r"mapping (\d+) are decoders .* \*\*(\d+) are right \((\d+%)\), (\d+)"
+    found = re.search(counts, page)
     assert found is not None
     decoders, right, share, fast = found.groups()
-    assert f"of {decoders} families of decoders {right} are right ({share}), {fast} of them" in readme
+    assert (
+        f"of {decoders} families of decoders {right} are right ({share}), {fast} of them" in readme
+    )
