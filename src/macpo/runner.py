@@ -15,6 +15,7 @@ from macpo.dtype import resolve_once
 from macpo.evaluation.evaluator import chosen_evaluators
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
+from macpo.invocation import command_line, describe_process
 from macpo.machine import choose_device, tune_allocator
 from macpo.run_directory import (
     EarlyEnd,
@@ -24,7 +25,7 @@ from macpo.run_directory import (
     RunDir,
     RunPlan,
 )
-from macpo.store import Artifact, RunLock, Store, write_text_atomic
+from macpo.store import Artifact, Journal, RunLock, Store, write_text_atomic
 
 if TYPE_CHECKING:
     from macpo.agents import Policy, Team
@@ -79,6 +80,8 @@ def run(
     if caution:
         observer.note(caution)
     with RunLock(home.lock):
+        journal = Journal(home.journal_file)
+        journal.append("invoked", command=command_line(), **describe_process(), device=str(device))
         resolved = resolve_once(home.run_file, config.dtype, device, observer.note)
         if device.type == "cpu":
             tune_allocator()
@@ -126,7 +129,7 @@ def describe_plan(plan: Plan) -> RunPlan:
 
 
 class _MetricsFile(Relay):
-    """Keeps metrics.jsonl up to what is measured while a run goes on."""
+    """Keeps metrics.jsonl up to what is measured while a run goes on, and alerts in the journal."""
 
     def __init__(self, observer: Observer, home: RunDir, plan: RunPlan) -> None:
         super().__init__(observer)
@@ -146,6 +149,11 @@ class _MetricsFile(Relay):
         """Take the stage in."""
         self._done.add(stage.key)
         super().stage_found(stage, artifact)
+
+    def alert(self, title: str, text: str) -> None:
+        """Write the alert into the journal, for reports."""
+        Journal(self._home.journal_file).append("alert", title=title, text=text)
+        super().alert(title, text)
 
     def write(self) -> Measured:
         """Write what is measured so far, and return it."""

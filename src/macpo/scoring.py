@@ -132,10 +132,11 @@ def _score(
     engine = loaded.engine(context.engine.pack_tokens)
     say_cost(policy.name, engine, groups, gradients=False)
     scores = engine.score(groups, context.counter(len(groups)))
-    scored = (
+    scored = [
         (response, score)
         for (_, responses), group_scores in zip(kept, scores, strict=True)
         for response, score in zip(responses, group_scores, strict=True)
-    )
+    ]
     write_scores(context.output, scored)
-    return {"scored": sum(len(rs) for _, rs in kept), "empty": empty}
+    tokens = sum(score.tokens for _, score in scored)
+    return {"scored": len(scored), "tokens": tokens, "empty": empty}

@@ -11,7 +11,7 @@ import pytest
 from macpo.compare import Comparison, Results, Row, Saving, draw_figures
 from macpo.compare.drawing import COLOURS, style
 from macpo.compare.figures import _over_rounds
-from macpo.compare.stats import estimate
+from macpo.estimates import estimate
 from tests.compare.files import designed
 from tests.compare.test_results import MACPO, METHODS, rows
 

@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from macpo.compare.stats import (
+from macpo.compare.stats import performance_gap_recovered
+from macpo.estimates import (
     Estimate,
+    clustered,
     estimate,
     paired_difference,
-    performance_gap_recovered,
+    share_bound,
     student_t_quantile,
 )
 
@@ -110,3 +112,25 @@ def test_gap_of_a_metric_that_is_better_when_lower() -> None:
 @pytest.mark.parametrize(("ceiling", "higher"), [(0.5, True), (0.4, True), (0.6, False)])
 def test_no_gap_has_no_recovered_share(ceiling: float, higher: bool) -> None:
     assert performance_gap_recovered(0.6, 0.5, ceiling, higher_is_better=higher) is None
+
+
+def test_clusters_of_one_give_the_ordinary_interval() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    found = clustered({str(i): [v] for i, v in enumerate(values)})
+    assert found.mean == estimate(values).mean
+    assert found.half_width == pytest.approx(estimate(values).half_width)
+
+
+def test_values_that_belong_together_count_as_one() -> None:
+    # Residuals -1/2 and 1/2, twice each: sums -1 and 1; 2/1 * (1 + 1) / 16 = 1/4, t(1) = 12.706.
+    found = clustered({"a": [0.0, 0.0], "b": [1.0, 1.0]})
+    assert found == Estimate(0.5, pytest.approx(12.706205 / 2), 2)
+    assert clustered({"a": [0.0, 1.0]}) == Estimate(0.5, None, 1)
+    with pytest.raises(ValueError, match="no values"):
+        clustered({})
+
+
+def test_no_share_varies_more_than_its_bound() -> None:
+    # 30 of 40: sqrt(3/4 * 1/4 / 40) = 0.06847, and t(39) = 2.0227.
+    assert share_bound(0.75, 40) == pytest.approx(0.06847 * 2.0227, rel=1e-3)
+    assert share_bound(1.0, 40) == 0

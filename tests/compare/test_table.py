@@ -21,9 +21,9 @@ from macpo.compare import (
     render_plan,
 )
 from macpo.compare.stages import CellPlan, CellStage
-from macpo.compare.stats import Estimate
 from macpo.compare.table import check_view, format_estimate
 from macpo.errors import ConfigError
+from macpo.estimates import Estimate
 from tests.compare.files import designed
 from tests.compare.test_results import METHODS, rows
 

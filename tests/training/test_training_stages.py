@@ -238,7 +238,10 @@ def test_artifact_holds_weights_and_log_and_tells_of_them(bench: Workbench, agen
     assert [row["step"] for row in rows] == [1, 2, 3]
     shown = ("loss", "dpo_loss", "sft_loss", "margin", "chosen_logratio", "rejected_logratio")
     last = {name: rows[-1][name] for name in shown}
-    assert made.meta == {"examples": 4, "steps": 3, **last}
+    chat = bench.pool.chat(agent)
+    answers = [r for pair in scene.pairs for r in (pair.chosen, pair.rejected)]
+    learned = 3 * sum(len(chat.encode_completion(r, 512)) for r in answers)
+    assert made.meta == {"examples": 4, "steps": 3, "tokens": learned, **last}
     start = load_file(bench.artifacts[scene.policies["previous"].weights_key].path / WEIGHTS_FILE)
     trained = load_file(made.path / WEIGHTS_FILE)
     assert start.keys() == trained.keys()

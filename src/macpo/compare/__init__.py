@@ -34,9 +34,9 @@ from macpo.compare.progress import CompareObserver
 from macpo.compare.results import Results, SummaryRow
 from macpo.compare.rows import Row
 from macpo.compare.stages import ComparePlan, plan_comparison
-from macpo.compare.stats import Estimate
 from macpo.compare.table import render_comparison, render_plan
 from macpo.compare.times import Saving
+from macpo.estimates import Estimate
 
 __all__ = [
     "Cell",

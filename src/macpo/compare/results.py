@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from macpo.compare.design import TEACHERS, Design
 from macpo.compare.rows import Row, gap_rows
-from macpo.compare.stats import Estimate, estimate, paired_difference
+from macpo.estimates import Estimate, estimate, paired_difference
 from macpo.metrics import PGR, in_order
 
 if TYPE_CHECKING:

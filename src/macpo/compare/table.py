@@ -16,9 +16,9 @@ from macpo.compare.comparison import Comparison
 from macpo.compare.design import TEACHERS, Design
 from macpo.compare.results import SummaryRow
 from macpo.compare.stages import ComparePlan
-from macpo.compare.stats import Estimate
 from macpo.compare.times import Saving
 from macpo.errors import ConfigError
+from macpo.estimates import Estimate
 from macpo.metrics import metric
 from macpo.report.text import format_seconds, plain_line, plural
 

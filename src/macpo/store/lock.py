@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import socket
-import sys
 import time
 import weakref
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from macpo.errors import RunLockedError, StoreError
+from macpo.invocation import command_line
 from macpo.store import oslock
 from macpo.store.atomic import make_directory, translate_write_errors, write_all
 
@@ -151,12 +150,11 @@ def _locked_message(path: Path, holder: Holder | None) -> str:
 
 
 def _this_process() -> Holder:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
     return Holder(
         pid=os.getpid(),
         host=socket.gethostname(),
         since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        command=_one_line(command),
+        command=_one_line(command_line()),
     )
 
 

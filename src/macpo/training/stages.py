@@ -222,4 +222,7 @@ def _train(
     log = trainer.train()
     save_weights(loaded.trainable, context.output / WEIGHTS_FILE)
     write_jsonl(context.output / "log.jsonl", log)
-    return {"examples": len(objective.groups), "steps": len(log), **summary(log)}
+    answers = (tokens for group in objective.groups for tokens in group.completions)
+    learned = stage.config.epochs * sum(map(len, answers))
+    examples = len(objective.groups)
+    return {"examples": examples, "steps": len(log), "tokens": learned, **summary(log)}
