@@ -27,6 +27,8 @@ def run(
 ) -> RunResult:
     """Run a config in a run directory; what was finished there before is not run again.
 
+    What came of it is also left as a page: RUN/report.html.
+
     Args:
         config: what to run.
         folder: the run directory, made if it is not there.
@@ -38,11 +40,11 @@ def run(
         KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
     """
     if observer is not None:
-        return run_told(config, folder, observer, executor)
+        return _run(config, folder, observer, executor)
     from macpo.report.console import ConsoleObserver
 
     with ConsoleObserver() as console:
-        return run_told(config, folder, console, executor)
+        return _run(config, folder, console, executor)
 
 
 def evaluate(
@@ -69,3 +71,14 @@ def evaluate(
 
     with ConsoleObserver() as console:
         return evaluate_told(folder, chosen, console)
+
+
+def _run(
+    config: RunConfig, folder: str | Path, observer: Observer, executor: ExecutorFactory | None
+) -> RunResult:
+    """Run and leave a report."""
+    from macpo.report.making import leave_report, write_run_report
+
+    result = run_told(config, folder, observer, executor)
+    leave_report(lambda: write_run_report(folder), observer.note)
+    return result

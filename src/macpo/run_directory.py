@@ -12,6 +12,7 @@ RUN/progress.json          where the running stage is
 RUN/metrics.jsonl          one line per policy, round and metric
 RUN/final/                 the aligned policies
 RUN/annotations/           what people judged
+RUN/report.html            what came of it, for people
 RUN/lock                   held by the process at work
 
 Nothing here needs a model library, so a run can be asked about at any time from another process.
@@ -224,6 +225,7 @@ class RunDir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.final = self.path / "final"
         self.annotations = self.path / "annotations"
+        self.report_file = self.path / "report.html"
         self.lock = self.path / "lock"
 
     @property

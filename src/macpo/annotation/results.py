@@ -21,8 +21,8 @@ from typing import Any
 
 from macpo.annotation.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from macpo.annotation.judgments import Judgment, JudgmentFile, Verdict, annotation_files
-from macpo.compare.stats import student_t_quantile
 from macpo.errors import StoreError
+from macpo.estimates import student_t_quantile
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 

@@ -106,6 +106,7 @@ def _run(
     from macpo.cli.quiet import quiet_libraries
     from macpo.compare import compare, render_comparison
     from macpo.compare.folder import FIGURES
+    from macpo.compare.page import REPORT_FILE
     from macpo.compare.progress import CompareConsole
     from macpo.report.console import stdout_console
 
@@ -116,4 +117,7 @@ def _run(
     console.print(
         f"results: {folder}/tables.md, results.csv, results.json; figures: {folder / FIGURES}/"
     )
+    report = folder / REPORT_FILE
+    if report.is_file():
+        console.print(f"report: {report}", soft_wrap=True)
     return len(comparison.failures)

@@ -20,6 +20,7 @@ from macpo.cli import (
     export,
     init,
     plan,
+    report,
     run,
     status,
 )
@@ -42,6 +43,7 @@ app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("status", epilog=status.EXAMPLES)(status.command)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("chat", epilog=chat.EXAMPLES)(chat.command)
+app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.add_typer(data.app, name="data")

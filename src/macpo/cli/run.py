@@ -65,12 +65,16 @@ def command(
     try:
         from macpo.cli.quiet import quiet_libraries
         from macpo.report.console import ConsoleObserver
+        from macpo.report.making import leave_report, write_run_report
         from macpo.report.result import print_result
         from macpo.runner import run
 
         with quiet_libraries(), ConsoleObserver() as observer:
             result = run(loaded, folder, observer)
+            report = leave_report(lambda: write_run_report(folder), observer.note)
         print_result(result)
+        if report is not None:
+            print(f"\nreport: {report}")
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -8,6 +8,7 @@ DIR/results.jsonl, results.csv       one line a measurement
 DIR/results.json                     means, intervals, paired differences, what sharing saved
 DIR/tables.md                        the same as tables, last round and round by round
 DIR/figures/                         one PNG a metric
+DIR/report.html                      all of this as a page, with links to the reports of the runs
 """
 
 from __future__ import annotations

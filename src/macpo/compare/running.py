@@ -62,9 +62,12 @@ def run_comparison(
         write_results(comparison)
         from macpo.compare.figures import draw_figures
         from macpo.compare.markdown import write_tables
+        from macpo.compare.page import write_comparison_report
+        from macpo.report.making import leave_report
 
         write_tables(comparison)
         draw_figures(comparison)
+        leave_report(lambda: write_comparison_report(folder), observer.note, "macpo report DIR")
     return comparison
 
 
@@ -132,11 +135,13 @@ class _Session:
 
     def _run(self, plan: CellPlan, folder: Path, watch: _StageWatch) -> list[MetricRow]:
         """Run one cell as an ordinary run."""
+        from macpo.report.making import leave_report, write_run_report
         from macpo.runner import run
 
         prepare_cell(folder, self.store)
         unmark_finished(folder)
         metrics = run(plan.cell.config, folder, watch).metrics
+        leave_report(lambda: write_run_report(folder), watch.note)
         mark_finished(folder, plan.digest)
         return metrics
 
