@@ -66,8 +66,8 @@ def _lines(report: RunReport, directed: Sequence[Change]) -> Iterator[str]:
         )
     serious = [sign for sign in report.signs if sign.ends and sign.policy == report.student]
     if serious:
-        first = min(serious, key=lambda sign: sign.round)
-        yield f"A sign of collapse in the student after round {first.round}: {first.text}."
+        early = min(serious, key=lambda sign: sign.round)
+        yield f"A sign of collapse in the student after round {early.round}: {early.text}."
     for alert in report.alerts:
         yield f"Warned during the run: {alert.title}."
     if report.changes:
