@@ -55,7 +55,7 @@ from macpo.store import MANIFEST, read_manifest
 
 Found = TypeVar("Found")
 
-NUMBERS_OF_LOGS = ("loss", "margin")
+NUMBERS_OF_LOGS = ("loss", "margin", "chosen_logratio", "rejected_logratio")
 LOG_POINTS = 240
 """Steps of a training stage that are drawn at most; of longer ones every n-th."""
 
@@ -73,6 +73,10 @@ def gather_run(folder: str | Path) -> RunReport:
         StoreError: there is no run, or its journal cannot be read.
     """
     return _Gathering(RunDir(folder), status(folder)).report()
+
+
+_Details = dict[tuple[str, int, str], tuple[Mapping[str, int], Values]]
+"""Counts and single values by agent, round and metric."""
 
 
 class _Gathering:
@@ -192,13 +196,13 @@ class _Gathering:
 
     def _curves(self) -> tuple[Curve, ...]:
         """Return all metrics over the rounds, in the order of tables."""
-        details = self._details()
+        details, said = self._details()
         points: dict[str, dict[str, list[Point]]] = {}
         of_answers: dict[str, bool] = {}
         for row in self.state.metrics:
             name = row["metric"]
             counted, items = details.get((row["policy"], row["round"], name), ({}, {}))
-            of_answers[name] = of_answers.get(name, False) or "answers" in counted
+            of_answers[name] = of_answers.get(name, False) or row["metric"] in said
             point = _point(row["round"], row["value"], counted, items, name)
             points.setdefault(name, {}).setdefault(row["policy"], []).append(point)
         return tuple(
@@ -213,21 +217,30 @@ class _Gathering:
             for metric in in_order(points)
         )
 
-    def _details(self) -> dict[tuple[str, int, str], tuple[Mapping[str, int], Values]]:
-        """Return on how many things each measurement stands, and the single values if kept."""
-        found: dict[tuple[str, int, str], tuple[Mapping[str, int], Values]] = {}
+    def _details(self) -> tuple[_Details, set[str]]:
+        """Return on how many things each measurement stands, and the single values if kept.
+
+        The second are the metrics that were measured of answers.
+        """
+        found: _Details = {}
+        said: set[str] = set()
         if self.plan is None:
-            return found
+            return found, said
         for policy, _, folder in measuring_stages(self.run, self.plan):
             measures = read_measures(folder)
             single: dict[str, dict[str, list[float]]] = {}
-            for item in read_items(folder):
+            kept = read_items(folder)
+            # Where single values are kept, what has none is no mean, and has no such bound.
+            counts = {} if kept else measures.counts
+            for item in kept:
                 for name, value in item.values.items():
                     single.setdefault(name, {}).setdefault(item.prompt_id, []).append(value)
+            if "answers" in measures.counts:
+                said.update(measures.metrics)
             for name in measures.metrics:
                 items = {key: tuple(values) for key, values in single.get(name, {}).items()}
-                found[policy.policy, policy.round, name] = (measures.counts, items)
-        return found
+                found[policy.policy, policy.round, name] = (counts, items)
+        return found, said
 
     def _transcripts(self, curves: Sequence[Curve]) -> Transcripts:
         if self.plan is None:

@@ -246,6 +246,8 @@ def _step_charts(logs: Sequence[TrainingLog], css: str) -> list[tuple[str, Marku
     drawn = [
         ("loss in the rounds", charts.steps_chart(rounds, "loss", css)),
         ("margin", charts.steps_chart(positive, "margin", css)),
+        ("log-ratio of chosen", charts.steps_chart(positive, "chosen_logratio", css)),
+        ("log-ratio of rejected", charts.steps_chart(positive, "rejected_logratio", css)),
         ("loss at the start (SFT)", charts.steps_chart(start, "loss", css)),
         ("loss of the negative policy (SFT)", charts.steps_chart(negative, "loss", css)),
     ]
