@@ -20,10 +20,12 @@ from macpo.config import (
 )
 from macpo.data import load_preferences
 from macpo.records import read_jsonl
+from macpo.reward import load_reward_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COMPARISONS = sorted((EXAMPLES / "compare").rglob("*.yaml"))
-CONFIGS = sorted(set(EXAMPLES.rglob("*.yaml")) - set(COMPARISONS))
+REWARDS = sorted((EXAMPLES / "reward").rglob("*.yaml"))
+CONFIGS = sorted(set(EXAMPLES.rglob("*.yaml")) - {*COMPARISONS, *REWARDS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -39,6 +41,16 @@ def test_comparison_lays_out_and_opens_with_its_command(path: Path) -> None:
     assert len(design.cells) == len(design.methods) * len(design.settings) * len(design.seeds)
     head = path.read_text(encoding="utf-8").partition("\n\n")[0]
     assert re.search(rf"macpo compare example:compare/{path.stem}\b", head)
+
+
+@pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
+def test_reward_model_learns_from_what_no_run_takes(path: Path) -> None:
+    data = load_reward_config(path).data
+    head = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    assert f"macpo reward train example:reward/{path.stem}\n" in head
+    for config in CONFIGS:
+        other = load_config(config).data
+        assert (data.source, data.hub_split) != (other.source, other.hub_split)
 
 
 def test_all_kinds_of_example_ship() -> None:

@@ -21,6 +21,7 @@ from macpo.cli import (
     init,
     plan,
     report,
+    reward,
     run,
     status,
 )
@@ -47,6 +48,7 @@ app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.add_typer(data.app, name="data")
+app.add_typer(reward.app, name="reward")
 app.add_typer(annotate.app, name="annotate")
 
 
