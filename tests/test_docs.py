@@ -219,6 +219,14 @@ def test_shown_python_uses_names_that_exist(block: Block) -> None:
 def test_rows_of_your_data_are_read_in_the_formats_they_stand_for() -> None:
     """A row stands below the paragraph that opens with its format's name."""
     page = ROOT / "docs" / "data.md"
+    options = "- The grandfather\n- The man\n- Not known\n\nAnswer with one of the three."
+    other = {  # than ("Name a prime.", "7", "8…"): formats whose rows are a task's
+        "gsm8k": ("How many legs have 2 dogs?", "8 legs.\n#### 8", "So 2.\n#### 2"),
+        "bbq": (
+            f"A man met his grandfather.\n\nWho forgot the date?\n\n{options}",
+            *("Not known", "The grandfather"),
+        ),
+    }
     lines = page.read_text(encoding="utf-8").splitlines()
     shown = set()
     for block in (b for b in blocks("json") if b.page == page):
@@ -227,9 +235,10 @@ def test_rows_of_your_data_are_read_in_the_formats_they_stand_for() -> None:
         row = json.loads(block.text)
         assert detect_format([row]) == name, str(block)
         example = get_parser(detect_format([row]) or "trl")(row)
-        assert example.prompt.messages[-1].content == "Name a prime.", str(block)
-        assert example.chosen == "7", str(block)
-        assert example.rejected.startswith("8"), str(block)
+        asked, chosen, rejected = other.get(name, ("Name a prime.", "7", "8"))
+        assert example.prompt.messages[-1].content == asked, str(block)
+        assert example.chosen == chosen, str(block)
+        assert example.rejected.startswith(rejected), str(block)
         shown.add(name)
     assert shown == set(FORMATS)
 

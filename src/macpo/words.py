@@ -19,6 +19,8 @@ FormatName = Literal[
     "shp",
     "arena",
     "swift",
+    "gsm8k",
+    "bbq",
 ]
 """Formats of preference data, in the order in which they are told."""
 

@@ -5,10 +5,12 @@
 | formats | all formats by name, and which of them fits |
 | columns | rows with a column each for prompt and answers: TRL, HH-RLHF, Orca, Alpaca, ... |
 | labelled | rows with two answers and a label: PKU-SafeRLHF, HelpSteer, ... |
+| verifiable | tasks with answers that can be verified: GSM8K, BBQ |
 | transcripts | conversations that stand in one text: markers, templates' marks, JSON |
 | official | the MACPO authors' released format, read and written |
 | turns | what all formats share: turns, and the rules for a usable row |
 | files, hub | rows out of local files and of hub data sets |
+| constrained | prompts with constraints that can be checked, drawn: `constraints:600` |
 | loading | a source to examples, with every skipped row accounted for |
 | splits | teacher, student and test splits without a prompt in common |
 | report | what is in a data set, for people |

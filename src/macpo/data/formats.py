@@ -5,6 +5,7 @@
     trl        {"prompt", "chosen", "rejected"}, texts or lists of messages
     orca, alpaca, sharegpt, argilla, stack, openai      the same under other names, see `SHAPES`
     pku, helpsteer, shp, arena, swift                   see `macpo.data.labelled`
+    gsm8k, bbq                                          see `macpo.data.verifiable`
 
 Fields that a format does not read are counted by the loader; those of `MEANINGFUL` are refused.
 """
@@ -26,6 +27,7 @@ from macpo.data.labelled import (
 )
 from macpo.data.official import parse_macpo
 from macpo.data.turns import BadRow, is_absent, refuse_fields
+from macpo.data.verifiable import holds_solutions, parse_bbq, parse_gsm8k
 from macpo.records import PreferenceExample
 from macpo.words import Criterion, FormatName
 
@@ -37,13 +39,15 @@ Parser = Callable[[Mapping[str, Any]], PreferenceExample]
 class Shape:
     """A format: what people call it, its parser, and the fields that the parser reads.
 
-    `refused` are fields that must say nothing where they are not read.
+    `refused` are fields that must say nothing where they are not read. `reads_value` tells fields
+    that are read for what they hold, whatever they are called.
     """
 
     title: str
     parse: Parser
     reads: tuple[str, ...]
     refused: tuple[str, ...] = MEANINGFUL
+    reads_value: Callable[[object], bool] = lambda value: False
 
     def read(self, row: Mapping[str, Any]) -> PreferenceExample:
         """Read a row.
@@ -136,6 +140,20 @@ SHAPES: Mapping[FormatName, Shape] = {
     "orca": _shape(
         "Orca's pairs", Columns("chosen", "rejected", prompt=("question", "input", "query"))
     ),
+    "gsm8k": Shape(
+        "GSM8K's right and wrong solutions",
+        parse_gsm8k,
+        ("question", "answer", "ground_truth", "rejected"),
+        reads_value=holds_solutions,
+    ),
+    "bbq": Shape(
+        "questions of BBQ",
+        parse_bbq,
+        (
+            *("context", "question", "ans0", "ans1", "ans2", "label", "target_loc"),
+            *("context_condition", "question_polarity", "answer_info", "additional_metadata"),
+        ),
+    ),
 }
 """All formats that can be detected; where a row fits two, the earlier wins.
 
@@ -150,6 +168,12 @@ WITHOUT_PAIRS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "rows of KTO",
         ("completion", "label"),
         "one answer and its label; join a good and a bad one of a prompt into chosen and rejected",
+    ),
+    (
+        "GSM8K's own rows",
+        ("question", "answer"),
+        "right solutions alone; add a wrong one of each in a column rejected, or take the model "
+        "solutions of the same release",
     ),
     ("ranked answers", ("answers",), "a list of answers; write two of them as chosen, rejected"),
     (

@@ -301,7 +301,7 @@ def _unread(row: Mapping[str, Any], shape: Shape) -> Iterator[str]:
     """Yield the fields of a row that say something and are not read, those of messages too."""
     for name, value in row.items():
         if name not in shape.reads:
-            if not is_absent(value):
+            if not is_absent(value) and not shape.reads_value(value):
                 yield str(name)
         elif isinstance(value, list):
             inside = {key for m in value if isinstance(m, Mapping) for key in m if m[key]}

@@ -132,7 +132,9 @@ class Hub:
         return False  # it may be in the cache, but to find out can take a download
 
 
-DATA_SCHEMES: Registry[DataSource] = Registry("data scheme")
+DATA_SCHEMES: Registry[DataSource] = Registry(
+    "data scheme", {"constraints": "macpo.data.constrained"}
+)
 """Sources by what stands before the colon in `data.source`."""
 
 

@@ -41,6 +41,7 @@ Reason = Literal[
     "list as text",
     "system differs",
     "no preference",
+    "no final number",
 ]
 
 ROLE_NAMES: Mapping[str, Role] = {
