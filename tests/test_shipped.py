@@ -57,9 +57,9 @@ def test_a_package_without_them_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("quikstart", r"did you mean example:quickstart\?$"),
         ("compare/man.yaml", r"did you mean example:compare/main\?$"),
-        ("", "there are paper-hh-helpful, quickstart, .*compare/main"),
-        ("../pyproject.toml", "there are paper-hh-helpful"),
-        (f"{EXAMPLES}/quickstart.yaml", "there are paper-hh-helpful|did you mean"),
+        ("", "there are bbq-smollm2, .*paper-hh-helpful, quickstart, .*compare/main"),
+        ("../pyproject.toml", "there are bbq-smollm2, .*paper-hh-helpful"),
+        (f"{EXAMPLES}/quickstart.yaml", "there are bbq-smollm2, .*paper-hh-helpful|did you mean"),
     ],
 )
 def test_an_unknown_example_comes_with_the_nearest_or_all(name: str, remedy: str) -> None:
@@ -69,7 +69,10 @@ def test_an_unknown_example_comes_with_the_nearest_or_all(name: str, remedy: str
 
 def test_every_example_says_what_it_is() -> None:
     found = examples()
-    assert [e.name for e in found][:4] == [
+    assert [e.name for e in found][:7] == [
+        "example:bbq-smollm2",
+        "example:constraints-smollm2",
+        "example:gsm8k-smollm2",
         "example:paper-hh-helpful",
         "example:quickstart",
         "example:smollm2-hh-harmless",

@@ -78,6 +78,9 @@ EVALUATORS: Registry[type[EvaluatorConfig]] = Registry(
         "kl": "macpo.evaluation.drift",
         "reward": "macpo.evaluation.reward",
         "judge": "macpo.evaluation.judge.evaluator",
+        "exact-answer": "macpo.evaluation.exact",
+        "constraints": "macpo.evaluation.constraints",
+        "bbq": "macpo.evaluation.bbq",
     },
 )
 
