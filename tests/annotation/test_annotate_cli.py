@@ -200,6 +200,17 @@ def test_what_cannot_be_judged_is_one_line(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
+def test_without_the_extra_its_name_is_told(
+    finished: FinishedRun, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "macpo.annotation.server", raising=False)
+    shown = run_cli(["annotate", finished.folder])
+    assert shown.code == 1
+    assert shown.err.endswith("install them with: pip install 'macpo[annotate]'\n")
+
+
 def test_results_of_a_run_that_nobody_judged_say_how_to_begin(finished: FinishedRun) -> None:
     shown = run_cli(["annotate", "results", finished.folder])
     assert shown.code == 1

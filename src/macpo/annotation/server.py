@@ -28,13 +28,15 @@ from macpo.annotation.pairs import AnswerPair
 from macpo.errors import ConfigError, MacpoError
 
 try:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
     raise ConfigError(
-        f"the page for judgments needs {error.name}; install it with: pip install 'macpo[annotate]'"
+        "the page for judgments needs starlette and uvicorn; install them with: "
+        "pip install 'macpo[annotate]'"
     ) from error
 
 if TYPE_CHECKING:
@@ -268,8 +270,6 @@ def serve(file: JudgmentFile, host: str, port: int, started: Callable[[str], Non
     Raises:
         ConfigError: nobody can listen there.
     """
-    import uvicorn
-
     app = make_app(file, host)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
