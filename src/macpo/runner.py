@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.invocation import command_line, describe_process
 from macpo.machine import choose_device, tune_allocator
+from macpo.monitors.tracking import Tracking
 from macpo.run_directory import (
     EarlyEnd,
     MetricRow,
@@ -26,6 +28,7 @@ from macpo.run_directory import (
     RunPlan,
 )
 from macpo.store import Artifact, Journal, RunLock, Store, write_text_atomic
+from macpo.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from macpo.agents import Policy, Team
@@ -74,6 +77,8 @@ def run(
     from macpo.methods.build import build_plan
     from macpo.preflight import check_agent
 
+    for name in config.track:
+        TRACKERS.get(name).load()  # what is missing is said before anybody works
     home = RunDir(folder)
     device = choose_device(config.device)
     caution = find_backend(config.generation.backend).caution
@@ -98,11 +103,12 @@ def run(
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")
-        metrics = _MetricsFile(observer, home, written)
         make = executor or LocalExecutor
-        runs = make(home.path, Store(home.store), config.engine, device, metrics)
-        runs.execute(plan)
-        measured = metrics.write()
+        with contextlib.closing(Tracking.start(config, home, observer)) as tracking:
+            metrics = _MetricsFile(tracking, home, written)
+            runs = make(home.path, Store(home.store), config.engine, device, metrics)
+            runs.execute(plan)
+            measured = metrics.write()
         ended = home.ended()
         handed = plan.final(None if ended is None else ended.kept)
         final = _publish_all(home, config, team, handed, measured.rows, runs.policies)
@@ -131,8 +137,9 @@ def describe_plan(plan: Plan) -> RunPlan:
 class _MetricsFile(Relay):
     """Keeps metrics.jsonl up to what is measured while a run goes on, and alerts in the journal."""
 
-    def __init__(self, observer: Observer, home: RunDir, plan: RunPlan) -> None:
-        super().__init__(observer)
+    def __init__(self, tracking: Tracking, home: RunDir, plan: RunPlan) -> None:
+        super().__init__(tracking)
+        self._tracking = tracking
         self._home = home
         self._plan = plan
         self._measuring = {key for policy in plan.policies for key in policy.measured}
@@ -156,8 +163,10 @@ class _MetricsFile(Relay):
         super().alert(title, text)
 
     def write(self) -> Measured:
-        """Write what is measured so far, and return it."""
-        return write_metrics(self._home, self._plan, self._done)
+        """Write what is measured so far, tell trackers, and return it."""
+        measured = write_metrics(self._home, self._plan, self._done)
+        self._tracking.measured(measured.rows)
+        return measured
 
 
 def _write(path: Path, text: str) -> None:

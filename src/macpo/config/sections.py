@@ -38,6 +38,7 @@ from macpo.config.values import (
     parse_layers,
 )
 from macpo.errors import ConfigError
+from macpo.trackers import TRACKERS
 from macpo.words import Criterion, FormatChoice
 
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -375,7 +376,8 @@ class RunConfig(Section):
     """A whole run.
 
     `use_teachers: K` lets only the first K of `teachers` take part, to compare numbers of teachers
-    by one key.
+    by one key. `track` names trackers that are told the run's numbers while it goes on, one or a
+    list: `tensorboard`, `trackio`, `wandb`, or what a plugin registers. It is part of no key.
     """
 
     name: Text
@@ -399,6 +401,7 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+    track: tuple[Text, ...] = ()
 
     @property
     def active_teachers(self) -> tuple[TeacherConfig, ...]:
@@ -410,6 +413,21 @@ class RunConfig(Section):
     def _name_is_a_file_name(cls, value: str) -> str:
         if not AGENT_NAME.fullmatch(value):
             raise ValueError(f"{value!r} cannot name a folder; use lower-case letters and digits")
+        return value
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("track")
+    @classmethod
+    def _trackers_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if TRACKERS.find(name) is None:
+                raise ValueError(TRACKERS.unknown(name))
+        if len(set(value)) < len(value):
+            raise ValueError("a tracker is there several times; name it once")
         return value
 
     @field_validator("method", mode="before")
