@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+import macpo
 from macpo.agents import Policy
 from macpo.config.evaluators import read_evaluator
 from macpo.errors import DataError
@@ -23,9 +24,11 @@ from macpo.evaluation.bbq import (
 from macpo.evaluation.constraints import MeasureConstraints
 from macpo.evaluation.exact import MeasureExact
 from macpo.evaluation.measures import read_items, read_measures
+from macpo.metrics import is_registered
 from macpo.records import PreferenceExample, dataset_response
 from macpo.scoring import encode_group
 from tests.data.test_data_verifiable import bbq
+from tests.runs import run_cli, write_config
 from tests.workbench import Workbench, make_agent, make_prompt, make_response
 
 FIRST, SECOND, THIRD = (make_prompt(f"How many legs have {n} dogs?") for n in (1, 2, 3))
@@ -184,3 +187,29 @@ def test_bbq_needs_a_file_and_can_be_there_twice_by_label() -> None:
     with pytest.raises(ValidationError, match="data"):
         read_evaluator("bbq")
     assert read_evaluator({"name": "bbq", "data": "a", "label": "age"}).title == "bbq[age]"
+
+
+def test_a_run_on_drawn_prompts_is_measured_in_it_and_by_a_file_afterwards(tmp_path: Path) -> None:
+    """Options that are paths mean files beside the config that names them."""
+    config = write_config(
+        tmp_path,
+        rounds=1,
+        data={"source": "constraints:24", "splits": {"teacher": 8, "student": 8, "test": 8}},
+        limits={"prompt_tokens": 512, "response_tokens": 64},
+        evaluation={"answers": 4, "teachers": False, "evaluators": ["constraints"]},
+    )
+    result = run_cli(["run", config, "--out", tmp_path / "run"])
+    assert result.code == 0, result.err
+    measured = set(macpo.open_run(tmp_path / "run").metrics["metric"])
+    assert {"constraints_met", "constraints_all_met"} == {
+        name for name in measured if not name.startswith("train_")
+    }
+    write_questions(tmp_path / "Age.jsonl", 6)
+    listed = tmp_path / "eval.yaml"
+    listed.write_text("- {name: bbq, data: Age.jsonl, questions: 4, label: age}\n")
+    result = run_cli(["eval", tmp_path / "run", "--config", listed])
+    assert result.code == 0, result.err
+    found = set(macpo.open_run(tmp_path / "run").metrics["metric"])
+    assert measured < found
+    assert "bbq_accuracy[age]" in found
+    assert all(is_registered(name) for name in found)
