@@ -156,7 +156,8 @@ def test_sections_cannot_be_changed_afterwards() -> None:
         ),
         (
             {"evaluation": {"xyzzy": 1}},
-            "evaluation.xyzzy: unknown key; valid here: answers, evaluators, teachers",
+            "evaluation.xyzzy: unknown key; valid here: answers, collapse, evaluators, "
+            "stop_on_collapse, teachers",
         ),
         ({"method": {"topk": 1}}, "method.topk: unknown key; did you mean 'top_k'?"),
         (
