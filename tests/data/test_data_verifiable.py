@@ -78,7 +78,16 @@ def test_a_wrong_solution_of_ones_own_completes_gsm8ks_rows() -> None:
     assert pair(row) == ("8\n#### 8", "Two.\n#### 2")
     del row["rejected"]
     assert detect_format([row]) is None
-    assert why_undetected(row).startswith("these are GSM8K's own rows: right solutions alone")
+    told = why_undetected(row)
+    assert told.startswith("these are questions with one answer: a pair needs a worse one too")
+
+
+def test_questions_with_two_answers_of_other_kinds_are_no_problems_of_gsm8k() -> None:
+    row = {"question": "When was that?", "answer": "In 1969.", "rejected": "In 1970."}
+    assert detect_format([row]) is None
+    told = why_undetected(row)
+    assert told.startswith("the nearest, gsm8k, has: missing field (a line with #### in answer)")
+    assert told.endswith("set data.columns to say which columns hold prompt, chosen and rejected")
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,10 @@ WITHOUT_PAIRS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "one answer and its label; join a good and a bad one of a prompt into chosen and rejected",
     ),
     (
-        "GSM8K's own rows",
+        "questions with one answer",
         ("question", "answer"),
-        "right solutions alone; add a wrong one of each in a column rejected, or take the model "
-        "solutions of the same release",
+        "a pair needs a worse one too; name both in data.columns, or, for GSM8K, add it in a "
+        "column rejected, or take the model solutions of its release",
     ),
     ("ranked answers", ("answers",), "a list of answers; write two of them as chosen, rejected"),
     (
@@ -254,7 +254,7 @@ def why_undetected(row: Mapping[str, Any]) -> str:
             remedy = f"to do without {bad.detail}, name the other columns in data.columns"
         return f"read as {name} it is unfit: {bad}; {remedy}"
     for what, fields, lack in WITHOUT_PAIRS:
-        if all(row.get(field) is not None for field in fields):
+        if all(row.get(field) is not None for field in fields) and is_absent(row.get("rejected")):
             return f"these are {what}: {lack}"
     lacks = f"the nearest, {name}, has: {bad}; " if present else ""
     return f"{lacks}set data.columns to say which columns hold prompt, chosen and rejected"

@@ -38,7 +38,11 @@ def parse_gsm8k(row: Mapping[str, Any]) -> PreferenceExample:
     labelled = list(_labelled_solutions(row))
     right = next((text for text, good in labelled if good), None)
     if right is None:
-        right = get_field(row, "answer" if row.get("ground_truth") is None else "ground_truth")
+        own = "answer" if row.get("ground_truth") is None else "ground_truth"
+        right = get_field(row, own)
+        if not (isinstance(right, str) and _FINAL_LINE.search(right)):
+            # Any question with an answer would be taken for a problem of GSM8K.
+            raise BadRow("missing field", f"a line with #### in {own}")
     wrong = row.get("rejected")
     if wrong is None:
         if not labelled:
