@@ -52,6 +52,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure the policies of a run on what it left; what was measured before is found.
 
+    The run's page, RUN/report.html, is made anew.
+
     Args:
         folder: the run directory.
         evaluators: as in a config's `evaluation.evaluators`: names, mappings with a `name` and
@@ -66,11 +68,22 @@ def evaluate(
     found = check_evaluators(evaluators, "evaluators")
     chosen = [evaluator for evaluator in found if isinstance(evaluator, Evaluator)]
     if observer is not None:
-        return evaluate_told(folder, chosen, observer)
+        return _evaluate(folder, chosen, observer)
     from macpo.report.console import ConsoleObserver
 
     with ConsoleObserver() as console:
-        return evaluate_told(folder, chosen, console)
+        return _evaluate(folder, chosen, console)
+
+
+def _evaluate(
+    folder: str | Path, evaluators: Sequence[Evaluator], observer: Observer
+) -> EvaluationResult:
+    """Evaluate and leave a report."""
+    from macpo.report.making import leave_report, write_run_report
+
+    result = evaluate_told(folder, evaluators, observer)
+    leave_report(lambda: write_run_report(folder), observer.note)
+    return result
 
 
 def _run(

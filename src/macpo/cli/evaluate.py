@@ -50,10 +50,13 @@ def command(
         from macpo.api import evaluate
         from macpo.cli.quiet import quiet_libraries
         from macpo.report.result import print_evaluation
+        from macpo.run_directory import RunDir
 
         with quiet_libraries():
             result = evaluate(run, asked)
         print_evaluation(result)
+        if (report := RunDir(run).report_file).is_file():
+            typer.echo(f"\nreport: {report}")
     except KeyboardInterrupt:
         typer.echo("macpo: stopped; run the same command to go on", err=True)
         raise typer.Exit(130) from None

@@ -169,9 +169,12 @@ def load_classifier(
     """
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
     folder = Path(resolved.location)
     check_folder(folder)
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is new is said by us, in a line
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             str(folder),
@@ -187,6 +190,8 @@ def load_classifier(
         raise ModelError(
             f"{resolved.name}: cannot be loaded as a reward model ({load_failure(error)})"
         ) from error
+    finally:
+        logging.set_verbosity(said)
     return model, sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
 
 
