@@ -16,6 +16,7 @@ from macpo.report.console import (
     Pace,
     running_numbers,
     telling_numbers,
+    to_come_line,
 )
 from macpo.store import Artifact
 
@@ -176,6 +177,30 @@ def test_terminal_shows_a_bar_and_keeps_finished_lines() -> None:
     assert "12 of 40" in shown
     assert "round-1/student/train                   12 s  8 steps, loss 0.4" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor comes back
+
+
+def test_terminal_shows_the_stages_to_come() -> None:
+    file = Terminal()
+    console = Console(file=file, force_terminal=True, width=60, color_system=None)
+
+    with ConsoleObserver(console, Clock()) as observer:
+        observer.planned([stage(f"round-1/s{number}") for number in range(1, 13)])
+        observer.stage_started(stage("round-1/s2"), 2, 12)
+        observer._bar._progress.refresh()  # type: ignore[union-attr]
+
+    assert "to come: round-1/s3, round-1/s4, round-1/s5 and 7 more" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (80, "to come: a/b, round-1/c, d"),
+        (26, "to come: a/b and 2 more"),
+        (17, "to come: a/b and"),
+    ],
+)
+def test_stages_to_come_fit_on_a_line(width: int, line: str) -> None:
+    assert to_come_line(["a/b", "round-1/c", "d"], width) == line
 
 
 def test_terminal_gets_no_markup_from_names() -> None:

@@ -54,6 +54,14 @@ def test_likelihoods_alone_are_not_trusted() -> None:
     assert not any("fall apart" in line for line in lines(of_texts, FALLEN))
 
 
+def test_sentence_names_three_metrics_at_most() -> None:
+    names = ("preference_accuracy", "oracle_score", "oracle_helpfulness", "oracle_virtues")
+    found = headline(run_report(changes=tuple(change(name, 0.5, 0.7, 0.1) for name in names)))
+    assert found.title == (
+        "Yes: the student improved in preference accuracy, score (oracle) and 2 more."
+    )
+
+
 def test_what_policies_say_comes_before_how_they_find_given_texts() -> None:
     of_texts = change("preference_accuracy", 0.5, 0.7, 0.1, of_answers=False)
     found = headline(run_report(changes=(of_texts, FALLEN)))

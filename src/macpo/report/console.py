@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -25,6 +25,8 @@ HEARTBEAT_SECONDS = 60.0
 
 NAME_WIDTH = 32
 
+MOST_TO_COME = 8
+"""Stages to come that are named at most."""
 
 PIPE_WIDTH = 120
 """Columns of what is printed into a pipe or a file."""
@@ -91,7 +93,7 @@ class ConsoleObserver:
         if self.live:
             if self._bar is None:
                 self._bar = _LiveBar(self.console)
-            self._bar.start_stage(stage.name, number, total)
+            self._bar.start_stage(stage.name, number, total, self._stages[number:])
 
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
         """See `Observer`."""
@@ -181,11 +183,39 @@ class Pace:
             self.seconds_left = (total - done) * (now - since) / (done - first_done)
 
 
+class _StageProgress(Progress):
+    """Bars with a line under them: what comes next."""
+
+    to_come: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bars, and the stages to come as far as they fit on a line."""
+        yield self.make_tasks_table(self.tasks)
+        if self.to_come:
+            yield Text(to_come_line(self.to_come, self.console.width), style="dim")
+
+
+def to_come_line(names: Sequence[str], width: int) -> str:
+    """Name the stages to come, as many as fit, and count the others.
+
+    Args:
+        names: of the stages, the next one first.
+        width: columns of the terminal.
+    """
+    for shown in range(min(len(names), MOST_TO_COME), 0, -1):
+        rest = len(names) - shown
+        more = f" and {rest:,} more" if rest else ""
+        line = f"to come: {', '.join(names[:shown])}{more}"
+        if len(line) < width or shown == 1:
+            return line[: max(width - 1, 1)]
+    return ""
+
+
 class _LiveBar:
-    """The two live lines at the bottom: the running stage, and all stages."""
+    """The live lines at the bottom: the running stage, all stages, and those to come."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        self._progress = _StageProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[shown]}", markup=False, style="cyan"),
@@ -198,8 +228,9 @@ class _LiveBar:
         self._all = self._progress.add_task(f"{'all stages':<{NAME_WIDTH}}", total=None, shown="")
         self._progress.start()
 
-    def start_stage(self, name: str, number: int, total: int) -> None:
-        """Begin a stage, `number` of `total` from 1."""
+    def start_stage(self, name: str, number: int, total: int, to_come: Sequence[str]) -> None:
+        """Begin a stage, `number` of `total` from 1, after which others come."""
+        self._progress.to_come = to_come
         description = f"{name:<{NAME_WIDTH}}"
         self._progress.reset(self._stage, description=description, total=None, shown="")
         shown = f"{number - 1:,} of {total:,}"

@@ -13,6 +13,8 @@ from macpo.report.text import plural
 Tone = Literal["good", "bad", "mixed", "open"]
 
 SHOWN_CHANGES = 4
+NAMED = 3
+"""Metrics that a sentence names at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ def _lines(report: RunReport, directed: Sequence[Change]) -> Iterator[str]:
 
 
 def _names(changes: Sequence[Change]) -> str:
-    """List metrics in words."""
+    """List metrics in words, and count those that are too many."""
     titles = [change.metric.title for change in changes]
+    if len(titles) > NAMED:
+        titles = [*titles[: NAMED - 1], f"{len(titles) - NAMED + 1} more"]
     return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"

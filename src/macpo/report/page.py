@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
@@ -39,6 +39,8 @@ from macpo.report.transcripts import best_side
 from macpo.version import __version__
 
 BEFORE_AFTER = 3
+TOLD_OF_ANSWERS = 4
+"""Measurements that stand under an answer in a transcript."""
 
 KINDS = {
     "respond": ("answering", "c0"),
@@ -183,6 +185,7 @@ def _pages(report: RunReport) -> dict[str, Any]:
     """Return what the run's template shows, put in order."""
     learned = [c for c in report.curves if c.metric.name.startswith(TRAINING_BEGINNINGS)]
     said = [c for c in report.curves if c not in learned]
+    training = [found for c in learned if (found := _in_rounds(c)).series]
     primary = [c for c in said if c.metric.shown == "everywhere"] or said
     points = [p for c in primary if (own := c.of(report.student)) for p in own.points]
     last = [f.examples for f in report.filters if f.round == max(g.round for g in report.filters)]
@@ -193,7 +196,8 @@ def _pages(report: RunReport) -> dict[str, Any]:
     return {
         "primary": primary,
         "secondary": [c for c in said if c not in primary],
-        "training": [found for c in learned if (found := _in_rounds(c)).series],
+        "training": [c for c in training if _is_training(c.metric.name)],
+        "learned_from": [c for c in training if not _is_training(c.metric.name)],
         "bounded": any(point.at_most for point in points),
         "rounds": sorted(rounds),
         "before_after": _before_after(report),
@@ -214,6 +218,11 @@ def _pages(report: RunReport) -> dict[str, Any]:
         "facts": _facts(report),
         "transcripts_json": _transcripts_json(report),
     }
+
+
+def _is_training(name: str) -> bool:
+    """Tell what training itself measured from what was found out of the pairs that it read."""
+    return name.startswith("train_")
 
 
 def _in_rounds(curve: Curve) -> Curve:
@@ -336,10 +345,19 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     return facts
 
 
+def _told_of_answers(report: RunReport, titles: Mapping[str, Metric]) -> list[str]:
+    """Return the few metrics that stand under an answer: what ranks it first."""
+    ranked = report.transcripts.ranked_by
+    shown = [name for name, found in titles.items() if found.shown == "everywhere"]
+    first = [] if ranked is None else [ranked.name]
+    return list(dict.fromkeys([*first, *shown]))[:TOLD_OF_ANSWERS]
+
+
 def _transcripts_json(report: RunReport) -> Markup:
     """Return the transcripts as the page's script reads them."""
     titles = {curve.metric.name: curve.metric for curve in report.curves}
     agents = [report.student, *(a for a in report.agents if a != report.student)]
+    told = _told_of_answers(report, titles)
     speakers = dict.fromkeys(a.agent for t in report.transcripts.shown for a in t.answers)
     return script_json(
         {
@@ -356,9 +374,9 @@ def _transcripts_json(report: RunReport) -> Markup:
                             "finished": answer.finished,
                             "cut": answer.cut,
                             "values": [
-                                f"{titles[name].title} {titles[name].format(value)}"
-                                for name, value in answer.values.items()
-                                if name in titles and name != "answers_finished"
+                                f"{titles[name].title} {titles[name].format(answer.values[name])}"
+                                for name in told
+                                if name in answer.values
                             ],
                         }
                         for answer in entry.answers
