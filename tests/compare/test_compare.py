@@ -465,3 +465,34 @@ def test_ctrl_c_says_how_to_go_on(
 
     assert stopped.code == 130
     assert stopped.err.splitlines()[-1] == "macpo: stopped; run the same command to go on"
+
+
+def test_comparison_ends_with_a_page_that_links_to_its_runs(finished: Finished) -> None:
+    page = finished.folder / "report.html"
+    assert finished.result.out.splitlines()[-1] == f"report: {page}"
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r'href="(cells/[^"]*)"', text)
+    assert len(links) == 4
+    assert all((finished.folder / link).is_file() for link in links)
+    assert "preference accuracy" in text
+    assert "After each method" in text
+
+
+def test_report_of_a_comparison_can_be_written_elsewhere(
+    finished: Finished, tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    result = run_cli(["report", finished.folder, "--out", out])
+    assert (result.code, result.out) == (0, f"{out}\n")
+    (link, *_) = re.findall(r'href="([^"#][^"]*)"', out.read_text(encoding="utf-8"))
+    assert (tmp_path / link).is_file()
+    both = run_cli(["report", finished.folder, finished.folder])
+    assert both.code == 1
+    assert "is a comparison, which has a report of its own" in both.err
+
+
+def test_report_of_a_comparison_without_results_says_so(copied: Finished) -> None:
+    (copied.folder / "results.json").unlink()
+    result = run_cli(["report", copied.folder])
+    assert result.code == 1
+    assert "this comparison has no results yet" in result.err

@@ -12,7 +12,7 @@ import pytest
 from macpo.evaluation.measures import ITEMS_FILE
 from macpo.metrics import metric
 from macpo.report.data import Curve, Point, Series
-from macpo.report.gather import gather_run, quantile
+from macpo.report.gather import error_of, gather_run, quantile
 from macpo.report.making import leave_report, write_runs_report
 from macpo.report.page import render_run
 from macpo.report.pairing import difference, paired, verdict
@@ -234,3 +234,8 @@ def test_curve_knows_its_agents() -> None:
     found = Curve(metric("x"), (Series("a", ()),), of_answers=False)
     assert found.of("a") == Series("a", ())
     assert found.of("b") is None
+
+
+def test_standard_errors_of_evaluators_are_found_by_name() -> None:
+    assert error_of("judge_win_rate_lc") == "judge_win_rate_lc_se"
+    assert error_of("reward[mine]") == "reward_se[mine]"

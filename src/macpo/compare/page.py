@@ -179,7 +179,7 @@ def _table_cell(row: Mapping[str, Any] | None, known: Metric) -> TableCell:
     if row["value"] is None:
         return TableCell(UNDEFINED, "", "there is no gap to recover")
     value = _estimate(row["value"])
-    text = format_estimate(value)
+    text = format_estimate(value) if value.half_width else known.format(value.mean)
     if known.unit == SHARE:
         half = value.half_width
         text = f"{100 * value.mean:.1f} %" + ("" if half is None else f" ± {100 * half:.1f}")

@@ -52,12 +52,18 @@ from macpo.run_directory import COLLAPSE, EarlyEnd, PlannedStage, RunDir, RunPla
 from macpo.run_status import StatusReport, status
 from macpo.seeds import stable_seed
 from macpo.store import MANIFEST, read_manifest
+from macpo.words import split_label
 
 Found = TypeVar("Found")
 
 NUMBERS_OF_LOGS = ("loss", "margin", "chosen_logratio", "rejected_logratio")
 LOG_POINTS = 240
 """Steps of a training stage that are drawn at most; of longer ones every n-th."""
+
+JUDGES_COST = ("judge_calls", "judge_tokens_in", "judge_tokens_out", "judge_cost")
+
+NORMAL_QUANTILE = 1.96
+"""Standard errors in half of a 95 % interval, of an error that an evaluator gives."""
 
 EXAMPLES = 3
 """Prompts of a round whose candidates are shown."""
@@ -75,8 +81,8 @@ def gather_run(folder: str | Path) -> RunReport:
     return _Gathering(RunDir(folder), status(folder)).report()
 
 
-_Details = dict[tuple[str, int, str], tuple[Mapping[str, int], Values]]
-"""Counts and single values by agent, round and metric."""
+_Details = dict[tuple[str, int, str], tuple[Mapping[str, int], Values, float | None]]
+"""Counts, single values and standard error by agent, round and metric."""
 
 
 class _Gathering:
@@ -122,7 +128,7 @@ class _Gathering:
             alerts=tuple(self._alerts()),
             failures=failures,
             stages=stages,
-            cost=_cost(stages, self.state.worked_seconds),
+            cost=_cost(stages, self.state.worked_seconds) | _judges_cost(self.state.metrics),
             transcripts=transcripts,
             provenance=self._provenance(),
             notes=tuple(self._notes()),
@@ -201,9 +207,9 @@ class _Gathering:
         of_answers: dict[str, bool] = {}
         for row in self.state.metrics:
             name = row["metric"]
-            counted, items = details.get((row["policy"], row["round"], name), ({}, {}))
+            counted, items, error = details.get((row["policy"], row["round"], name), ({}, {}, None))
             of_answers[name] = of_answers.get(name, False) or row["metric"] in said
-            point = _point(row["round"], row["value"], counted, items, name)
+            point = _point(row["round"], row["value"], counted, items, error, name)
             points.setdefault(name, {}).setdefault(row["policy"], []).append(point)
         return tuple(
             Curve(
@@ -226,7 +232,7 @@ class _Gathering:
         said: set[str] = set()
         if self.plan is None:
             return found, said
-        for policy, _, folder in measuring_stages(self.run, self.plan):
+        for policy, stage, folder in measuring_stages(self.run, self.plan):
             measures = read_measures(folder)
             single: dict[str, dict[str, list[float]]] = {}
             kept = read_items(folder)
@@ -235,11 +241,12 @@ class _Gathering:
             for item in kept:
                 for name, value in item.values.items():
                     single.setdefault(name, {}).setdefault(item.prompt_id, []).append(value)
-            if "answers" in measures.counts:
+            if "answers" in measures.counts or stage.input("answers") is not None:
                 said.update(measures.metrics)
             for name in measures.metrics:
                 items = {key: tuple(values) for key, values in single.get(name, {}).items()}
-                found[policy.policy, policy.round, name] = (counts, items)
+                error = measures.metrics.get(error_of(name))
+                found[policy.policy, policy.round, name] = (counts, items, error)
         return found, said
 
     def _transcripts(self, curves: Sequence[Curve]) -> Transcripts:
@@ -435,17 +442,32 @@ class _Gathering:
         return found
 
 
-def _point(round: int, value: float, counts: Mapping[str, int], items: Values, name: str) -> Point:
+def _point(
+    round: int,
+    value: float,
+    counts: Mapping[str, int],
+    items: Values,
+    error: float | None,
+    name: str,
+) -> Point:
     """Return a measurement with its interval, as far as one can be told."""
     if items:
         found = clustered(items)
         return Point(round, value, found.half_width, items=items)
+    if error is not None:
+        return Point(round, value, NORMAL_QUANTILE * error)
     metric = in_order([name])[0]
     if metric.unit == SHARE and len(counts) == 1 and 0 <= value <= 1:
         (n,) = counts.values()
         if n:
             return Point(round, value, share_bound(value, n), at_most=True)
     return Point(round, value)
+
+
+def error_of(name: str) -> str:
+    """Return the metric that holds the standard error of another, as evaluators name them."""
+    base, label = split_label(name)
+    return f"{base}_se{name.removeprefix(base)}" if label else f"{base}_se"
 
 
 def _changes(curves: Sequence[Curve], ended: EarlyEnd | None) -> Iterator[Change]:
@@ -550,6 +572,16 @@ def _cost(stages: Sequence[StageRow], seconds: float) -> dict[str, float]:
         found = [n for stage in stages if (n := getattr(stage.tokens, name)) is not None]
         if found:
             cost[name] = float(sum(found))
+    return cost
+
+
+def _judges_cost(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Sum up what judges over a server have cost, as they counted it."""
+    cost: dict[str, float] = {}
+    for row in rows:
+        name, _ = split_label(row["metric"])
+        if name in JUDGES_COST:
+            cost[name] = cost.get(name, 0.0) + row["value"]
     return cost
 
 
