@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import macpo
+from macpo.agents import Policy
 from macpo.config import ModelConfig
 from macpo.errors import ConfigError, ModelError
 from macpo.evaluation.measures import read_items
@@ -28,6 +29,7 @@ from macpo.records import Message, Prompt, read_split_prompts
 from macpo.run_directory import RunDir
 from tests.runs import FinishedRun, run_cli
 from tests.tiny import CHATML, tiny_config, tiny_folder, tiny_tokenizer
+from tests.workbench import Workbench, make_agent
 
 PROMPT = Prompt(
     (
@@ -180,6 +182,22 @@ def test_relatives_are_known_by_shape_and_by_their_card(tmp_path: Path) -> None:
     card = "---\nbase_model:\n- student\ntags: [reward]\n---\n# Mine\n"
     (tmp_path / "other" / "README.md").write_text(card)
     assert relation(other, student) == "it was made from student"
+
+
+def test_a_reward_model_stays_in_memory_until_a_base_is_loaded(tmp_path: Path) -> None:
+    bench, loaded = Workbench(tmp_path), []
+
+    def load(device: torch.device) -> str:
+        loaded.append(device.type)
+        return "model"
+
+    for _ in range(3):
+        assert bench.pool.guest("key", 1, load) == "model"
+    assert loaded == ["cpu"]
+    bench.pool.load(Policy(make_agent(), "positive"))
+    bench.pool.guest("key", 1, load)
+    bench.pool.guest("other", 1, load)
+    assert len(loaded) == 3
 
 
 # Whole evaluations

@@ -230,6 +230,21 @@ def test_other_options_under_the_same_title_replace_and_say_so(copied: FinishedR
     assert metrics_of(copied.folder)["student", 2, "letters"] == counted
 
 
+def test_former_numbers_stay_while_the_new_ones_fail(
+    copied: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cli(["eval", copied.folder, "letters"])
+    before = metrics_of(copied.folder)
+
+    def fail(self: Count, context: StageContext) -> Mapping[str, Any]:
+        raise StoreError("no luck")
+
+    monkeypatch.setattr(Growth, "run", fail)
+    assert run_cli(["eval", copied.folder, "letters", "--set", "letter=o"]).code == 1
+
+    assert metrics_of(copied.folder) == before
+
+
 def test_a_list_of_evaluators_comes_from_a_file(copied: FinishedRun, tmp_path: Path) -> None:
     path = tmp_path / "eval.yaml"
     path.write_text("- answers\n- {name: letters, letter: t}\n")

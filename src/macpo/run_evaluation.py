@@ -81,9 +81,17 @@ def evaluate(
                 observer.note(caution)
         store = Store(home.store)
         layout = _Layout(config, plan, store)
-        for evaluator in evaluators:
-            _remember(home, evaluator, layout.lay_out(evaluator), observer)
+        plans = [layout.lay_out(evaluator) for evaluator in evaluators]
         layout.refuse_nothing(home)
+        records = [_Record(home, *both) for both in zip(evaluators, plans, strict=True)]
+        for record in records:
+            if record.replaces:
+                observer.note(
+                    f"{record.title}: its former numbers, with other options, give way to these "
+                    "once they are there; a label would keep both"
+                )
+            else:
+                record.write()
         if layout.missing:
             observer.note(_not_there(layout.missing))
         executor = LocalExecutor(
@@ -91,6 +99,8 @@ def evaluate(
         )
         try:
             artifacts = executor.extend(layout.stages.values(), layout.found)
+            for record in records:
+                record.write()
         finally:
             write_metrics(home, plan, {stage.key for stage in plan.stages})
     return EvaluationResult(home.path, layout.rows(artifacts), tuple(layout.missing))
@@ -202,20 +212,32 @@ def _refuse_faults(config: RunConfig, evaluators: Sequence[Evaluator]) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _remember(home: RunDir, evaluator: Evaluator, plan: RunPlan, observer: Observer) -> None:
-    """Write down what an evaluator's evaluation consists of; one of the same title gives way."""
-    path = home.evaluations / f"{evaluator.title}.json"
-    options = evaluator.model_dump(mode="json")
-    value = {"evaluator": options, **plan.to_json()}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("evaluator") != options:
-            observer.note(
-                f"{evaluator.title}: its former numbers, with other options, give way to these; a "
-                "label would keep both"
-            )
-    make_directory(home.evaluations)
-    write_text_atomic(path, json.dumps(value, indent=1) + "\n", durable=True)
+class _Record:
+    """What an evaluator's evaluation consists of, as RUN/evaluations/ has it.
+
+    Attributes:
+        title: the evaluator's, under which there is one record at a time.
+        replaces: there is one already, with other options: its numbers count until the new ones
+            are there.
+    """
+
+    def __init__(self, home: RunDir, evaluator: Evaluator, plan: RunPlan) -> None:
+        self.title = evaluator.title
+        self._path = home.evaluations / f"{evaluator.title}.json"
+        self._value = {"evaluator": evaluator.model_dump(mode="json"), **plan.to_json()}
+        self.replaces = False
+        if self._path.is_file():
+            before = json.loads(self._path.read_text(encoding="utf-8"))
+            self.replaces = before.get("evaluator") != self._value["evaluator"]
+
+    def write(self) -> None:
+        """Write it down.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        make_directory(self._path.parent)
+        write_text_atomic(self._path, json.dumps(self._value, indent=1) + "\n", durable=True)
 
 
 def _not_there(missing: Sequence[PlannedPolicy]) -> str:
