@@ -146,7 +146,7 @@ def test_plan_of_more_rounds_shows_what_is_left(finished: FinishedRun) -> None:
     report = json.loads(run_cli(args).out)
 
     left = [stage["name"] for stage in report["stages"] if stage["state"] != "done"]
-    assert len(report["stages"]) == 83
+    assert len(report["stages"]) == 95
     assert len(left) == 21
     assert all(name.startswith("round-3/") for name in left)
 

@@ -49,7 +49,7 @@ def test_run_says_what_it_runs_and_one_line_for_each_stage(finished: FinishedRun
     assert lines[5].startswith("rounds    2; dpo beta 0.1, gamma 0.2, learning rate 0.001")
     told = [line.split()[0] for line in lines[7:]]
     assert told == finished_stages(finished.folder)
-    assert len(told) == 62
+    assert len(told) == 70
 
 
 def test_run_keeps_chatter_of_libraries_and_control_codes_from_a_log(
