@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from macpo.cli.run import PluginOption, load_named
+
 EXAMPLES = """\
 Examples:
   macpo report runs/quickstart
@@ -24,12 +26,14 @@ def command(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Where to; by default report.html in RUN."),
     ] = None,
+    plugins: PluginOption = None,
 ) -> None:
     """Write what came of RUN as one HTML file that asks nothing of any server.
 
     A run that goes on or has stopped is shown as far as it is. With several runs the file also has
     their differences, and is named report.html in the current folder.
     """
+    load_named(plugins)
     from macpo.compare.page import is_comparison, write_comparison_report
     from macpo.errors import ConfigError
     from macpo.report.making import write_run_report, write_runs_report
