@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM, xLSTMConfig
 
 from macpo import adapters
 from macpo.agents import Policy
@@ -16,6 +16,7 @@ from macpo.errors import ModelError
 from macpo.planning import plan
 from macpo.preflight import check_agent, positions
 from macpo.runner import run
+from tests.generation.test_servable import build
 from tests.likelihood.plain import make_model
 from tests.runs import journal_of, write_config
 from tests.test_resume import Quiet
@@ -91,6 +92,18 @@ def test_student_whose_weights_show_that_it_will_not_do_is_refused_before_the_te
     save_as(tmp_path / "models" / "student", "gemma3_text", use_bidirectional_attention=True)
     text = refused(tmp_path)
     assert text.startswith("student (student): Gemma3ForCausalLM: what it makes of a token depends")
+
+
+def test_student_that_cannot_answer_is_refused_before_the_teachers(tmp_path: Path) -> None:
+    """xLSTM's cache fits keys of certain widths only (transformers 5.23); it can be scored."""
+    config = xLSTMConfig(
+        vocab_size=512, hidden_size=32, embedding_dim=32, num_blocks=1, num_hidden_layers=1
+    )
+    folder = tmp_path / "models" / "student"
+    build(config, spread=0.3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    text = refused(tmp_path)
+    assert text.startswith("student: xLSTMForCausalLM: transformers' generate cannot answer")
 
 
 def test_layers_that_bear_no_adapter_are_one_line(

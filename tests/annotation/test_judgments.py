@@ -146,3 +146,13 @@ def test_what_is_no_such_file_is_told_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"not a file of judgments that this version"):
         JudgmentFile(other)
     assert other.read_bytes() == before
+
+
+def test_judgment_is_on_the_disk_before_anybody_is_told(tmp_path: Path) -> None:
+    """A power cut cannot be tried here; what SQLite promises under these settings covers it."""
+    file = make_file(tmp_path)
+    settings = [
+        file._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+    ]
+    assert settings == ["wal", 2]  # 2 is FULL
+    assert file._db.isolation_level is None  # each statement is its own transaction

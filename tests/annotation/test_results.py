@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from macpo.annotation.exporting import export_judgments, export_pairs
-from macpo.annotation.results import clustered_mean, summarise
+from macpo.annotation.judgments import Judgment, Verdict
+from macpo.annotation.results import summarise, win_rate
 from macpo.annotation.showing import render_results
 from macpo.errors import ConfigError, StoreError
 from macpo.records import read_pairs
@@ -31,10 +33,19 @@ def test_win_rates_count_ties_half_and_leave_them_out(tmp_path: Path) -> None:
     assert results.agreement is None
 
 
+def judged(**said: Sequence[Verdict]) -> list[Judgment]:
+    """Return judgments by prompt."""
+    return [
+        Judgment(prompt, prompt, f"person {i}", verdict, "one", None, "")
+        for prompt, verdicts in said.items()
+        for i, verdict in enumerate(verdicts)
+    ]
+
+
 def test_interval_of_one_judgment_a_prompt_is_students() -> None:
     """1, 1, 0.5, 0, 1: s = 0.4472, t(4) = 2.776, half-width 2.776 * 0.4472 / sqrt(5) = 0.555."""
-    mean, half = clustered_mean({str(i): [v] for i, v in enumerate([1, 1, 0.5, 0, 1])})
-    assert mean == pytest.approx(0.7)
+    rate, half = win_rate(judged(a=["one"], b=["one"], c=["tie"], d=["other"], e=["one"]))
+    assert rate == pytest.approx(0.7)
     assert half == pytest.approx(0.5553, abs=1e-4)
 
 
@@ -44,18 +55,17 @@ def test_interval_takes_judgments_of_one_prompt_together() -> None:
     Two prompts, 1 1 and 0: mean 2/3, sums of deviations 2/3 and -2/3; the standard error is
     sqrt(2 * (4/9 + 4/9)) / 3 = 4/9, and t(1) = 12.706.
     """
-    once = clustered_mean({"a": [1], "b": [0], "c": [1]})
-    thrice = clustered_mean({"a": [1] * 3, "b": [0] * 3, "c": [1] * 3})
-    assert thrice == pytest.approx(once)
-    mean, half = clustered_mean({"a": [1, 1], "b": [0]})
-    assert mean == pytest.approx(2 / 3)
+    once = win_rate(judged(a=["one"], b=["other"], c=["one"]))
+    assert win_rate(judged(a=["one"] * 3, b=["other"] * 3, c=["one"] * 3)) == pytest.approx(once)
+    rate, half = win_rate(judged(a=["one", "one"], b=["other"]))
+    assert rate == pytest.approx(2 / 3)
     assert half == pytest.approx(12.7062 * 4 / 9, rel=1e-4)
 
 
 def test_where_all_say_the_same_there_is_no_interval() -> None:
-    assert clustered_mean({"a": [1], "b": [1]}) == (1.0, None)
-    assert clustered_mean({"a": [1, 0]}) == (0.5, None)
-    assert clustered_mean({}) == (None, None)
+    assert win_rate(judged(a=["one"], b=["one"])) == (1.0, None)
+    assert win_rate(judged(a=["one", "other"])) == (0.5, None)
+    assert win_rate([]) == (None, None)
 
 
 def test_people_are_told_apart_and_their_agreement_measured(tmp_path: Path) -> None:

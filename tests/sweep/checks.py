@@ -15,7 +15,7 @@ from macpo.adapters import quiet_peft, with_adapter
 from macpo.agents import Policy
 from macpo.config import SamplingConfig, TuningConfig
 from macpo.generation.decode import decode
-from macpo.generation.fallback import decode_by_generate
+from macpo.generation.fallback import decode_by_generate, refuse_mute
 from macpo.generation.servable import Refused, examine
 from macpo.likelihood import LikelihoodEngine, PromptGroup
 from macpo.policies import snapshot
@@ -123,6 +123,8 @@ def complete(verdict: Verdict, build: Callable[[str], Any] = tiny_model) -> None
         return
     try:
         engine = LikelihoodEngine(model)
+        if isinstance(examine(model, 64), Refused):
+            refuse_mute(model)
     except Exception as error:
         verdict.refused = _line(error)
         return

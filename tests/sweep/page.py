@@ -72,8 +72,8 @@ def count_lines(verdicts: Sequence[Verdict]) -> list[str]:
         f"  **{kinds['right']} are right ({share}), {fast} of them fast** (both `tree` and "
         f"`decode`); {kinds['refused']} are refused,",
         f"  {kinds['wrong']} have a fault.",
-        f"- {len(encoders)} are encoders, no decoder by default; made decoders by "
-        f"`is_decoder`, {sum(v.right for v in encoders)} are right.",
+        f"- {len(encoders)} are encoders, no decoder by default; right when made decoders by "
+        f"`is_decoder`: {sum(v.right for v in encoders)}.",
         f"- {sum(bool(v.alone) for v in verdicts)} are no language models by themselves; "
         f"{sum(bool(v.built) for v in verdicts)} could not be built.",
     ]

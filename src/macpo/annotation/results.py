@@ -1,16 +1,13 @@
 """What people's judgments come to: how often each side won, and how far people agree.
 
 A judgment counts 1 for a win, 1/2 for a tie, 0 for a loss. Several people may judge one prompt, and
-what they say of it hangs together: intervals are clustered by prompt,
-
-    se = sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / n
-
-over G prompts with n judgments, and mean +- t * se with Student's t at G - 1 degrees of freedom.
+what they say of it hangs together: standard errors are clustered by prompt
+(`macpo.evaluation.statistics`); an interval is mean +- t * error, Student's t at one degree
+of freedom less than there are prompts.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +20,7 @@ from macpo.annotation.agreement import cohen_kappa, fleiss_kappa, krippendorff_a
 from macpo.annotation.judgments import Judgment, JudgmentFile, Verdict, annotation_files
 from macpo.errors import StoreError
 from macpo.estimates import student_t_quantile
+from macpo.evaluation.statistics import clustered_mean
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 
@@ -150,8 +148,8 @@ def summarise(file: JudgmentFile) -> Results:
     judgments = file.judgments()
     verdicts = [j.verdict for j in judgments]
     decided = [j for j in judgments if j.verdict != "tie"]
-    win_rate, half_width = _rate(judgments)
-    without_ties, half_without_ties = _rate(decided)
+    rate, half_width = win_rate(judgments)
+    without_ties, half_without_ties = win_rate(decided)
     people: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
         people[judgment.annotator].append(judgment)
@@ -165,7 +163,7 @@ def summarise(file: JudgmentFile) -> Results:
         wins=verdicts.count("one"),
         ties=verdicts.count("tie"),
         losses=verdicts.count("other"),
-        win_rate=win_rate,
+        win_rate=rate,
         half_width=half_width,
         win_rate_without_ties=without_ties,
         half_width_without_ties=half_without_ties,
@@ -174,34 +172,21 @@ def summarise(file: JudgmentFile) -> Results:
     )
 
 
-def clustered_mean(values: Mapping[str, Sequence[float]]) -> tuple[float | None, float | None]:
-    """Return the mean of all values and the half-width of its 95 % interval.
-
-    Args:
-        values: by cluster.
+def win_rate(judgments: Sequence[Judgment]) -> tuple[float | None, float | None]:
+    """Return the first side's win rate, ties half, and the half-width of its 95 % interval.
 
     Returns:
-        No mean without a value; no half-width with one cluster, or where all values are the same:
-        there is no spread to tell it from.
+        No rate without a judgment; no half-width with one prompt, or where all judgments are the
+        same: there is no spread to tell it from.
     """
-    everything = [value for group in values.values() for value in group]
-    if not everything:
+    if not judgments:
         return None, None
-    mean = fmean(everything)
-    clusters = len(values)
-    if clusters < 2 or len(set(everything)) == 1:
-        return mean, None
-    squares = sum(math.fsum(value - mean for value in group) ** 2 for group in values.values())
-    error = math.sqrt(clusters / (clusters - 1) * squares) / len(everything)
-    return mean, student_t_quantile(clusters - 1) * error
-
-
-def _rate(judgments: Sequence[Judgment]) -> tuple[float | None, float | None]:
-    """Return the first side's win rate, ties half, and the half-width of its interval."""
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for judgment in judgments:
-        by_prompt[judgment.prompt_id].append(WORTH[judgment.verdict])
-    return clustered_mean(by_prompt)
+    worth = [WORTH[j.verdict] for j in judgments]
+    prompts = [j.prompt_id for j in judgments]
+    estimate = clustered_mean(worth, prompts)
+    if estimate.error is None or len(set(worth)) == 1:
+        return estimate.mean, None
+    return estimate.mean, student_t_quantile(len(set(prompts)) - 1) * estimate.error
 
 
 def _annotator(name: str, judgments: Sequence[Judgment]) -> Annotator:

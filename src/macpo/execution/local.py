@@ -15,9 +15,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from macpo.agents import Policy
+from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
 from macpo.execution.protocol import Observer
+from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.run_directory import RunDir
 from macpo.stage import Stage, StageContext
@@ -218,14 +220,20 @@ class LocalExecutor:
         """Load the bases of all who have something to do still, once, before one of them works.
 
         So a model that will not do is refused now, not when its turn comes after hours. Whose turn
-        is first comes last, and is in memory then.
+        is first comes last, and is in memory then. Who is to answer is tried with a few tokens,
+        unless macpo's own decoder serves the model.
         """
         agents = {stage.agent.name: stage.agent for stage in self._to_come if stage.agent}
+        answers = {s.agent.name: s for s in self._to_come if isinstance(s, Respond) and s.agent}
         for agent in reversed(agents.values()):
-            if agent.name not in self._inspected:
-                with translate_memory_errors(f"loading {agent.name}"):
-                    self.policies.load(Policy(agent, "positive"))
-                self._inspected.add(agent.name)
+            if agent.name in self._inspected:
+                continue
+            with translate_memory_errors(f"loading {agent.name}"):
+                loaded = self.policies.load(Policy(agent, "positive"))
+                if agent.name in answers:
+                    written = answers[agent.name].sampling.max_new_tokens
+                    refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
+            self._inspected.add(agent.name)
 
     def _input_digests(self, stage: Stage) -> dict[str, str]:
         return {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}

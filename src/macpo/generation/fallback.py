@@ -60,13 +60,7 @@ def decode_by_generate(
     with _plain_generation(model) as base:
         if not prompts:
             return []
-        try:
-            sharing = _who_may_share(base)
-        except TRIAL_ERRORS as error:
-            raise ModelError(
-                f"{type(base).__name__}: transformers' generate cannot answer with it "
-                f"({first_line(error)}); use another model"
-            ) from error
+        sharing = _try_sharing(base)
         found = declared(base)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
@@ -96,6 +90,31 @@ def decode_by_generate(
             if progress is not None:
                 progress(len(batch))
     return [done[i] for i in range(len(prompts))]
+
+
+def refuse_mute(model: Any) -> None:
+    """Let `generate` write a few tokens, so that a model that cannot is refused before the work.
+
+    Raises:
+        ModelError: it cannot answer.
+    """
+    with _plain_generation(model) as base:
+        _try_sharing(base)
+
+
+def _try_sharing(base: Any) -> Literal["similar", "equal", "none"]:
+    """Find out prompts of which lengths may share a batch, see `_who_may_share`.
+
+    Raises:
+        ModelError: `generate` fails with the model.
+    """
+    try:
+        return _who_may_share(base)
+    except TRIAL_ERRORS as error:
+        raise ModelError(
+            f"{type(base).__name__}: transformers' generate cannot answer with it "
+            f"({first_line(error)}); use another model"
+        ) from error
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]

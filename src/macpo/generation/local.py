@@ -18,7 +18,7 @@ from macpo.records import Origin, Prompt, Response
 if TYPE_CHECKING:
     from macpo.generation.servable import Refused, Served
     from macpo.models.chat import Chat
-    from macpo.policies import PolicyPool
+    from macpo.policies import LoadedPolicy, PolicyPool
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,29 @@ def local_generator(
         strength=speaker.strength,
         examined=loaded.examined,
     )
+
+
+def refuse_mute(name: str, loaded: LoadedPolicy, max_length: int) -> None:
+    """Refuse a model with which nothing here can answer.
+
+    Args:
+        name: of the agent, for the error.
+        loaded: the policy; what is found out of it is remembered there.
+        max_length: of a prompt with its answer, in tokens.
+
+    Raises:
+        ModelError: neither macpo's decoder nor transformers' `generate` serves it.
+    """
+    from macpo.generation import fallback
+    from macpo.generation.servable import Refused, examine
+
+    if max_length not in loaded.examined:
+        loaded.examined[max_length] = examine(loaded.model, max_length)
+    if isinstance(loaded.examined[max_length], Refused):
+        try:
+            fallback.refuse_mute(loaded.model)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from error
 
 
 class LocalGenerator:
