@@ -76,6 +76,18 @@ def test_more_prompts_than_a_page_carries_are_capped_openly(
     assert len(gather_run(finished.folder).transcripts.shown) == 1
 
 
+def test_long_answers_are_cut_and_say_by_how_much(
+    finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gather_run(finished.folder).transcripts.shown
+    monkeypatch.setattr("macpo.report.transcripts.ANSWER_CHARACTERS", 2)
+    for entry, before in zip(gather_run(finished.folder).transcripts.shown, whole, strict=True):
+        for cut, answer in zip(entry.answers, before.answers, strict=True):
+            assert len(cut.text) <= 2
+            assert cut.cut > 0 or len(answer.text) <= 2
+            assert answer.cut == 0
+
+
 def test_gathering_and_drawing_need_no_model_library(finished: FinishedRun) -> None:
     code = (
         "import sys\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from macpo.metrics import Metric, in_order
 from macpo.records import read_answers
@@ -67,7 +68,7 @@ def gather_transcripts(
     }
     metric = None if ranked is None else ranked.metric
     return Transcripts(
-        shown=tuple(shown.values()),
+        shown=tuple(map(_as_shown, shown.values())),
         total=len(everything),
         orders=orders,
         ranked_by=metric,
@@ -88,7 +89,7 @@ def _why(shown: int, total: int, seed: int) -> str:
 def _read(
     run: RunDir, plan: RunPlan, values: Mapping[tuple[str, int, str], Mapping[str, float]]
 ) -> dict[str, Transcript]:
-    """Read all answers to test prompts, by prompt."""
+    """Read all answers to test prompts, by prompt, as they were written."""
     prompts: dict[str, tuple[tuple[str, str], ...]] = {}
     answers: dict[str, list[Answer]] = {}
     for policy in plan.policies:
@@ -99,26 +100,33 @@ def _read(
             for prompt, response in read_answers(folder):
                 key = prompt.id
                 if key not in prompts:
-                    prompts[key] = tuple(
-                        (m.role, _shown(m.content, TURN_CHARACTERS)[0]) for m in prompt.messages
-                    )
-                text, cut = _shown(response.text, ANSWER_CHARACTERS)
+                    prompts[key] = tuple((m.role, m.content) for m in prompt.messages)
                 own = values.get((policy.policy, policy.round, key), {})
                 answers.setdefault(key, []).append(
-                    Answer(policy.policy, policy.round, text, response.finished, cut, own)
+                    Answer(policy.policy, policy.round, response.text, response.finished, 0, own)
                 )
     return {key: Transcript(key, prompts[key], tuple(found)) for key, found in answers.items()}
 
 
+def _as_shown(entry: Transcript) -> Transcript:
+    """Return a transcript with its texts fit for a page: done for those alone that are shown."""
+    answers = []
+    for answer in entry.answers:
+        text, cut = _shown(answer.text, ANSWER_CHARACTERS)
+        answers.append(replace(answer, text=text, cut=cut))
+    messages = tuple((role, _shown(text, TURN_CHARACTERS)[0]) for role, text in entry.messages)
+    return Transcript(entry.prompt_id, messages, tuple(answers))
+
+
 def _shown(text: str, limit: int) -> tuple[str, int]:
     """Return a text as a page shows it, and how many characters of it were left out."""
-    plain = plain_text(text)
-    return plain[:limit], max(len(plain) - limit, 0)
+    return plain_text(text[:limit]), max(len(text) - limit, 0)
 
 
 def _size(transcript: Transcript) -> int:
-    return sum(len(text) for _, text in transcript.messages) + sum(
-        len(answer.text) + 80 for answer in transcript.answers
+    turns = sum(min(len(text), TURN_CHARACTERS) for _, text in transcript.messages)
+    return turns + sum(
+        min(len(answer.text), ANSWER_CHARACTERS) + 80 for answer in transcript.answers
     )
 
 
