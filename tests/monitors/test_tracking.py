@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -200,24 +201,36 @@ def test_tensorboard_can_be_read_back(tmp_path: Path) -> None:
     assert "stages were done already" in again.err  # track is part of no key
 
 
-def test_trackio_can_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_can_be_read_back(tmp_path: Path) -> None:
+    """In a process of its own, for trackio's folder is settled when it is imported."""
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)
-    from trackio.sqlite_storage import SQLiteStorage
-
-    from macpo.monitors.trackio_monitor import start
-
-    monitor = start(RUN)
-    monitor.numbers("round", 0, {"student/reward": 0.5})
-    monitor.numbers("train/student", 7, {"train/student/loss": 0.25})
-    monitor.alert("student, round 2: copying", "41 %")
-    monitor.close()
-    first, second = SQLiteStorage.get_logs("macpo", "tiny aaaaaa")
+    code = (
+        "import json, pathlib\n"
+        "from macpo.monitors.protocol import TrackedRun\n"
+        "from macpo.monitors.trackio_monitor import start\n"
+        "monitor = start(TrackedRun('tiny', 'a' * 16, pathlib.Path('run'), {'seed': 0}))\n"
+        "monitor.numbers('round', 0, {'student/reward': 0.5})\n"
+        "monitor.numbers('train/student', 7, {'train/student/loss': 0.25})\n"
+        "monitor.alert('student, round 2: copying', '41 %')\n"
+        "monitor.close()\n"
+        "from trackio.sqlite_storage import SQLiteStorage as Storage\n"
+        "logs = Storage.get_logs('macpo', 'tiny aaaaaa')\n"
+        "print(json.dumps([logs, Storage.get_alerts('macpo', 'tiny aaaaaa')]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=python_environment(TRACKIO_DIR=str(tmp_path)),
+    )
+    logs, alerts = json.loads(done.stdout)  # trackio itself has written nothing there
+    first, second = logs
     assert (first["round"], first["student/reward"]) == (0, 0.5)
     assert (second["train/student"], second["train/student/loss"]) == (7, 0.25)
-    (alert,) = SQLiteStorage.get_alerts("macpo", "tiny aaaaaa")
-    assert (alert["title"], alert["text"]) == ("student, round 2: copying", "41 %")
+    assert [(alert["title"], alert["text"]) for alert in alerts] == [
+        ("student, round 2: copying", "41 %")
+    ]
 
 
 def test_wandb_is_told_which_numbers_stand_on_which_axis(monkeypatch: pytest.MonkeyPatch) -> None:
