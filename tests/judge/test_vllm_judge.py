@@ -27,6 +27,12 @@ from tests.runs import FinishedRun
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 NAME = "smollm2"
+SCHEMA = {
+    "type": "object",
+    "properties": {"verdict": {"enum": ["A", "B", "tie"]}},
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
 STARTING = 900.0  # seconds that vLLM may take, mostly for imports and warm-up
 
 
@@ -79,8 +85,16 @@ def test_smollm2_judges_a_run_and_its_replies_are_kept(copied: FinishedRun, addr
         "model": NAME,
         "base_url": address,
         "api_key_env": None,
-        "max_tokens": 80,
-        "limit": 3,
+        "max_tokens": 20,
+        "limit": 2,
+        "timeout": 300,
+        # Left to itself a model this small keeps to no form: the server sees to it.
+        "body": {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "schema": SCHEMA},
+            }
+        },
     }
 
     macpo.evaluate(copied.folder, [options])

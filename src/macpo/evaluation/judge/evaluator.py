@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from macpo.config.base import Section
 from macpo.config.evaluators import LabelledConfig
-from macpo.config.values import Count, CountOrZero, Flag, NonNegative, Positive, Text, shown
+from macpo.config.values import Count, CountOrZero, NonNegative, Positive, Text, shown
 from macpo.errors import DataError, StoreError, TrainingError
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.judge.asking import Asking, Judgement
@@ -71,7 +71,7 @@ class JudgeEvaluator(LabelledConfig, Evaluator):
     limit: Count | None = None
     temperature: NonNegative | None = 0.0
     max_tokens: Count | None = 400
-    body: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
+    body: dict[Text, JsonValue] = Field(default_factory=dict)
     attempts: Count = 3
     concurrency: Count = 8
     timeout: Positive = 60.0
