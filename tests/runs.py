@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,12 +112,18 @@ def run_cli(args: Sequence[str | Path]) -> CliResult:
     return CliResult(code, out.getvalue(), err.getvalue())
 
 
+def hear_interrupts() -> None:
+    """Let a child process die of Ctrl-C again, which what is started in the background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_cli(args: Sequence[str | Path], **environment: str) -> subprocess.Popen[str]:
     """Start `macpo` with these arguments in a process of its own, its output in pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", "macpo", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
         text=True,
         env=python_environment(OMP_NUM_THREADS="1", **environment),
     )

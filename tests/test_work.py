@@ -20,8 +20,8 @@ from macpo.work import Answers, Known, Lengths, SplitSizes, Work
 from tests.workbench import Workbench, make_agent, make_pairs
 
 SIZES = SplitSizes(
-    prompts={"teacher": 10, "student": 20, "test": 30},
-    pairs={"teacher": 11, "student": 21, "test": 31},
+    prompts={"teacher": 10, "student": 20, "test": 30, "validation": 5},
+    pairs={"teacher": 11, "student": 21, "test": 31, "validation": 6},
     exact=True,
 )
 LENGTHS = {
@@ -32,6 +32,8 @@ LENGTHS = {
 
 GRADING = {"question": "{question}" + "x" * 22 + "{answer}"}  # 40 characters: 10 tokens
 COMPARING = {"question": "{question}" + "x" * 15 + "{first}{second}"}  # as many
+QUESTIONS = str(Path(__file__).parents[1] / "examples" / "data" / "quickstart.jsonl")  # unread
+VALIDATED = {"source": "x.jsonl", "splits": {"validation": 5}}
 VARIETY: list[dict[str, Any]] = [
     {},
     {"method": {"contrast": False}},
@@ -48,6 +50,8 @@ VARIETY: list[dict[str, Any]] = [
     {"method": {"name": "rlaif", "judging": "grade"}},
     {"method": "rlcd", "rounds": None},
     {"data": {"source": "testbed:60"}},
+    {"data": VALIDATED},
+    {"evaluation": {"answers": 4, "evaluators": ["kl", {"name": "bbq", "data": QUESTIONS}]}},
 ]
 """Configs that lay out every kind of stage."""
 
@@ -98,6 +102,7 @@ def test_work_of_every_kind_of_stage() -> None:
     assert found["init/student/test-answers"] == Work(4 * 100, 4 * 8, at_most=True)
     # 31 pairs: the prompt once, both answers
     assert found["init/student/evaluate"] == Work(read=31 * 190)
+    assert works(config(data=VALIDATED))["init/student/validate"] == Work(read=6 * 190)
     # the prompt once, two teachers' answers and the rejected one
     assert found["round-1/student/filter-scores"] == Work(read=20 * 124, at_most=True)
     assert found["round-1/student/pairs"] == Work()
@@ -115,7 +120,10 @@ def test_every_stage_of_a_model_has_work_and_the_others_none(run: dict[str, Any]
         assert (found[stage.name].tokens > 0) == (stage.agent is not None), stage.name
         if stage.agent is None:
             sorting.add(stage.kind)
-    assert sorting <= {"data", "pairs", "worst", "measure-answers", "oracle", "oracle-pairs"}
+    assert sorting <= {
+        *("data", "pairs", "worst", "measure-answers", "measure-pairs", "collapse"),
+        *("oracle", "oracle-pairs"),
+    }
 
 
 def test_every_kind_of_stage_that_runs_a_policy_says_whose_and_how_much() -> None:

@@ -18,7 +18,7 @@ from macpo.config import SamplingConfig
 from macpo.records import Message
 from macpo.report.text import plain_text
 from macpo.run_api import open_run
-from tests.runs import CliResult, FinishedRun, python_environment, run_cli
+from tests.runs import CliResult, FinishedRun, hear_interrupts, python_environment, run_cli
 
 
 @pytest.fixture
@@ -97,6 +97,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_program(finished: Fin
         stderr=theirs,
         env=python_environment(OMP_NUM_THREADS="1", TERM="dumb"),
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     os.close(theirs)
     seen = ""

@@ -147,7 +147,7 @@ def test_plan_of_more_rounds_shows_what_is_left(finished: FinishedRun) -> None:
 
     left = [stage["name"] for stage in report["stages"] if stage["state"] != "done"]
     assert len(report["stages"]) == 95
-    assert len(left) == 21
+    assert len(left) == 25
     assert all(name.startswith("round-3/") for name in left)
 
 
@@ -197,7 +197,7 @@ def test_status_of_a_finished_run(finished: FinishedRun) -> None:
     report = json.loads(run_cli(["status", finished.folder, "--json"]).out)
 
     assert shown.code == 0
-    assert shown.out.startswith(f"{finished.folder}: finished\n62 ")
+    assert shown.out.startswith(f"{finished.folder}: finished\n70 ")
     assert "round-2/weak-b/evaluate" in shown.out
     assert report["state"] == "finished"
     assert report["running"] is report["last_stop"] is report["holder"] is None

@@ -357,7 +357,7 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
         load_design(path)
 
 
-SORTING = ("pairs", "measure-answers")
+SORTING = ("pairs", "measure-answers", "measure-pairs", "collapse")
 """Kinds of stages that run no model."""
 
 

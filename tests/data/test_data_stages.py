@@ -7,7 +7,7 @@ from pathlib import Path
 
 from macpo.config import DataConfig, LimitsConfig, SplitsConfig
 from macpo.data.stages import SplitData, content_digest
-from macpo.records import SPLITS, read_examples
+from macpo.records import read_examples, splits_in
 from tests.workbench import Workbench, make_agent
 
 QUESTIONS = ("Name a prime.", "Name a fruit.", "Say hello.", "word " * 400)
@@ -32,7 +32,11 @@ def test_report_says_which_rows_were_left_out_and_why(tmp_path: Path) -> None:
     [skipped] = report["skipped"]
     assert (skipped["reason"], skipped["numbers"], skipped["excerpt"]) == ("not JSON", [6], "{")
     assert report["prompts_too_long"] == 1
-    used = {e.prompt.messages[0].content for s in SPLITS for e in read_examples(made.path, s)}
+    used = {
+        e.prompt.messages[0].content
+        for s in splits_in(made.path)
+        for e in read_examples(made.path, s)
+    }
     assert used == set(QUESTIONS[:3])
 
 

@@ -46,8 +46,9 @@ def test_scores_are_those_of_plain_forwards(bench: Workbench, pack_tokens: int) 
         (bench.write_answers("first", FIRST), bench.write_answers("second", SECOND)),
     )
     made = bench.run(stage, engine=EngineConfig(pack_tokens=pack_tokens))
-    assert made.meta == {"scored": 3, "empty": 1}
     scores = read_scores(made.path)
+    tokens = sum(score.tokens for score in scores.values())
+    assert made.meta == {"scored": 3, "empty": 1, "tokens": tokens}
     loaded = bench.pool.load(STUDENT)
     for prompt, response in (*FIRST, SECOND[0]):
         group = encode_group(loaded.chat, AGENT, prompt, [response])

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from macpo.agents import Policy
+from macpo.agents import Agent, Policy
 from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError
@@ -226,14 +226,17 @@ class LocalExecutor:
         agents = {stage.agent.name: stage.agent for stage in self._to_come if stage.agent}
         answers = {s.agent.name: s for s in self._to_come if isinstance(s, Respond) and s.agent}
         for agent in reversed(agents.values()):
-            if agent.name in self._inspected:
-                continue
-            with translate_memory_errors(f"loading {agent.name}"):
-                loaded = self.policies.load(Policy(agent, "positive"))
-                if agent.name in answers:
-                    written = answers[agent.name].sampling.max_new_tokens
-                    refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
-            self._inspected.add(agent.name)
+            if agent.name not in self._inspected:
+                with translate_memory_errors(f"loading {agent.name}"):
+                    self._inspect(agent, answers.get(agent.name))
+                self._inspected.add(agent.name)
+
+    def _inspect(self, agent: Agent, answering: Respond | None) -> None:
+        """Load one base and keep no hold of it: the next one may need the room."""
+        loaded = self.policies.load(Policy(agent, "positive"))
+        if answering is not None:
+            written = answering.sampling.max_new_tokens
+            refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
 
     def _input_digests(self, stage: Stage) -> dict[str, str]:
         return {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}
