@@ -263,6 +263,10 @@ class RunPolicy:
             found += generator.respond(shard, sampling or config.sampling, (seed,))
         return found
 
+    def load(self) -> None:
+        """Load the model now, which the first answer would do otherwise."""
+        self._generator()
+
     def stream(
         self,
         prompt: PromptLike,

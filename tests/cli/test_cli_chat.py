@@ -89,7 +89,7 @@ def test_what_cannot_be_is_one_line(
 def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_program(finished: FinishedRun) -> None:
     """With an answer that would take long: it is stopped, another is asked for, Ctrl-D ends."""
     ours, theirs = pty.openpty()
-    long = ["--max-new-tokens", "1500", "--temperature", "100", "--top-p", "1", "--top-k", "0"]
+    long = ["--max-new-tokens", "450", "--temperature", "100", "--top-p", "1", "--top-k", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "macpo", "chat", finished.folder, "--policy", "weak-a@1", *long],
         stdin=theirs,
@@ -102,20 +102,29 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_program(finished: Fin
     os.close(theirs)
     seen = ""
 
+    limit = time.monotonic() + 120
+
     def read_until(text: str) -> None:
         nonlocal seen
-        limit = time.monotonic() + 90
         while text not in seen:
-            assert time.monotonic() < limit, seen[-2000:]
-            if select.select([ours], [], [], 1)[0]:
-                seen += os.read(ours, 65536).decode(errors="replace")
+            read_on()
         seen = seen.partition(text)[2]
+
+    def read_on() -> None:
+        nonlocal seen
+        assert time.monotonic() < limit, repr(seen[-2000:])
+        if select.select([ours], [], [], 1)[0]:
+            try:
+                seen += os.read(ours, 65536).decode(errors="replace")
+            except OSError:  # it has ended
+                raise AssertionError(seen[-2000:]) from None
 
     try:
         read_until("> ")
         os.write(ours, b"Tell me more.\n")
-        read_until("weak-a@1:")
-        time.sleep(0.3)
+        read_until("weak-a@1:\x1b[0m ")
+        while not seen.strip():  # an answer that has begun
+            read_on()
         process.send_signal(signal.SIGINT)
         read_until("[stopped]")
         read_until("> ")

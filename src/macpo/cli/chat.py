@@ -101,9 +101,10 @@ def _partners(
     for side in sides:
         if side.run.path not in opened:
             opened[side.run.path] = stack.enter_context(open_run(side.run.path))
-    partners = [
-        Partner(s.label, opened[s.run.path].policy(s.policy.policy, s.policy.round)) for s in sides
-    ]
+    policies = [opened[s.run.path].policy(s.policy.policy, s.policy.round) for s in sides]
+    for loading in policies:
+        loading.load()  # before the first word: Ctrl-C while an answer begins is to end the answer
+    partners = [Partner(s.label, p) for s, p in zip(sides, policies, strict=True)]
     return partners, sides[0].run.path
 
 
