@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.config.values import Flag
 from macpo.evaluation.diversity import measure_diversity, self_bleu
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import Item, write_measures
+from macpo.evaluation.measures import Item, item_means, write_measures
 from macpo.records import Response, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 
@@ -64,7 +63,7 @@ class MeasureAnswers(Stage):
         prompts = [chat.encode_prompt(prompt, limit).ids for prompt in read_prompts(folder)]
         responses = read_responses(folder)
         items = measure_answers(responses, prompts)
-        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        metrics = item_means(items)
         metrics |= measure_diversity([response.text for response in responses])
         if self.self_bleu:
             metrics["self_bleu"] = self_bleu([response.text for response in responses])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from macpo.errors import DataError
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import Item, write_measures
+from macpo.evaluation.measures import Item, item_means, write_measures
 from macpo.records import read_answers
 from macpo.stage import Stage, StageContext
 from macpo.tasks.constraints import read_constraints
@@ -57,6 +57,6 @@ class MeasureConstraints(Stage):
                 f"{self.name}: no test prompt has a constraint in the words that can be checked "
                 "(docs/tasks.md); remove the evaluator constraints"
             )
-        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        metrics = item_means(items)
         write_measures(context.output, metrics, items, constrained_prompts=len(items))
         return metrics

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from macpo.errors import DataError
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import Item, write_measures
+from macpo.evaluation.measures import Item, item_means, write_measures
 from macpo.records import PreferenceExample, read_examples, read_responses
 from macpo.stage import Stage, StageContext
 from macpo.tasks.numbers import final_number
@@ -67,7 +66,7 @@ class MeasureExact(Stage):
                 len(responses) - len(items),
                 len(responses),
             )
-        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        metrics = item_means(items)
         write_measures(context.output, metrics, items, exact_answers=len(items))
         return metrics
 

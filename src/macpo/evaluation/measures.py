@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from macpo.errors import DamagedError, DataError
 from macpo.records import read_jsonl, write_jsonl
@@ -39,6 +40,11 @@ class Item:
 
     prompt_id: str
     values: Mapping[str, float]
+
+
+def item_means(items: Sequence[Item]) -> dict[str, float]:
+    """Return the mean of each value of items that all have the same ones; one item at least."""
+    return {name: fmean(item.values[name] for item in items) for name in items[0].values}
 
 
 def write_measures(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
-from macpo.evaluation.measures import Item, write_measures
+from macpo.evaluation.measures import Item, item_means, write_measures
 from macpo.records import Pair, read_pairs
 from macpo.stage import Stage, StageContext
 
@@ -39,7 +38,7 @@ class MeasurePairs(Stage):
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write measurements."""
         items = [measure_pair(pair) for pair in read_pairs(context.path(self.pairs))]
-        metrics = {name: fmean(item.values[name] for item in items) for name in items[0].values}
+        metrics = item_means(items)
         write_measures(context.output, metrics, items, learned_pairs=len(items))
         return metrics
 
