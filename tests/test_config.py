@@ -614,6 +614,45 @@ def test_a_faulty_method_is_told_with_its_remedy(changes: dict[str, Any], fault:
     assert found.startswith(fault)
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"dpo": {"loss": "ipo", "label_smoothing": 0.1}},
+            [
+                "dpo: label_smoothing is for loss: sigmoid, and has no effect on ipo; remove the "
+                "one or the other"
+            ],
+        ),
+        (
+            {"dpo": {"label_smoothing": 0.1}, "student": {"model": "m", "dpo": {"loss": "sppo"}}},
+            [
+                "student.dpo, laid over dpo: label_smoothing is for loss: sigmoid, and has no "
+                "effect on sppo; remove the one or the other"
+            ],
+        ),
+        ({"dpo": {"loss": "ipo_mean"}}, ["dpo.loss: must be "]),
+        ({"dpo": {"label_smoothing": 0.5}}, ["dpo.label_smoothing: must be less than 0.5 (got "]),
+        # Without the smoothing of the run's section there is nothing wrong.
+        (
+            {
+                "dpo": {"label_smoothing": 0.1},
+                "student": {"model": "m", "dpo": {"loss": "sppo", "label_smoothing": 0}},
+            },
+            [],
+        ),
+    ],
+)
+def test_options_of_dpo_that_cannot_act_together_are_refused(
+    changes: dict[str, Any], found: list[str]
+) -> None:
+    said = faults(config_with(**changes)) if found else []
+    assert len(said) == len(found)
+    assert all(map(str.startswith, said, found))
+    if not found:
+        check_config(config_with(**changes))
+
+
 def test_a_method_is_named_by_a_word_or_by_a_section() -> None:
     short = check_config(config_with(method="spin"))
     assert short.method == check_config(config_with(method={"name": "spin"})).method

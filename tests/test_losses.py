@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,70 @@ def test_dpo_gradient_pushes_apart_and_fades() -> None:
     assert margin.grad.tolist() == pytest.approx([-0.5, -0.119203, -0.880797], abs=1e-6)
 
 
+def test_label_smoothing_turns_a_share_of_the_pairs_around() -> None:
+    """e = 0.25: 0.75 * -log sigmoid(m) + 0.25 * -log sigmoid(-m).
+
+    m = 0: log 2, whatever e is
+    m = 2: 0.75 * 0.126928 + 0.25 * 2.126928 = 0.095196 + 0.531732 = 0.626928
+    m = -2: 0.75 * 2.126928 + 0.25 * 0.126928 = 1.595196 + 0.031732 = 1.626928
+    """
+    loss = losses.dpo(tensor(0, 2, -2), label_smoothing=0.25)
+    assert loss.tolist() == pytest.approx([math.log(2), 0.626928, 1.626928], abs=1e-6)
+
+
+def test_label_smoothing_asks_for_a_certain_margin() -> None:
+    """Least at m = log((1 - e) / e) = log 3 for e = 0.25: it rises below and falls above."""
+    margin = tensor(math.log(3), 0, 3).requires_grad_()
+    losses.dpo(margin, label_smoothing=0.25).sum().backward()
+    assert margin.grad is not None
+    at, below, above = margin.grad.tolist()
+    assert at == pytest.approx(0, abs=1e-6)
+    assert below < 0 < above
+
+
+# Log-ratios of chosen and rejected of three pairs, for beta = 0.1: 1 / (2 beta) = 5 nats.
+CHOSEN, REJECTED = (3, 0, -2), (-2, 0, 1)
+
+
+def test_ipo_loss_of_some_log_ratios() -> None:
+    """(h - 5)^2: h = 3 + 2 = 5 gives 0, h = 0 gives 25, h = -2 - 1 = -3 gives 64."""
+    assert losses.ipo(tensor(*CHOSEN), tensor(*REJECTED), 0.1).tolist() == pytest.approx(
+        [0, 25, 64]
+    )
+
+
+def test_ipo_pulls_back_what_is_too_far_apart() -> None:
+    """d/dh of (h - 5)^2 is 2 (h - 5): at h = 8 the chosen log-ratio is pulled down by 6."""
+    chosen, rejected = tensor(5).requires_grad_(), tensor(-3).requires_grad_()
+    losses.ipo(chosen, rejected, 0.1).sum().backward()
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert (chosen.grad.item(), rejected.grad.item()) == pytest.approx((6, -6))
+
+
+def test_sppo_loss_of_some_log_ratios() -> None:
+    """(c - 5)^2 + (r + 5)^2: 4 + 9 = 13; 25 + 25 = 50; 49 + 36 = 85."""
+    assert losses.sppo(tensor(*CHOSEN), tensor(*REJECTED), 0.1).tolist() == pytest.approx(
+        [13, 50, 85]
+    )
+
+
+def test_apo_losses_of_some_log_ratios() -> None:
+    """With s(x) = 1 / (1 + exp(-x)), beta = 0.1.
+
+    zero: 1 - s(0.3) + s(-0.2) = 1 - 0.574443 + 0.450166 = 0.875723
+          1 - s(0) + s(0) = 1
+          1 - s(-0.2) + s(0.1) = 1 - 0.450166 + 0.524979 = 1.074813
+    down: s(0.3) + 1 - s(0.5) = 0.574443 + 1 - 0.622459 = 0.951984
+          s(0) + 1 - s(0) = 1
+          s(-0.2) + 1 - s(-0.3) = 0.450166 + 1 - 0.425557 = 1.024609
+    """
+    zero = losses.apo_zero(tensor(*CHOSEN), tensor(*REJECTED), 0.1)
+    down = losses.apo_down(tensor(*CHOSEN), tensor(*REJECTED), 0.1)
+    assert zero.tolist() == pytest.approx([0.875723, 1, 1.074813], abs=1e-6)
+    assert down.tolist() == pytest.approx([0.951984, 1, 1.024609], abs=1e-6)
+
+
 def test_sft_loss_is_the_mean_per_token_of_each_example() -> None:
     """6 nats over 4 tokens: 1.5 each; 6 nats over 1 token: 6. Their mean is 3.75.
 
@@ -113,6 +178,42 @@ def test_dpo_objective_adds_contrast_and_likelihood() -> None:
     assert shown["sft_loss"] == [2, 1]
     assert shown["dpo_loss"] == pytest.approx([math.log(2), 0.126928], abs=1e-6)
     assert not any(values.requires_grad for values in scored.shown.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss": "sigmoid"}, (0.693147, 0.126928)),
+        ({"loss": "sigmoid", "label_smoothing": 0.25}, (0.693147, 0.626928)),
+        ({"loss": "ipo"}, (1, 9)),
+        ({"loss": "ipo-mean"}, (7.5625, 0.444444)),
+        ({"loss": "sppo"}, (10, 2)),
+        ({"loss": "apo-zero"}, (1, 0.537883)),
+        ({"loss": "apo-down"}, (1.231059, 0.850262)),
+    ],
+    ids=str,
+)
+def test_dpo_objective_takes_the_loss_that_it_is_told(
+    options: dict[str, Any], expected: tuple[float, float]
+) -> None:
+    """beta = 0.5, so that 1 / (2 beta) = 1; examples 2 and 0, of the log-ratios
+
+        example 2: chosen 2 (8 tokens), rejected 2 (1 token): per token 0.25 and 2
+        example 0: chosen 2 (2 tokens), rejected -2 (3 tokens): per token 1 and -2/3
+
+    ipo: (0 - 1)^2, (4 - 1)^2; ipo-mean: (-1.75 - 1)^2 = 7.5625 and (5/3 - 1)^2 = 0.444444;
+    sppo: 1 + 9, 1 + 1; apo-zero: 1 - s(1) + s(1), 1 - s(1) + s(-1); apo-down: s(1) + 1 - s(0),
+    s(1) + 1 - s(2).
+    """
+    reference = torch.tensor([[-4.0, -7.0], [0.0, 0.0], [-18.0, -5.0]])
+    objective = DPOObjective(GROUPS, reference, beta=0.5, gamma=0.2, **options)
+    scored = objective.losses([2, 0], tensor(-16, -3, -2, -9))
+    assert scored.shown["dpo_loss"].tolist() == pytest.approx(expected, abs=1e-6)
+    added = [a - b for a, b in zip(scored.losses.tolist(), expected, strict=True)]
+    assert added == pytest.approx([0.2 * 16 / 8, 0.2 * 2 / 2], abs=1e-5)
+    assert scored.shown["margin"].tolist() == [0, 2]
+    assert scored.shown["chosen_logratio"].tolist() == [2, 2]
+    assert scored.shown["rejected_logratio"].tolist() == [2, -2]
 
 
 def test_without_gamma_only_the_contrast_is_left() -> None:

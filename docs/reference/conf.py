@@ -57,6 +57,7 @@ WORDS = {
     "Prose": "text, of several lines if need be",
     "Prose | None": "text, of several lines if need be",
     "Size": "a number of prompts, or a fraction of all such as 0.5",
+    "Loss": "`'sigmoid', 'ipo', 'ipo-mean', 'sppo', 'apo-zero', 'apo-down'`",
     "tuple[Text, ...]": "a list of texts",
     "Annotated[tuple[TeacherConfig, ...], Field(min_length=1)]": "a list of `TeacherConfig`",
     "SerializeAsAny[MethodConfig]": "a method's name, or a section with it and its options",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from macpo.config import (
     AUTO,
@@ -24,6 +24,7 @@ from macpo.config import (
     SFTConfig,
     TuningConfig,
 )
+from macpo.config.training import lay_over
 from macpo.models.cache import remembered_digest
 from macpo.models.chat import Chat, SystemTurn
 from macpo.models.folders import CONFIG, generation_stops
@@ -42,8 +43,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-
-Merged = TypeVar("Merged", SFTConfig, NegativeSFTConfig, DPOConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +180,9 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
             dtype=dtype,
             tuning=_with_targets(section.tuning or config.tuning, base),
             limits=config.limits,
-            sft=_merge(config.sft, section.sft),
-            negative_sft=_merge(config.negative_sft, section.negative_sft),
-            dpo=_merge(config.dpo, section.dpo),
+            sft=lay_over(config.sft, section.sft),
+            negative_sft=lay_over(config.negative_sft, section.negative_sft),
+            dpo=lay_over(config.dpo, section.dpo),
         )
 
     teachers = tuple(agent(teacher.name, teacher) for teacher in config.active_teachers)
@@ -219,10 +218,3 @@ def say_chosen_targets(config: RunConfig, team: Team) -> str:
     ]
     missing = f"no {' and '.join(PAPER_TARGETS)} to adapt (tuning.targets: auto), so these layers"
     return f"{missing}: {'; '.join(said)}" if said else ""
-
-
-def _merge(run: Merged, agent: Merged | None) -> Merged:
-    """Lay what an agent's section says over the run's."""
-    if agent is None:
-        return run
-    return run.model_copy(update={key: getattr(agent, key) for key in agent.model_fields_set})

@@ -1,7 +1,8 @@
 """The losses, as pure functions: tensors in, unreduced tensors out.
 
 All but `confidence` take sums of log-probabilities over a response's tokens, in nats, as the
-likelihood engine gives them. The loss of an optimizer step is the mean over its examples.
+likelihood engine gives them, or log-ratios made of these: log pi(y) - log ref(y), policy against
+reference. The loss of an optimizer step is the mean over its examples.
 """
 
 from __future__ import annotations
@@ -30,9 +31,63 @@ def dpo_margin(
     return beta * (chosen - rejected)
 
 
-def dpo(margin: Tensor) -> Tensor:
-    """Return -log sigmoid(margin), `[pairs]`: the DPO loss, arXiv 2305.18290, equation 7."""
-    return -logsigmoid(margin)
+def dpo(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the DPO loss of margins in nats times beta, `[pairs]`.
+
+    (1 - e) * -log sigmoid(m) + e * -log sigmoid(-m), where e is `label_smoothing`, the share of
+    pairs that are taken to be labelled the wrong way round. With e = 0 this is arXiv 2305.18290,
+    equation 7, which falls for ever as the margin grows; else it is conservative DPO (Mitchell
+    2023, "A note on DPO with noisy preferences", equation 3), least where m = log((1 - e) / e).
+    """
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def ipo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+    """Return the IPO loss, `[pairs]`, in nats squared.
+
+    (h - 1 / (2 beta))^2 with h the difference of the log-ratios, chosen minus rejected: the loss
+    asks for a certain difference and no more. Azar et al. 2023 (arXiv 2310.12036), equation 17,
+    where beta is called tau.
+
+    Args:
+        chosen_logratio: log pi(y+) - log ref(y+), `[pairs]`: sums over response tokens as in the
+            paper, or means as in TRL, whose target is then per token.
+        rejected_logratio: likewise of y-.
+        beta: the larger, the smaller the difference that is asked for.
+    """
+    return (chosen_logratio - rejected_logratio - 1 / (2 * beta)) ** 2
+
+
+def sppo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+    """Return the SPPO loss, `[pairs]`, in nats squared.
+
+    (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 with c and r the log-ratios of chosen and rejected,
+    sums over response tokens, `[pairs]`: each has a target of its own. Wu et al. 2024 (arXiv
+    2405.00675), equation 4.7 with eta = 1 / beta and the probability of a win taken as 1 or 0, as
+    pairs say no more.
+    """
+    target = 1 / (2 * beta)
+    return (chosen_logratio - target) ** 2 + (rejected_logratio + target) ** 2
+
+
+def apo_zero(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+    """Return the APO-zero loss, `[pairs]`, between 0 and 2.
+
+    1 - sigmoid(beta c) + sigmoid(beta r) with c and r the log-ratios of chosen and rejected, sums
+    over response tokens, `[pairs]`: for chosen answers that are better than the policy's own.
+    D'Oosterlinck et al. 2024 (arXiv 2408.06266), equation 7.
+    """
+    return 1 - (beta * chosen_logratio).sigmoid() + (beta * rejected_logratio).sigmoid()
+
+
+def apo_down(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+    """Return the APO-down loss, `[pairs]`, between 0 and 2.
+
+    sigmoid(beta c) + 1 - sigmoid(beta (c - r)), as `apo_zero` writes them: for chosen answers that
+    are worse than the policy's own, both fall, the rejected further. arXiv 2408.06266, equation 8.
+    """
+    margin = beta * (chosen_logratio - rejected_logratio)
+    return (beta * chosen_logratio).sigmoid() + 1 - margin.sigmoid()
 
 
 def confidence(logprobs: Tensor, own_logprobs: Tensor, weight: float, threshold: float) -> Tensor:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from macpo.agents import Agent, Policy
-from macpo.config import EngineConfig
+from macpo.config import EngineConfig, Section
 from macpo.generation.protocol import GeneratorFactory
 from macpo.progress import ProgressCallback
 from macpo.seeds import digest
@@ -153,7 +153,7 @@ def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
         if value.weights is not None:
             _describe(value.weights, where, inputs)
         return {"agent": value.agent.identity(), "role": value.role, "weights": value.weights_key}
-    if isinstance(value, Agent):
+    if isinstance(value, Agent | Section):
         return value.identity()
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")

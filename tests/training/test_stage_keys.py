@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from macpo.agents import Agent, Policy, Team
-from macpo.config import RunConfig, TuningConfig
+from macpo.config import DPOConfig, RunConfig, TuningConfig
 from macpo.methods.build import build_plan
 from macpo.stage import Stage
 from tests.workbench import Written, make_agent
@@ -58,7 +58,35 @@ def test_the_same_config_gives_the_same_keys() -> None:
     assert BASE.keys() >= SFT | DPO
 
 
-@pytest.mark.parametrize("option", [{"beta": 0.2}, {"gamma": 0.0}, {"learning_rate": 1e-4}])
+def test_options_that_came_later_are_no_part_of_a_key_until_they_are_used() -> None:
+    """What describes a round in its key is what did before there were other losses."""
+    said = {"loss": "sigmoid", "label_smoothing": 0}
+    assert DPOConfig().identity() == {
+        "epochs": 1,
+        "learning_rate": 1e-5,
+        "batch_size": 16,
+        "warmup_ratio": 0,
+        "weight_decay": 0,
+        "max_grad_norm": 1,
+        "beta": 0.1,
+        "gamma": 0.2,
+        "reference": "previous",
+    }
+    assert not changed(dpo=said)
+    used = DPOConfig(loss="ipo").identity()
+    assert (used["loss"], "label_smoothing" in used) == ("ipo", False)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"beta": 0.2},
+        {"gamma": 0.0},
+        {"learning_rate": 1e-4},
+        {"loss": "ipo"},
+        {"label_smoothing": 0.1},
+    ],
+)
 def test_dpo_options_change_the_rounds_and_keep_the_initialisation(option: dict[str, Any]) -> None:
     found = changed(dpo=option)
     assert found >= DPO

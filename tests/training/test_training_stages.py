@@ -231,6 +231,35 @@ def test_beta_and_gamma_act(bench: Workbench, agent: Agent) -> None:
     assert made[0.2]["loss"] == pytest.approx(made[0.0]["loss"] + added, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"loss": "ipo"}, 1 / (2 * 0.1) ** 2),
+        ({"loss": "sppo"}, 2 / (2 * 0.1) ** 2),
+        ({"loss": "apo-zero"}, 1.0),
+    ],
+    ids=str,
+)
+def test_loss_is_the_one_that_the_config_names(
+    bench: Workbench, agent: Agent, options: dict[str, Any], first: float
+) -> None:
+    """Against the policy itself all log-ratios are 0 at first."""
+    [row] = read_jsonl(Round(bench, agent).train("previous", **options).path / "log.jsonl")
+    assert row["dpo_loss"] == pytest.approx(first, rel=1e-3)
+
+
+def test_label_smoothing_acts(bench: Workbench, agent: Agent) -> None:
+    """Of one pair with margin m: (1 - e) * log(1 + exp(-m)) + e * log(1 + exp(m))."""
+    scene = Round(bench, agent)
+    del scene.pairs[1:]
+    scene.written_pairs = bench.write_pairs("pair", scene.pairs)
+    [row] = read_jsonl(scene.train("initial", label_smoothing=0.25).path / "log.jsonl")
+    m = row["margin"]
+    expected = 0.75 * math.log1p(math.exp(-m)) + 0.25 * math.log1p(math.exp(m))
+    assert abs(m) > 0.02
+    assert row["dpo_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_artifact_holds_weights_and_log_and_tells_of_them(bench: Workbench, agent: Agent) -> None:
     scene = Round(bench, agent)
     made = scene.train("previous", epochs=3, learning_rate=1e-2)

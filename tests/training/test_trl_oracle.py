@@ -12,6 +12,7 @@ sums, and one example at a time, directly.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from macpo.config.training import Loss
 from macpo.likelihood import LikelihoodEngine, PromptGroup
-from macpo.training.objectives import DPOObjective
+from macpo.training.objectives import DPOObjective, ExampleLosses
 from tests.likelihood.plain import with_adapter
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.workbench import randomise
@@ -94,10 +96,11 @@ class Oracle:
         loss = self.trainer.compute_loss(self.trainer.model, self.batch(groups))
         return loss, {name: values[-1] for name, values in metrics.items()}
 
-    def ours(self, indices: list[int]) -> Any:
-        """Return our losses of some examples."""
+    def ours(self, indices: list[int], **options: Any) -> ExampleLosses:
+        """Return our losses of some examples, by an objective of which some options differ."""
         [pack] = self.engine.packs([GROUPS[i] for i in indices])
-        return self.objective.losses(indices, self.engine.score_pack(pack))
+        objective = replace(self.objective, **options)
+        return objective.losses(indices, self.engine.score_pack(pack))
 
 
 def _adapter(model: Any, name: str) -> dict[str, Tensor]:
@@ -156,6 +159,56 @@ def test_loss_of_a_batch_is_trls_but_for_the_mean_of_the_sft_term(oracle: Oracle
     assert ours.shown["margin"].mean().item() == pytest.approx(logged["rewards/margins"], abs=1e-4)
 
 
+@pytest.mark.parametrize("index", range(len(GROUPS)))
+@pytest.mark.parametrize(
+    ("loss", "trls"),
+    [
+        ("sigmoid", "sigmoid"),
+        ("ipo-mean", "ipo"),
+        ("sppo", "sppo_hard"),
+        ("apo-zero", "apo_zero"),
+        ("apo-down", "apo_down"),
+    ],
+)
+def test_every_loss_that_trl_has_is_trls(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, loss: Loss, trls: str, index: int
+) -> None:
+    monkeypatch.setattr(oracle.trainer, "loss_types", [trls])
+    monkeypatch.setattr(oracle.trainer, "loss_weights", [1.0])
+    assert_same_contrast(oracle, index, loss=loss)
+
+
+@pytest.mark.parametrize("index", range(len(GROUPS)))
+def test_label_smoothing_is_trls(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """TRL smooths labels in `aot`, which pairs sorted log-ratios: of one pair, that pair's own."""
+    monkeypatch.setattr(oracle.trainer, "loss_types", ["aot"])
+    monkeypatch.setattr(oracle.trainer, "loss_weights", [1.0])
+    monkeypatch.setattr(oracle.trainer, "label_smoothing", 0.2)
+    assert_same_contrast(oracle, index, label_smoothing=0.2)
+
+
+def test_ipo_on_sums_is_trls_for_answers_of_one_length(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's h is of means, and so ours divided by n where both answers have n tokens.
+
+    (h / n - 1 / (2 n beta))^2 is (h - 1 / (2 beta))^2 / n^2: TRL's with n * beta, times n^2.
+    """
+    monkeypatch.setattr(oracle.trainer, "loss_types", ["ipo"])
+    monkeypatch.setattr(oracle.trainer, "loss_weights", [1.0])
+    monkeypatch.setattr(oracle.trainer, "beta", 3 * BETA)
+    group = PromptGroup((5, 9, 1, 44), ((17, 3, 2), (8, 40, 12)))
+    theirs, _ = oracle.theirs([group])
+    sides = oracle.trainer.compute_ref_log_probs(oracle.trainer.model, oracle.batch([group]))
+    reference = torch.stack(sides, dim=1)
+    [pack] = oracle.engine.packs([group])
+    sums = oracle.engine.score_pack(pack)
+    ours = DPOObjective([group], reference, BETA, 0.0, "ipo").losses([0], sums)
+    assert ours.losses.item() == pytest.approx(9 * theirs.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("indices", [[0], [1], [2], [3]])
 def test_gradients_of_the_adapter_are_trls(oracle: Oracle, indices: list[int]) -> None:
     assert_same_gradients(oracle, oracle.ours(indices).losses.mean(), indices)
@@ -178,6 +231,14 @@ def test_gradients_of_a_batch_are_trls(oracle: Oracle) -> None:
     lengths = torch.tensor([float(len(group.completions[0])) for group in GROUPS])
     loss = contrast.mean() + ((whole - contrast) * lengths).sum() / lengths.sum()
     assert_same_gradients(oracle, loss, indices)
+
+
+def assert_same_contrast(oracle: Oracle, index: int, **options: Any) -> None:
+    """Compare a loss without an SFT term, on one pair: no value depends on the others."""
+    theirs, _ = oracle.theirs([GROUPS[index]])
+    ours = oracle.ours([index], gamma=0.0, **options)
+    assert ours.losses.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert_same_gradients(oracle, ours.losses.mean(), [index])
 
 
 def assert_same_gradients(oracle: Oracle, ours: Tensor, indices: list[int]) -> None:

@@ -1,6 +1,7 @@
 """The one config tree: what a run's YAML may say, and reading it.
 
 sections   the tree itself, with its defaults
+training   SFT and DPO: optimizers, losses, where a round starts
 methods    the section of the method, which is looked up by name
 evaluators likewise for the list of evaluators
 values     the kinds of values in it
@@ -21,21 +22,18 @@ from macpo.config.sections import (
     AgentConfig,
     ColumnsConfig,
     DataConfig,
-    DPOConfig,
     EngineConfig,
     EvaluationConfig,
     GenerationConfig,
     LimitsConfig,
     ModelConfig,
-    NegativeSFTConfig,
-    OptimizerConfig,
     RunConfig,
     SamplingConfig,
-    SFTConfig,
     SplitsConfig,
     TeacherConfig,
     TuningConfig,
 )
+from macpo.config.training import DPOConfig, NegativeSFTConfig, OptimizerConfig, SFTConfig
 from macpo.config.values import parse_layers
 
 __all__ = [

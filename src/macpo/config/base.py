@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -14,7 +14,12 @@ class Section(BaseModel):
 
     Defaults are validated as well, so that `alpha: 16` written out and left out are the same value
     of the same type, and give the same key.
+
+    `newer` names keys that came after stages were first kept: with its default such a key is no
+    part of a stage's key, so that what was finished before it came is found.
     """
+
+    newer: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -28,3 +33,12 @@ class Section(BaseModel):
         if isinstance(value, bool) and field.annotation in (int, float, int | float):
             raise ValueError(f"must be a number (got {shown(value)})")
         return value
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of this section decides the outcome of a stage, as JSON."""
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in self.newer
+            or getattr(self, name) != type(self).model_fields[name].get_default()
+        }

@@ -25,6 +25,7 @@ from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
+from macpo.config.training import DPOConfig, NegativeSFTConfig, SFTConfig, lay_over
 from macpo.config.values import (
     Count,
     CountOrZero,
@@ -201,44 +202,6 @@ class TuningConfig(Section):
             if word in self.targets and len(self.targets) > 1:
                 raise ValueError(f"targets: {word} stands alone; remove it or the other names")
         return self
-
-
-class OptimizerConfig(Section):
-    """One optimisation: AdamW, cosine decay to zero, clipping by the global gradient norm."""
-
-    epochs: Count
-    learning_rate: Positive
-    batch_size: Count
-    warmup_ratio: Ratio = 0.0
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: Positive = 1.0
-
-
-class SFTConfig(OptimizerConfig):
-    """Supervised fine-tuning of a positive policy on answers."""
-
-    epochs: Count = 3
-    learning_rate: Positive = 5e-5
-    batch_size: Count = 32
-
-
-class NegativeSFTConfig(OptimizerConfig):
-    """Supervised fine-tuning of a negative policy, which starts from the positive one."""
-
-    epochs: Count = 1
-    learning_rate: Positive = 5e-5
-    batch_size: Count = 32
-
-
-class DPOConfig(OptimizerConfig):
-    """One round of L_DPO(beta) + gamma * L_SFT(chosen)."""
-
-    epochs: Count = 1
-    learning_rate: Positive = 1e-5
-    batch_size: Count = 16
-    beta: Positive = 0.1
-    gamma: NonNegative = 0.2
-    reference: Literal["previous", "initial", "base"] = "previous"
 
 
 class SamplingConfig(Section):
@@ -454,6 +417,7 @@ class RunConfig(Section):
                 for fault in evaluator.faults(self.data.source, self.evaluation.answers)
             )
         faults += self._faults_of_stopping()
+        faults += self._faults_of_dpo()
         for path in _set_keys(self):
             if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:
                 faults.append(
@@ -468,6 +432,14 @@ class RunConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _faults_of_dpo(self) -> Iterator[str]:
+        """Yield what agents' own sections make of the run's that cannot take effect together."""
+        agents = {"student": self.student}
+        agents |= {f"teachers.{i}": teacher for i, teacher in enumerate(self.teachers)}
+        for name, agent in agents.items():
+            for fault in lay_over(self.dpo, agent.dpo).faults():
+                yield f"{name}.dpo, laid over dpo: {fault}"
 
     def _faults_of_stopping(self) -> Iterator[str]:
         """Yield why `stop_on_collapse` cannot stop this run."""

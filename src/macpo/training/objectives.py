@@ -6,7 +6,7 @@ them up over packs, so that no loss ever sees how its sequences were packed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from macpo import losses
+from macpo.config.training import Loss
 from macpo.likelihood import LikelihoodEngine, Pack, PromptGroup
 
 
@@ -73,13 +74,16 @@ class DPOObjective:
     """L_DPO(beta) + gamma * L_SFT(chosen) on (chosen, rejected) groups (paper, section 3).
 
     `reference_sums` `[examples, 2]` float32: the reference policy's sum log-probabilities of
-    chosen and rejected, in nats.
+    chosen and rejected, in nats. `loss` stands for L_DPO, see `macpo.losses`; `ipo-mean` takes
+    log-ratios per token, all others sums. `label_smoothing` is that of `sigmoid`.
     """
 
     groups: Sequence[PromptGroup]
     reference_sums: Tensor
     beta: float
     gamma: float
+    loss: Loss = "sigmoid"
+    label_smoothing: float = 0.0
 
     def forward(
         self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
@@ -92,16 +96,36 @@ class DPOObjective:
         chosen, rejected = sum_logprobs.view(-1, 2).unbind(1)
         reference = self.reference_sums[list(indices)].to(sum_logprobs.device)
         margin = losses.dpo_margin(chosen, rejected, reference[:, 0], reference[:, 1], self.beta)
-        contrast = losses.dpo(margin)
+        chosen_logratio = chosen - reference[:, 0]
+        rejected_logratio = rejected - reference[:, 1]
+        if self.loss == "sigmoid":
+            contrast = losses.dpo(margin, self.label_smoothing)
+        elif self.loss == "ipo-mean":
+            contrast = losses.ipo(
+                chosen_logratio / _tokens(self.groups, indices, 0, chosen),
+                rejected_logratio / _tokens(self.groups, indices, 1, rejected),
+                self.beta,
+            )
+        else:
+            contrast = _ON_SUMS[self.loss](chosen_logratio, rejected_logratio, self.beta)
         likelihood = losses.sft(chosen, _tokens(self.groups, indices, 0, chosen))
         shown = {
             "dpo_loss": contrast.detach(),
             "sft_loss": likelihood.detach(),
             "margin": margin.detach(),
-            "chosen_logratio": (chosen - reference[:, 0]).detach(),
-            "rejected_logratio": (rejected - reference[:, 1]).detach(),
+            "chosen_logratio": chosen_logratio.detach(),
+            "rejected_logratio": rejected_logratio.detach(),
         }
         return ExampleLosses(contrast + self.gamma * likelihood, shown)
+
+
+_ON_SUMS: dict[Loss, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "ipo": losses.ipo,
+    "sppo": losses.sppo,
+    "apo-zero": losses.apo_zero,
+    "apo-down": losses.apo_down,
+}
+"""Losses of the summed log-ratios of chosen and rejected, and beta."""
 
 
 @dataclass(frozen=True, slots=True)

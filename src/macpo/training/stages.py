@@ -176,8 +176,14 @@ class TrainDPO(TrainingStage):
         reference = [
             [scores[p.chosen.id].sum_logprob, scores[p.rejected.id].sum_logprob] for p in pairs
         ]
+        config = self.config
         objective = DPOObjective(
-            groups, torch.tensor(reference), self.config.beta, self.config.gamma
+            groups,
+            torch.tensor(reference),
+            config.beta,
+            config.gamma,
+            config.loss,
+            config.label_smoothing,
         )
         return _train(self, loaded, objective, context)
 

@@ -1,0 +1,87 @@
+"""How policies are trained: the sections of SFT and of DPO rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from macpo.config.base import Section
+from macpo.config.values import Count, NonNegative, Positive, Ratio
+
+Loss = Literal["sigmoid", "ipo", "ipo-mean", "sppo", "apo-zero", "apo-down"]
+"""The losses that contrast chosen and rejected, see `macpo.losses`."""
+
+Trained = TypeVar("Trained", bound="OptimizerConfig")
+
+
+class OptimizerConfig(Section):
+    """One optimisation: AdamW, cosine decay to zero, clipping by the global gradient norm."""
+
+    epochs: Count
+    learning_rate: Positive
+    batch_size: Count
+    warmup_ratio: Ratio = 0.0
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+
+
+class SFTConfig(OptimizerConfig):
+    """Supervised fine-tuning of a positive policy on answers."""
+
+    epochs: Count = 3
+    learning_rate: Positive = 5e-5
+    batch_size: Count = 32
+
+
+class NegativeSFTConfig(OptimizerConfig):
+    """Supervised fine-tuning of a negative policy, which starts from the positive one."""
+
+    epochs: Count = 1
+    learning_rate: Positive = 5e-5
+    batch_size: Count = 32
+
+
+class DPOConfig(OptimizerConfig):
+    """One round of L_DPO(beta) + gamma * L_SFT(chosen).
+
+    `loss` is what stands for L_DPO: the paper's `sigmoid`; or one that is bounded, so that it does
+    not pull chosen and rejected apart for ever: `ipo`, whose target is a difference of log-ratios
+    of 1 / (2 beta) nats (`ipo-mean`: nats per token), `sppo`, `apo-zero`, `apo-down`.
+    `label_smoothing` is the share of pairs that `sigmoid` takes for wrongly labelled, which bounds
+    it, too.
+    """
+
+    newer: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing"})
+
+    epochs: Count = 1
+    learning_rate: Positive = 1e-5
+    batch_size: Count = 16
+    beta: Positive = 0.1
+    gamma: NonNegative = 0.2
+    reference: Literal["previous", "initial", "base"] = "previous"
+    loss: Loss = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> DPOConfig:
+        faults = list(self.faults())
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def faults(self) -> Iterator[str]:
+        """Yield what cannot take effect together."""
+        if self.label_smoothing and self.loss != "sigmoid":
+            yield (
+                f"label_smoothing is for loss: sigmoid, and has no effect on {self.loss}; remove "
+                "the one or the other"
+            )
+
+
+def lay_over(run: Trained, agent: Trained | None) -> Trained:
+    """Lay what an agent's section says over the run's, key by key."""
+    if agent is None:
+        return run
+    return run.model_copy(update={key: getattr(agent, key) for key in agent.model_fields_set})
