@@ -767,8 +767,8 @@ MUTATIONS = (
     Mutation(
         "the log-ratio of chosen answers is that of rejected ones",
         "src/macpo/training/objectives.py",
-        '"chosen_logratio": (chosen - reference[:, 0])',
-        '"chosen_logratio": (rejected - reference[:, 1])',
+        '"chosen_logratio": chosen_logratio.',
+        '"chosen_logratio": rejected_logratio.',
         ("tests/training/test_trl_oracle.py",),
     ),
     # Generation
