@@ -166,21 +166,23 @@ class TerminalScreen:
 
 def _converse(take: Any, screen: TerminalScreen) -> None:
     """Hand lines to the talk until it ends; Ctrl-C ends what is going on, not the talk."""
-    lines = _lines(screen.terminal)
+    lines, interrupted = _lines(screen.terminal), False
     while True:
         try:
+            if interrupted:
+                interrupted = False
+                screen.note("\n/quit or Ctrl-D ends")
             line = next(lines, None)
             if line is None or not take(line):
                 return
-        except KeyboardInterrupt:
-            screen.note("\n/quit or Ctrl-D ends")
-            lines = _lines(screen.terminal)
+        except KeyboardInterrupt:  # noted above, where another one is caught as well
+            lines, interrupted = _lines(screen.terminal), True
 
 
 def _lines(terminal: bool) -> Iterator[str]:
     """Yield what the user writes; on a terminal with the keys of readline, where it is there."""
     if not terminal:
-        yield from sys.stdin
+        yield from iter(sys.stdin.readline, "")  # stdin's own iterator: an end here would close it
         return
     with suppress(ImportError):
         import readline  # noqa: F401  # input() uses it then
