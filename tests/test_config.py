@@ -600,6 +600,26 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "method.question: lacks {conversation}, where that is to stand",
         ),
         (
+            {"method": {"name": "ws-dpo", "answers": "data", "samples": 3}},
+            "method: samples is for answers: own; remove it",
+        ),
+        (
+            {"method": {"name": "ws-dpo", "samples": 1}},
+            "method.samples: must be greater than or equal to 2 (got 1)",
+        ),
+        (
+            {"method": {"name": "cong", "alpha": 1.0}},
+            "method.alpha: must be less than 1 (got 1.0)",
+        ),
+        (
+            {"method": {"name": "twin-judges", "aggregate": "max"}},
+            "method.aggregate: must be 'min' or 'mean' (got 'max')",
+        ),
+        (
+            {"method": "weak-to-strong-search", "dpo": {"reference": "base"}},
+            "dpo.reference: has no effect under method weak-to-strong-search; remove it",
+        ),
+        (
             {"method": "naive-sft", "rounds": 2},
             "rounds: has no effect under method naive-sft; remove it",
         ),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from macpo.agents import assemble_team
 from macpo.config import load_config
@@ -43,6 +44,25 @@ def test_plan_file_holds_the_plan_as_it_was_laid_out(finished: FinishedRun) -> N
         assert policy.measured == tuple(
             stage.key for stage in plan.evaluations[policy.round][policy.policy]
         )
+
+
+def test_answers_that_a_method_chose_stand_for_the_policys_own(tmp_path: Path) -> None:
+    method = {"name": "weak-to-strong-search", "samples": 2}
+    path = write_config(tmp_path, method=method)
+    raw = yaml.safe_load(path.read_text())
+    del raw["rounds"], raw["negative_sft"]
+    path.write_text(yaml.safe_dump(raw))
+    config = load_config(path)
+    laid_out = build_plan(config, assemble_team(config, "float32", fetch=True), "digest")
+    plan = RunPlan.from_json(describe_plan(laid_out).to_json())
+
+    before, after = (plan.policy("student", t) for t in (0, 1))
+    assert before.trained == after.trained
+
+    found = [[stage.name for stage in plan.answers(policy, "test")] for policy in (before, after)]
+    assert found[0] == ["init/student/test-answers", "round-1/student/test-answers-1"]
+    assert found[1] == ["round-1/student/best-answers"]
+    assert plan.answers(after, "student") == []
 
 
 def test_plan_file_is_there_before_the_first_stage_is_done(tmp_path: Path) -> None:

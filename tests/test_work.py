@@ -49,6 +49,11 @@ VARIETY: list[dict[str, Any]] = [
     {"method": "rlaif"},
     {"method": {"name": "rlaif", "judging": "grade"}},
     {"method": "rlcd", "rounds": None},
+    {"method": "ws-dpo", "rounds": None},
+    {"method": {"name": "ws-dpo", "answers": "data"}, "rounds": None},
+    {"method": "cong", "rounds": None},
+    {"method": "weak-to-strong-search", "rounds": None},
+    {"method": "twin-judges"},
     {"data": {"source": "testbed:60"}},
     {"data": VALIDATED},
     {"evaluation": {"answers": 4, "evaluators": ["kl", {"name": "bbq", "data": QUESTIONS}]}},
@@ -122,7 +127,7 @@ def test_every_stage_of_a_model_has_work_and_the_others_none(run: dict[str, Any]
             sorting.add(stage.kind)
     assert sorting <= {
         *("data", "pairs", "worst", "measure-answers", "measure-pairs", "collapse"),
-        *("oracle", "oracle-pairs"),
+        *("oracle", "oracle-pairs", "unlabelled", "log-ratio", "best"),
     }
 
 
@@ -205,6 +210,33 @@ def test_pairs_of_the_data_are_as_long_as_its_answers() -> None:
     found = works(config(method="ceiling", rounds=None))
 
     assert found["round-1/student/train"] == Work(trained=21 * 190)
+
+
+def test_twins_read_every_answer_twice() -> None:
+    found = works(config(method={"name": "twin-judges", "samples": 3}))
+
+    # 20 prompts of 110 tokens with 3 answers of at most 8, under either twin
+    for side in ("better", "worse"):
+        scored = found[f"round-1/student/weak-a/{side}-scores"]
+        assert scored == Work(read=20 * 134, at_most=True)
+    # 20 pairs of 100 + 8 + 8
+    assert found["round-1/student/train"] == Work(trained=20 * 116, at_most=True)
+
+
+def test_unlabelled_answers_are_as_long_as_chosen_and_rejected_on_average() -> None:
+    found = works(config(method={"name": "ws-dpo", "answers": "data"}, rounds=None))
+
+    # 21 pairs: a prompt of 110 tokens with two answers of (55 + 45) / 2
+    assert found["round-1/student/weak-a/better-scores"] == Work(read=21 * 210)
+    assert found["init/weak-a/aligned"] == Work(trained=11 * 210)
+    assert found["round-1/student/train"] == Work(trained=21 * 190)
+
+
+def test_best_of_several_answers_counts_once() -> None:
+    found = works(config(method={"name": "weak-to-strong-search", "samples": 3}, rounds=None))
+
+    # 4 of the 30 test prompts, 3 answers
+    assert found["round-1/student/weak-a/worse-scores"] == Work(read=4 * 134, at_most=True)
 
 
 def test_worst_of_several_answers_counts_once() -> None:

@@ -3,14 +3,18 @@
 A judge is asked in words (a prompt of its own) and answers by likelihood: of the grades or labels
 that it may give, how probable is each as its next words? That takes one forward pass and no
 sampling, needs no parsing, and works for models too weak to follow instructions to the letter.
+
+Twins judge without being asked: two policies of one agent, of which the one is more likely than the
+other to say what is good (`LogRatios`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent, Policy
 from macpo.errors import DataError
@@ -27,6 +31,8 @@ from macpo.records import (
     read_judgements,
     read_prompts,
     read_responses,
+    read_scores,
+    write_answers,
     write_judgements,
 )
 from macpo.stage import Stage, StageContext
@@ -147,6 +153,87 @@ class Compare(Stage):
             better = (straight[0] + turned[1]) / 2
             judged += [(one, better), (other, 1 - better)]
         return _write(judged, 2 * len(both), context)
+
+
+Aggregate = Literal["mean", "min"]
+"""How one number is made of several judges'."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogRatios(Stage):
+    """How much more readily the one of two policies gives an answer than the other, in nats.
+
+    weight * (log p(y) - log q(y)), sums over the response's tokens: where p was trained by DPO from
+    q with beta, beta times it is the reward that p implies (arXiv 2305.18290, equation 5, up to a
+    term of the prompt alone). `ours` and `theirs` hold the scores under p and q, an entry for each
+    pair of twins, `weights` their weights; `aggregate` says what the twins' numbers become:
+    their mean, or the least of them, so that an answer is good if all judges find it so.
+    """
+
+    kind: ClassVar[str] = "log-ratio"
+
+    answers: tuple[Stage, ...]
+    ours: tuple[Stage, ...]
+    theirs: tuple[Stage, ...]
+    weights: tuple[float, ...]
+    aggregate: Aggregate = "mean"
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write judgements.jsonl: a number for each answer that is not empty."""
+        ours, theirs = (
+            [read_scores(context.path(stage)) for stage in side]
+            for side in (self.ours, self.theirs)
+        )
+        aggregate: Callable[[Iterable[float]], float] = fmean if self.aggregate == "mean" else min
+        answers = {
+            response.id: response
+            for stage in self.answers
+            for response in read_responses(context.path(stage))
+            if not response.is_empty
+        }
+        judged = [
+            (
+                response,
+                aggregate(
+                    weight * (p[id].sum_logprob - q[id].sum_logprob)
+                    for weight, p, q in zip(self.weights, ours, theirs, strict=True)
+                ),
+            )
+            for id, response in answers.items()
+        ]
+        return _write(judged, len(judged), context)
+
+
+@dataclass(frozen=True, eq=False)
+class BestAnswers(Stage):
+    """Of several answers to each prompt, the one that is judged best."""
+
+    kind: ClassVar[str] = "best"
+
+    answers: tuple[Stage, ...]
+    judgements: Stage
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """One of the answers to each prompt."""
+        return known.left_by(self.answers[0], reader)
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write prompts.jsonl and responses.jsonl, as an answering stage does."""
+        scores = read_judgements(context.path(self.judgements))
+        folders = [context.path(stage) for stage in self.answers]
+        prompts = read_prompts(folders[0])
+        best = []
+        for answers in zip(*map(read_responses, folders), strict=True):
+            judged = [response for response in answers if response.id in scores]
+            # Where all of them are empty there is nothing to choose.
+            best.append(max(judged or answers[:1], key=lambda r: scores.get(r.id, 0.0)))
+        write_answers(context.output, zip(prompts, best, strict=True))
+        return {
+            "responses": len(best),
+            "tokens": sum(len(r.token_ids) for r in best),
+            "empty": sum(r.is_empty for r in best),
+            "finished": sum(r.finished for r in best),
+        }
 
 
 @dataclass(frozen=True, eq=False)

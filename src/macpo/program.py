@@ -38,12 +38,14 @@ class Plan:
     """A run: its stages in order, and what they stand for.
 
     `policies[t][agent]` is the positive policy after round t (0: after initialisation), and
-    `evaluations[t][agent]` the stages that measure it.
+    `evaluations[t][agent]` the stages that measure it. `answers[t][agent]` is the stage with its
+    answers to test prompts where a method chooses them for it; others answer as themselves.
     """
 
     stages: list[Stage] = field(default_factory=list)
     policies: list[dict[str, Policy]] = field(default_factory=list)
     evaluations: list[dict[str, tuple[Stage, ...]]] = field(default_factory=list)
+    answers: list[dict[str, Stage]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)
@@ -161,8 +163,8 @@ class Program:
         if away_from is not None and not backend.pushes:
             raise ConfigError(
                 f"generation.backend: {backend.name} cannot push answers away from another policy, "
-                "as method.negatives: decoding asks; take generation.backend: local, or make "
-                "negatives in another way"
+                "as method cong and macpo's negatives: decoding ask; take generation.backend: "
+                "local, or another method or way to make negatives"
             )
         parts = ("respond", policy.name, split, t, *((sample,) if sample else ()))
         what: str = "test" if split == "test" else policy.role
@@ -272,8 +274,21 @@ class Program:
 
     # Evaluation
 
-    def evaluate(self, t: int, positive: Mapping[str, Policy]) -> None:
-        """Measure everybody's positive policy after round t, by the config's evaluators."""
+    def evaluate(
+        self,
+        t: int,
+        positive: Mapping[str, Policy],
+        chosen_answers: Mapping[str, Stage] | None = None,
+    ) -> None:
+        """Measure everybody's positive policy after round t, by the config's evaluators.
+
+        Args:
+            t: the round.
+            positive: by agent.
+            chosen_answers: by agent, an answering stage on the test prompts that stands in for
+                answers of the policy as itself.
+        """
+        chosen = dict(chosen_answers or {})
         when = f"round-{t}" if t else "init"
         count = self.config.evaluation.answers
         evaluations: dict[str, tuple[Stage, ...]] = {}
@@ -281,7 +296,9 @@ class Program:
             if not self.config.evaluation.teachers and name != self.team.student.name:
                 continue
             # The same seed in every round: what differs between rounds is the policy.
-            answers = self.respond(when, policy, "test", 0, count) if count else None
+            answers = chosen.get(name)
+            if answers is None and count:
+                answers = self.respond(when, policy, "test", 0, count)
             pairs = policy.weights.pairs if isinstance(policy.weights, OnPairs) else None
             first = self._first.get(name)
             find = functools.partial(_same, policy)
@@ -293,6 +310,7 @@ class Program:
             evaluations[name] = tuple(self.add(stage) for stage in self._measuring(policy, subject))
         self.plan.policies.append(dict(positive))
         self.plan.evaluations.append(evaluations)
+        self.plan.answers.append(chosen)
         if t:
             self._check_collapse(t)
 

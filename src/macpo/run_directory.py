@@ -92,13 +92,15 @@ class PlannedPolicy:
     """An agent's positive policy after a round.
 
     `trained` is the key of the stage that trained it, None for the bare base model; `measured` are
-    those of the stages that measure it, empty where nobody does.
+    those of the stages that measure it, empty where nobody does. `chosen` is that of the stage with
+    its answers to test prompts where the method chose them; None where it answers as itself.
     """
 
     policy: str
     round: int
     trained: str | None
     measured: tuple[str, ...]
+    chosen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,11 @@ class RunPlan:
     def answers(self, policy: PlannedPolicy, split: str) -> list[PlannedStage]:
         """Return the stages in which a policy answers the prompts of a split as itself.
 
-        That is without the system prompts and the other ways in which methods draw bad answers.
+        That is without the system prompts and the other ways in which methods draw bad answers. Of
+        answers that a method chose for it to test prompts, it is these.
         """
+        if split == "test" and policy.chosen is not None:
+            return [self.stage(policy.chosen)]
         found = []
         for stage in self.stages:
             asked = stage.identity.get("policy")

@@ -125,9 +125,10 @@ def describe_plan(plan: Plan) -> RunPlan:
                 t,
                 policy.weights_key or None,
                 tuple(stage.key for stage in evaluations.get(name, ())),
+                answers[name].key if name in answers else None,
             )
-            for t, (policies, evaluations) in enumerate(
-                zip(plan.policies, plan.evaluations, strict=True)
+            for t, (policies, evaluations, answers) in enumerate(
+                zip(plan.policies, plan.evaluations, plan.answers, strict=True)
             )
             for name, policy in policies.items()
         ),

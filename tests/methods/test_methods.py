@@ -46,6 +46,12 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
         2,
     ),
     "rlcd": ({"name": "rlcd"}, 1),
+    "ws-dpo": ({"name": "ws-dpo"}, 1),
+    "ws-dpo on the data's answers": ({"name": "ws-dpo", "answers": "data", "teachers": "first"}, 1),
+    "cong": ({"name": "cong"}, 1),
+    "cong without dpo": ({"name": "cong", "dpo": False}, 0),
+    "weak-to-strong search": ({"name": "weak-to-strong-search", "samples": 2}, 1),
+    "twin judges": ({"name": "twin-judges", "samples": 2}, 2),
 }
 """A `method` section, and the last round that it has at `rounds: 2`."""
 

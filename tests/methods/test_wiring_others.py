@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.methods.wiring import Table, checks, difference, lay_out, made, of, read, table
+from macpo.errors import ConfigError
+from tests.methods.wiring import (
+    Table,
+    checks,
+    difference,
+    label,
+    lay_out,
+    made,
+    of,
+    read,
+    table,
+)
 
 NAIVE_SFT = """
     data | split
@@ -23,6 +34,54 @@ NAIVE_SFT = """
 
 GRADED = "{conversation} {answer}?"
 CHOICE = "{conversation} A {first} B {second}?"
+
+ALIGNED_A = """
+        + init/teacher-pairs | chosen and rejected of data teacher
+        + init/a/reference | score a+ of init/a/positive | on init/teacher-pairs
+        + init/a/aligned
+            | dpo a+ from init/a/positive
+            | on init/teacher-pairs
+            | reference a+ of init/a/positive in init/a/reference
+            | as dpo gamma 0
+"""
+ALIGNED_B = """
+        + init/b/reference | score b+ of init/b/positive | on init/teacher-pairs
+        + init/b/aligned
+            | dpo b+ from init/b/positive
+            | on init/teacher-pairs
+            | reference b+ of init/b/positive in init/b/reference
+            | as dpo gamma 0
+"""
+OWN = "round-t/student/positive-answers, round-t/student/positive-answers-1"
+DATA = "init/unlabelled-0, init/unlabelled-1"
+TESTED = "init/student/test-answers, round-1/student/test-answers-1"
+TWO_OWN = """
+        + round-t/student/positive-answers | answer student+ of student(0) | to data student
+        + round-t/student/positive-answers-1 | answer student+ of student(0) | to data student
+"""
+WORSE_A, NEGATIVE_A = "score a+ of init/a/positive", "score a- of init/a/negative"
+WORSE_B, NEGATIVE_B = "score b+ of init/b/positive", "score b- of init/b/negative"
+SCORED_BY_A = f"""
+        + round-t/student/a/better-scores | score a+ of init/a/aligned | on {OWN}
+        + round-t/student/a/worse-scores | {WORSE_A} | on {OWN}
+"""
+SCORED_BY_B = f"""
+        + round-t/student/b/better-scores | score b+ of init/b/aligned | on {OWN}
+        + round-t/student/b/worse-scores | {WORSE_B} | on {OWN}
+"""
+PAIRED = f"""
+        + round-t/student/pairs
+            | chosen best, rejected worst of {OWN}
+            | judged in round-t/student/log-ratios
+"""
+TRAINED = """
+        + round-t/student/reference | score student+ of student(0) | on round-t/student/pairs
+        + round-t/student/train
+            | dpo student+ from student(0)
+            | on round-t/student/pairs
+            | reference student+ of student(0) in round-t/student/reference
+            | as dpo gamma 0
+"""
 
 METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
     "confident loss": (
@@ -182,8 +241,127 @@ METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
             | as dpo gamma 0
         """,
     ),
+    # arXiv 2409.08813: teachers aligned by DPO on their half's labels, their reward on the
+    # student's own answers, and DPO of the student on what that labels.
+    "WS-DPO": (
+        {"name": "ws-dpo", "samples": 2},
+        1,
+        f"""
+        {ALIGNED_A}
+        {ALIGNED_B}
+        {TWO_OWN}
+        {SCORED_BY_A}
+        {SCORED_BY_B}
+        + round-t/student/log-ratios
+            | mean of
+                beta x round-t/student/a/better-scores less round-t/student/a/worse-scores,
+                beta x round-t/student/b/better-scores less round-t/student/b/worse-scores
+            | on round-t/student/positive-answers, round-t/student/positive-answers-1
+        {PAIRED}
+        {TRAINED}
+        """,
+    ),
+    # The paper's own setting: one weak model, and the data's answers without their labels.
+    "WS-DPO, data": (
+        {"name": "ws-dpo", "answers": "data", "teachers": "first"},
+        1,
+        f"""
+        {ALIGNED_A}
+        + init/unlabelled-0 | answer 0 of each pair of data student
+        + init/unlabelled-1 | answer 1 of each pair of data student
+        {SCORED_BY_A.replace(OWN, DATA)}
+        + round-t/student/log-ratios
+            | mean of beta x round-t/student/a/better-scores less round-t/student/a/worse-scores
+            | on init/unlabelled-0, init/unlabelled-1
+        {PAIRED.replace(OWN, DATA)}
+        {TRAINED}
+        """,
+    ),
+    # arXiv 2510.07884: the first teacher, aligned, answers in contrast with what it was before;
+    # SFT on that, then DPO against the student's own answers. alpha .4 is a push of 1 / .4 - 1.
+    "ConG": (
+        {"name": "cong", "alpha": 0.4},
+        1,
+        f"""
+        - init/a/positive-answers
+        {ALIGNED_A}
+        + init/a/positive-pushed-answers
+            | answer a+ of init/a/aligned
+            | to data student
+            | away from a+ of init/a/positive by 1.5
+        ~ init/student/positive
+            | sft student+ from base
+            | on init/a/positive-pushed-answers
+            | as sft
+        + round-t/student/positive-answers | answer student+ of student(0) | to data student
+        + round-t/student/pairs
+            | chosen init/a/positive-pushed-answers
+            | rejected round-t/student/positive-answers
+        {TRAINED}
+        """,
+    ),
+    "ConG-S": (
+        {"name": "cong", "alpha": 0.4, "dpo": False},
+        0,
+        f"""
+        - init/a/positive-answers
+        {ALIGNED_A}
+        + init/a/positive-pushed-answers
+            | answer a+ of init/a/aligned
+            | to data student
+            | away from a+ of init/a/positive by 1.5
+        ~ init/student/positive
+            | sft student+ from base
+            | on init/a/positive-pushed-answers
+            | as sft
+        """,
+    ),
+    # Our own: twins judge the student's answers of every round; the least of the teachers counts.
+    "twin judges": (
+        {"name": "twin-judges", "samples": 2},
+        2,
+        f"""
+        + init/a/negative | sft a+ from init/a/positive | on data teacher rejected | as negative_sft
+        + init/b/negative | sft b+ from init/b/positive | on data teacher rejected | as negative_sft
+        {TWO_OWN.replace("student(0)", "student(t-1)")}
+        {SCORED_BY_A.replace("a+ of init/a/aligned", "a+ of a(0)").replace(WORSE_A, NEGATIVE_A)}
+        {SCORED_BY_B.replace("b+ of init/b/aligned", "b+ of b(0)").replace(WORSE_B, NEGATIVE_B)}
+        + round-t/student/log-ratios
+            | min of
+                1 x round-t/student/a/better-scores less round-t/student/a/worse-scores,
+                1 x round-t/student/b/better-scores less round-t/student/b/worse-scores
+            | on round-t/student/positive-answers, round-t/student/positive-answers-1
+        {PAIRED}
+        {TRAINED.replace("student(0)", "student(t-1)").replace(" gamma 0", "")}
+        """,
+    ),
 }
 """A `method` section, its number of rounds, and its difference to Naive SFT."""
+
+SEARCH = f"""
+        {ALIGNED_A}
+        {ALIGNED_B}
+        + round-1/student/test-answers-1
+            | answer student+ of init/student/positive
+            | to data test first 4
+        {SCORED_BY_A.replace(OWN, TESTED).replace("round-t", "round-1")}
+        {SCORED_BY_B.replace(OWN, TESTED).replace("round-t", "round-1")}
+        + round-1/student/log-ratios
+            | mean of
+                beta x round-1/student/a/better-scores less round-1/student/a/worse-scores,
+                beta x round-1/student/b/better-scores less round-1/student/b/worse-scores
+            | on {TESTED}
+        + round-1/student/best-answers | best of {TESTED} | judged in round-1/student/log-ratios
+        + round-1/student/answer-metrics
+            | measure round-1/student/best-answers
+            | as student reads them
+        + round-1/collapse
+            | signs of collapse in
+                init/student/evaluate, init/student/answer-metrics, init/a/evaluate,
+                init/a/answer-metrics, init/b/evaluate, init/b/answer-metrics,
+                init/student/evaluate, round-1/student/answer-metrics
+"""
+"""arXiv 2405.19262 against Naive SFT: nobody learns, and other answers are measured in round 1."""
 
 ITERATED = ("SPIN", "self-rewarding", "RLAIF")
 
@@ -263,6 +441,20 @@ def test_student_is_measured_after_every_round_and_the_teachers_once(name: str) 
     for agent in ("student", "a", "b"):
         expected |= read(MEASURED_ONCE.replace("NAME", agent))
     assert {name: row for name, row in rows.items() if name not in made(rows)} == expected
+
+
+def test_search_measures_the_best_answers_of_a_student_that_does_not_learn() -> None:
+    plan = lay_out({"name": "weak-to-strong-search", "samples": 2})
+    naive = table(lay_out({"name": "naive-sft"}))
+    assert difference(naive, table(plan)) == read(SEARCH)
+    assert plan.policies[1]["student"] == plan.policies[0]["student"]
+    assert [list(chosen) for chosen in plan.answers] == [[], ["student"]]
+    assert label(plan.answers[1]["student"]) == "round-1/student/best-answers"
+
+
+def test_search_without_test_answers_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.answers is 0; raise it"):
+        lay_out({"name": "weak-to-strong-search"}, evaluation={"answers": 0})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -218,6 +218,17 @@ def _filtered(stage: Any) -> list[str]:
     return [*columns, f"rejected {label(stage.negatives)}"]
 
 
+def _ratios(stage: Any) -> str:
+    """Tell whose log-ratios count how much, if the scores are of the answers that are judged."""
+    assert all(scores.answers == stage.answers for scores in (*stage.ours, *stage.theirs))
+    ratios = []
+    for weight, ours, theirs in zip(stage.weights, stage.ours, stage.theirs, strict=True):
+        beta = ours.policy.agent.dpo.beta
+        factor = "beta" if weight == beta else f"{weight:g}"
+        ratios.append(f"{factor} x {label(ours)} less {label(theirs)}")
+    return ", ".join(ratios)
+
+
 def _dpo(stage: Any) -> list[str]:
     scores = stage.reference_scores
     return [
@@ -253,6 +264,15 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
     "RankedPairs": lambda s: [
         f"chosen best, rejected worst of {names(s.answers)}",
         f"judged in {names(s.judgements)}",
+    ],
+    "UnlabelledAnswers": lambda s: [f"answer {s.place} of each pair of {label(s.data)} {s.split}"],
+    "LogRatios": lambda s: [
+        f"{s.aggregate} of {_ratios(s)}",
+        f"on {names(s.answers)}",
+    ],
+    "BestAnswers": lambda s: [
+        f"best of {names(s.answers)}",
+        f"judged in {label(s.judgements)}",
     ],
     "WorstAnswers": lambda s: [
         f"worst of {names(s.answers)}",

@@ -14,6 +14,7 @@ SEEDS = ("tests/methods/test_wiring_seeds.py",)
 FILTERED = ("tests/test_filter.py",)
 LOSSES = ("tests/test_losses.py",)
 JUDGING = ("tests/test_judging.py",)
+SUPERVISED = ("tests/test_supervisors.py",)
 TRAINING = ("tests/training/test_training_stages.py",)
 TRAINER = ("tests/training/test_trainer.py",)
 KEYS = ("tests/training/test_stage_keys.py",)
@@ -31,6 +32,7 @@ PROGRAM = "src/macpo/program.py"
 ROUNDS = "src/macpo/rounds.py"
 FILTER = "src/macpo/filter.py"
 NEGATIVES = "src/macpo/negatives.py"
+SUPERVISORS = "src/macpo/supervisors.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +422,90 @@ MUTATIONS = (
         "for system in (self.positive_prompt, self.negative_prompt)",
         "for system in (self.negative_prompt, self.positive_prompt)",
         OTHERS,
+    ),
+    Mutation(
+        "teachers are aligned on the student's labels",
+        SUPERVISORS,
+        'DatasetPairs("init/teacher-pairs", program.data, "teacher")',
+        'DatasetPairs("init/teacher-pairs", program.data, "student")',
+        OTHERS,
+    ),
+    Mutation(
+        "aligned teachers are compared with themselves",
+        SUPERVISORS,
+        "Twins(_align(program, teacher, pairs), teacher, teacher.agent.dpo.beta)",
+        "Twins(teacher, teacher, teacher.agent.dpo.beta)",
+        OTHERS,
+    ),
+    Mutation(
+        "the twins' sides are exchanged",
+        SUPERVISORS,
+        '("better", [pair.better for pair in twins]),',
+        '("better", [pair.worse for pair in twins]),',
+        OTHERS,
+    ),
+    Mutation(
+        "ConG pushes by alpha itself",
+        "src/macpo/methods/cong.py",
+        "strength = 1 / self.alpha - 1",
+        "strength = self.alpha",
+        OTHERS,
+    ),
+    Mutation(
+        "ConG's sides are exchanged",
+        "src/macpo/methods/cong.py",
+        "program.pair(1, name, labels, own)",
+        "program.pair(1, name, own, labels)",
+        OTHERS,
+    ),
+    Mutation(
+        "weak-to-strong search measures the student's own answers",
+        "src/macpo/methods/weak_to_strong_search.py",
+        "program.evaluate(1, {name: student}, {name: best})",
+        "program.evaluate(1, {name: student})",
+        OTHERS,
+    ),
+    Mutation(
+        "twin judges hear the student as it was",
+        "src/macpo/methods/twin_judges.py",
+        'program.respond(when, student, "student", t, sample=n)',
+        'program.respond(when, naive.student, "student", t, sample=n)',
+        OTHERS,
+    ),
+    Mutation(
+        "the boldest of the twins decides",
+        "src/macpo/judging.py",
+        'fmean if self.aggregate == "mean" else min',
+        'fmean if self.aggregate == "mean" else max',
+        SUPERVISED,
+    ),
+    Mutation(
+        "a log-ratio is turned",
+        "src/macpo/judging.py",
+        "weight * (p[id].sum_logprob - q[id].sum_logprob)",
+        "weight * (q[id].sum_logprob - p[id].sum_logprob)",
+        SUPERVISED,
+    ),
+    Mutation(
+        "weights of log-ratios are ignored",
+        "src/macpo/judging.py",
+        "weight * (p[id].sum_logprob - q[id].sum_logprob)",
+        "p[id].sum_logprob - q[id].sum_logprob",
+        SUPERVISED,
+    ),
+    Mutation(
+        "the worst of n is kept",
+        "src/macpo/judging.py",
+        "best.append(max(judged",
+        "best.append(min(judged",
+        SUPERVISED,
+    ),
+    Mutation(
+        "unlabelled answers come in the order of their labels",
+        "src/macpo/data/stages.py",
+        "sorted(both, key=lambda r: r.id)[self.place]",
+        "both[self.place]",
+        SUPERVISED,
     ),
     Mutation(
         "the ceiling sees the teachers' half",

@@ -43,6 +43,10 @@ METHODS: Registry[type[MethodConfig]] = Registry(
         "self-rewarding": "macpo.methods.self_rewarding",
         "rlaif": "macpo.methods.rlaif",
         "rlcd": "macpo.methods.rlcd",
+        "ws-dpo": "macpo.methods.ws_dpo",
+        "cong": "macpo.methods.cong",
+        "weak-to-strong-search": "macpo.methods.weak_to_strong_search",
+        "twin-judges": "macpo.methods.twin_judges",
     },
 )
 DEFAULT_METHOD = "macpo"

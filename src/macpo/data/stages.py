@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent
 from macpo.config import DataConfig
@@ -23,6 +24,7 @@ from macpo.records import (
     Split,
     dataset_response,
     read_examples,
+    write_answers,
     write_examples,
     write_pairs,
 )
@@ -127,6 +129,38 @@ class DatasetPairs(Stage):
         ]
         write_pairs(context.output, pairs)
         return {"pairs": len(pairs), "prompts_without_pair": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledAnswers(Stage):
+    """One of the two answers that each of a split's pairs has, without its label.
+
+    Which of them comes first is decided by a hash of prompt and answer, so that their order says
+    nothing about which one people preferred; `place` is 0 for the first and 1 for the second.
+    """
+
+    kind: ClassVar[str] = "unlabelled"
+
+    data: Stage
+    split: Split
+    place: Literal[0, 1]
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """One of the data's own answers, as long as they are on average."""
+        sides = known.labelled(self.split, reader)
+        return (replace(sides[0], tokens=fmean(side.tokens for side in sides)),)
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write prompts.jsonl and responses.jsonl, a line for each pair."""
+        found = []
+        for example in read_examples(context.path(self.data), self.split):
+            both = [
+                dataset_response(example.prompt, text)
+                for text in (example.chosen, example.rejected)
+            ]
+            found.append((example.prompt, sorted(both, key=lambda r: r.id)[self.place]))
+        write_answers(context.output, found)
+        return {"answers": len(found), "empty": sum(r.is_empty for _, r in found)}
 
 
 def _write_report(loading: LoadReport, too_long: int, cuts: Sequence[Cuts], path: Path) -> None:

@@ -10,6 +10,10 @@
 | self_rewarding | the student judges its own answers | arXiv 2401.10020 |
 | rlaif | the teachers compare the student's answers | arXiv 2309.00267 |
 | rlcd | pairs from contrasting prompts | arXiv 2307.12950 |
+| ws_dpo | aligned teachers label pairs | arXiv 2409.08813 |
+| cong | aligned teachers' contrastive decoding, SFT and DPO | arXiv 2510.07884 |
+| weak_to_strong_search | aligned teachers choose the best of n answers | arXiv 2405.19262 |
+| twin_judges | teachers' twins judge the student's own answers | our own |
 
 A method is one class in one file: its options, which a config's `method` section sets, and
 `lay_out`, a short program over the calls of `program`. `docs/own-method.md` shows how to add one

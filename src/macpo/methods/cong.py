@@ -1,0 +1,60 @@
+"""ConG: contrastive weak-to-strong generalisation (Jiang et al. 2025, arXiv 2510.07884).
+
+A weak model is aligned by DPO, and answers by contrastive decoding against what it was before: its
+scores of the next token are (1 - alpha) log(pi_r / pi_ref) + alpha log pi_r, so that an answer
+collects implicit reward token by token. The student learns these answers by SFT (stage I, the
+paper's ConG-S), and then by DPO against its own answers (stage II): `chosen` is the weak model's,
+`rejected` the student's after stage I, as the authors' released scripts pair them.
+
+Taken where our setting differs: the first teacher answers, as for all weak labels here; tokens are
+sampled as `sampling` says, from scores that are divided by alpha (log pi_r + (1 / alpha - 1) log
+(pi_r / pi_ref), the same order of tokens at a lower temperature), and cut by its top-k and top-p,
+where the paper keeps tokens of at least a tenth of the likeliest one's probability. The released
+scripts decode with alpha .4. Sections are cited from summaries of the paper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from macpo.config.values import Flag
+from macpo.methods.method import Method, register_method
+
+if TYPE_CHECKING:
+    from macpo.program import Program
+
+
+@register_method
+class ConG(Method):
+    """ConG (arXiv 2510.07884): SFT and DPO on a weak model's contrastively decoded answers.
+
+    `alpha` is the share of the aligned policy's own scores; the rest is contrast with what it was
+    before. `dpo: false` stops after SFT: the paper's ConG-S.
+    """
+
+    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.gamma"})
+
+    name: Literal["cong"] = "cong"
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    dpo: Flag = True
+
+    def lay_out(self, program: Program) -> None:
+        """The first teacher aligned, its contrastive answers, SFT on them, and DPO against own."""
+        from macpo.supervisors import aligned
+
+        teachers = program.teachers_on_ground_truth()
+        [twins] = aligned(program, teachers, "first")
+        strength = 1 / self.alpha - 1
+        labels = program.respond(
+            "init", twins.better, "student", 0, away_from=twins.worse, strength=strength
+        )
+        untrained = program.untrained(program.team.student)
+        student = program.fine_tune_on_answers(untrained, "positive", labels)
+        name = student.agent.name
+        program.evaluate(0, {name: student, **teachers})
+        if self.dpo:
+            own = program.respond("round-1", student, "student", 1)
+            pairs = program.pair(1, name, labels, own)
+            program.evaluate(1, {name: program.contrast(1, student, pairs, student, gamma=0.0)})
