@@ -571,6 +571,33 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             {"method": {"positives": "own", "top_k": 2}},
             "method: top_k has no effect with positives: own; remove it",
         ),
+        ({"method": {"guard": 3}}, "method.guard: must be a section, that is keys with values"),
+        ({"method": {"guard": {"copying": 2}}}, "method.guard.copying: must be less than or equal"),
+        (
+            {
+                "method": {
+                    "guard": {
+                        **{"quantile": 0.8, "unfinished": False, "repetition": 0.1},
+                        **{"sentences": 0.1, "copying": 0.5},
+                    }
+                }
+            },
+            "method.guard: quantile has no effect where every limit is given; remove it",
+        ),
+        (
+            {"method": {"positives": "own", "guard": {"failing_as_rejected": True}}},
+            "method: guard.failing_as_rejected has no effect with positives: own, which chooses "
+            "its own answers; remove it",
+        ),
+        (
+            {"method": {"contrast": False, "guard": {"failing_as_rejected": True}}},
+            "method: guard.failing_as_rejected has no effect with contrast: false, which rejects "
+            "nothing; remove it",
+        ),
+        (
+            {"method": {"name": "spin", "guard": True}},
+            "method.guard: unknown key; it belongs to method macpo, this is spin",
+        ),
         (
             {"method": {"name": "rlaif", "question": "{question} {first}?"}},
             "method.question: lacks {second}, where that is to stand",

@@ -11,7 +11,7 @@ import torch
 from macpo.agents import Policy
 from macpo.config import LimitsConfig
 from macpo.errors import DamagedError, DataError
-from macpo.evaluation.answers import AnswersEvaluator, MeasureAnswers, copying, repetition
+from macpo.evaluation.answers import AnswersEvaluator, MeasureAnswers
 from macpo.evaluation.diversity import compression_ratio, measure_diversity, self_bleu
 from macpo.evaluation.drift import MeasureKL
 from macpo.evaluation.measures import (
@@ -50,38 +50,6 @@ def test_corpus_perplexity_weighs_every_token_the_same() -> None:
 
 def test_a_hopeless_policy_has_a_finite_perplexity() -> None:
     assert math.isfinite(corpus_perplexity([CompletionScore(-1e6, 1)]))
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "share"),
-    [
-        ([], 0.0),
-        ([7, 7, 7], 0.0),
-        ([1, 2, 3, 4, 5, 6], 0.0),
-        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),
-        ([7] * 103, 0.99),
-    ],
-)
-def test_repetition_is_the_share_of_fourgrams_that_stood_before(
-    token_ids: list[int], share: float
-) -> None:
-    assert repetition(token_ids) == pytest.approx(share)
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "share"),
-    [
-        ([], 0.0),
-        ([1, 2, 3], 0.0),
-        ([1, 2, 3, 4, 5], 1.0),
-        ([9, 1, 2, 3, 4, 9], 1 / 3),
-        ([5, 4, 3, 2, 1], 0.0),
-    ],
-)
-def test_copying_is_the_share_of_fourgrams_that_stand_in_the_prompt(
-    token_ids: list[int], share: float
-) -> None:
-    assert copying(token_ids, [0, 1, 2, 3, 4, 5, 0]) == pytest.approx(share)
 
 
 def test_evaluation_compares_answers_with_the_prompt_as_the_model_saw_it(tmp_path: Path) -> None:

@@ -123,3 +123,11 @@ def _within(t: float, freedom: int) -> float:
     if odd:
         return 2 / math.pi * (angle + math.sin(angle) * total)
     return math.sin(angle) * total
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile of sorted values, between neighbours on a straight line."""
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (place - low)

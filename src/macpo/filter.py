@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from macpo.agents import Agent, Policy
-from macpo.pairs import leave_pairs
+from macpo.pairs import Verdicts, leave_pairs
 from macpo.program import Program
 from macpo.records import (
     CompletionScore,
@@ -87,6 +87,8 @@ class Filter:
         negative: Policy | None,
         answers: Sequence[Stage],
         rejected: Stage,
+        guard: Stage | None = None,
+        own: Stage | None = None,
     ) -> tuple[Stage, Stage]:
         """Lay out round `t`'s filtering.
 
@@ -97,12 +99,15 @@ class Filter:
             negative: its negative one, which the contrast filters compare with.
             answers: the teachers'.
             rejected: the answers that they are paired with.
+            guard: what is refused of the answers, None for nothing.
+            own: the student's own answers: refused ones take the place of rejected ones.
 
         Returns:
             The pairs, and the judge's scores of all answers in them, rejected ones included.
         """
         here = f"round-{t}/{judge.agent.name}"
-        scores = program.add(ScoreResponses(f"{here}/filter-scores", judge, (*answers, rejected)))
+        scored = (*answers, rejected, *(() if own is None else (own,)))
+        scores = program.add(ScoreResponses(f"{here}/filter-scores", judge, scored))
         against = None
         if self.kind != "perplexity":
             assert negative is not None  # a method trains one where a filter asks for it
@@ -110,7 +115,15 @@ class Filter:
                 ScoreResponses(f"{here}/negative-scores", negative, tuple(answers))
             )
         pairs = FilteredPairs(
-            f"{here}/pairs", tuple(answers), rejected, scores, self.top_k, self.kind, against
+            f"{here}/pairs",
+            tuple(answers),
+            rejected,
+            scores,
+            top_k=self.top_k,
+            filter=self.kind,
+            negative_scores=against,
+            guard=guard,
+            own=own,
         )
         return program.add(pairs), scores
 
@@ -121,11 +134,13 @@ class FilteredPairs(Stage):
 
     `scores` is the student's scoring of all `positives` and of `negatives`, `negative_scores` that
     of its negative policy for the filters that need it. With `top_k` above one a prompt gives that
-    many pairs.
+    many pairs. `guard` refuses some of the positives; what it refuses of the student's `own`
+    answers takes the negatives' place.
     """
 
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 2
+    added: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
 
     positives: tuple[Stage, ...]
     negatives: Stage
@@ -133,6 +148,8 @@ class FilteredPairs(Stage):
     top_k: int
     filter: Merit = "perplexity"
     negative_scores: Stage | None = None
+    guard: Stage | None = None
+    own: Stage | None = None
 
     def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
         """The longest of the positives may win, `top_k` times a prompt."""
@@ -150,6 +167,7 @@ class FilteredPairs(Stage):
             against = read_scores(context.path(self.negative_scores))
         answers = [read_responses(context.path(stage)) for stage in self.positives]
         asked = read_answers(context.path(self.negatives))
+        verdicts = Verdicts.read(self.guard, self.own, context)
         pairs: list[Pair] = []
         report: list[dict[str, Any]] = []
         wins: dict[str, int] = {}
@@ -157,20 +175,35 @@ class FilteredPairs(Stage):
             scored = [
                 Candidate(r, scores[r.id], against.get(r.id)) for r in candidates if r.id in scores
             ]
-            winners = best(scored, self.filter, self.top_k) if not negative.is_empty else []
-            report.append(_filter_row(prompt, scored, winners, self.filter))
-            for winner in winners:
-                pairs.append(Pair(prompt, winner.response, negative))
+            allowed = [c for c in scored if verdicts.lets(c.response)]
+            winners = []
+            for winner in best(allowed, self.filter, self.top_k):
+                rejected = verdicts.rejected(negative, winner.response)
+                if rejected.is_empty:
+                    continue
+                winners.append(winner)
+                pairs.append(Pair(prompt, winner.response, rejected))
                 name = winner.response.origin.policy
                 wins[name] = wins.get(name, 0) + 1
+            report.append(_filter_row(prompt, scored, winners, self.filter, verdicts))
         write_jsonl(context.output / "filter.jsonl", report)
-        return {**leave_pairs(pairs, len(asked), context), "wins": dict(sorted(wins.items()))}
+        everything = [response for responses in answers for response in responses]
+        return {
+            **leave_pairs(pairs, len(asked), context, verdicts.why_none(everything)),
+            **verdicts.counts(everything, pairs),
+            "wins": dict(sorted(wins.items())),
+        }
 
 
 def _filter_row(
-    prompt: Prompt, scored: Sequence[Candidate], winners: Sequence[Candidate], filter: Merit
+    prompt: Prompt,
+    scored: Sequence[Candidate],
+    winners: Sequence[Candidate],
+    filter: Merit,
+    verdicts: Verdicts,
 ) -> dict[str, Any]:
     """Describe one prompt's filtering, for readers."""
+    reasons = verdicts.reasons
     return {
         "prompt_id": prompt.id,
         "candidates": [
@@ -181,6 +214,7 @@ def _filter_row(
                 "tokens": c.score.tokens,
                 "won": any(c is winner for winner in winners),
                 "text": c.response.text,
+                **({} if reasons is None else {"refused": reasons.get(c.response.id, ())}),
             }
             for c in scored
         ],

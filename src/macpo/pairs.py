@@ -6,13 +6,14 @@ Which answers are `chosen` is said in `macpo.filter` and `macpo.rounds`, which a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from macpo.agents import Agent
 from macpo.errors import DataError
-from macpo.records import Pair, read_answers, read_responses, write_pairs
+from macpo.guard import count_reasons, read_refusals
+from macpo.records import Pair, Response, read_answers, read_responses, write_pairs
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
@@ -26,14 +27,18 @@ SILENCE = (
 class DirectPairs(Stage):
     """Pairs of one policy's answers, as they are, with another's: `positives` over `negatives`.
 
-    So a teacher learns: the student's answer against its own negative's.
+    So a teacher learns: the student's answer against its own negative's. `guard` refuses some of
+    the positives; what it refuses of the learner's `own` answers takes the negatives' place.
     """
 
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 2
+    added: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
 
     positives: Stage
     negatives: Stage
+    guard: Stage | None = None
+    own: Stage | None = None
 
     def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
         """Both answers to each prompt."""
@@ -43,12 +48,71 @@ class DirectPairs(Stage):
         """Write pairs.jsonl."""
         asked = read_answers(context.path(self.negatives))
         chosen = read_responses(context.path(self.positives))
-        pairs = [
-            Pair(prompt, positive, negative)
-            for (prompt, negative), positive in zip(asked, chosen, strict=True)
-            if not positive.is_empty and not negative.is_empty
-        ]
-        return leave_pairs(pairs, len(asked), context)
+        verdicts = Verdicts.read(self.guard, self.own, context)
+        pairs = []
+        for (prompt, negative), positive in zip(asked, chosen, strict=True):
+            rejected = verdicts.rejected(negative, positive)
+            if verdicts.lets(positive) and not rejected.is_empty:
+                pairs.append(Pair(prompt, positive, rejected))
+        counts = leave_pairs(pairs, len(asked), context, verdicts.why_none(chosen))
+        return {**counts, **verdicts.counts(chosen, pairs)}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What a guard says of the answers that pairs are made of.
+
+    `reasons` are those of refused answers, by response id, None without a guard; `failing` are the
+    learner's own refused answers, by prompt id.
+    """
+
+    reasons: Mapping[str, tuple[str, ...]] | None = None
+    failing: Mapping[str, Response] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, guard: Stage | None, own: Stage | None, context: StageContext) -> Verdicts:
+        """Read what a guard wrote, if there is one, and the learner's `own` answers."""
+        if guard is None:
+            return cls()
+        reasons = read_refusals(context.path(guard))
+        said = [] if own is None else read_responses(context.path(own))
+        return cls(reasons, {r.prompt_id: r for r in said if r.id in reasons})
+
+    def lets(self, response: Response) -> bool:
+        """Tell whether an answer may be chosen: it says something and is not refused."""
+        return not response.is_empty and response.id not in (self.reasons or ())
+
+    def rejected(self, negative: Response, chosen: Response) -> Response:
+        """Return what is avoided beside a chosen answer: the learner's own one that was refused.
+
+        Where none was, or one of the same text (cut off, say) is chosen, it is the negative.
+        """
+        own = self.failing.get(negative.prompt_id)
+        return negative if own is None or own.text == chosen.text else own
+
+    def counts(self, candidates: Iterable[Response], pairs: Iterable[Pair]) -> dict[str, Any]:
+        """Return, for a stage's meta, what was refused of the candidates, and what it came to."""
+        if self.reasons is None:
+            return {}
+        reasons = [self.reasons.get(r.id, ()) for r in candidates if not r.is_empty]
+        own = {r.id for r in self.failing.values()}
+        return {
+            "candidates": len(reasons),
+            "refused": sum(map(bool, reasons)),
+            "reasons": count_reasons(reasons),
+            "own_rejected": sum(pair.rejected.id in own for pair in pairs),
+        }
+
+    def why_none(self, candidates: Iterable[Response]) -> str:
+        """Return what it means that no pair is left, and what to do."""
+        found = self.counts(candidates, ())
+        if not found.get("refused"):
+            return SILENCE
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found["reasons"].items())
+        return (
+            f"the guard refused the positives ({reasons}) or they were empty. Raise "
+            "method.guard.quantile, or give a limit of your own, such as method.guard.copying: 0.9"
+        )
 
 
 def leave_pairs(

@@ -7,7 +7,7 @@ two methods that make the same calls share the stages, and so the work.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,11 +15,13 @@ from macpo.agents import Agent, Policy, Team
 from macpo.answering import Respond
 from macpo.backends import find_backend
 from macpo.config import RunConfig
+from macpo.config.guard import GuardConfig
 from macpo.data.stages import SplitData
 from macpo.errors import ConfigError
 from macpo.evaluation.collapse import CheckCollapse
 from macpo.evaluation.evaluator import Subject, chosen_evaluators
 from macpo.evaluation.preference import Validate
+from macpo.guard import Guard, SetLimits
 from macpo.pairs import DirectPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs
@@ -31,6 +33,9 @@ OnPairs = SFTOnPairs | TrainDPO
 """Training stages that learn from pairs."""
 
 Role = Literal["positive", "negative"]
+
+Answered = Sequence[tuple[Agent, Stage]]
+"""Answering stages, each with the agent whose answers they are."""
 
 
 @dataclass(slots=True)
@@ -261,7 +266,15 @@ class Program:
 
     # Pairs
 
-    def pair(self, t: int, learner: str, chosen: Stage, rejected: Stage) -> Stage:
+    def pair(
+        self,
+        t: int,
+        learner: str,
+        chosen: Stage,
+        rejected: Stage,
+        guard: Stage | None = None,
+        own: Stage | None = None,
+    ) -> Stage:
         """Pair answers as they are: chosen and rejected ones to the same prompts.
 
         Args:
@@ -269,8 +282,22 @@ class Program:
             learner: whose pairs they are, for the stage's name.
             chosen: an answering stage.
             rejected: likewise.
+            guard: what is refused of them, None for nothing.
+            own: the learner's own answers: refused ones take the place of rejected ones.
         """
-        return self.add(DirectPairs(f"round-{t}/{learner}/pairs", chosen, rejected))
+        name = f"round-{t}/{learner}/pairs"
+        return self.add(DirectPairs(name, chosen, rejected, guard, own))
+
+    def limits(self, section: GuardConfig, answered: Answered) -> Stage:
+        """Set a guard's limits, as its section gives them or by answers of before round 1."""
+        given = (section.unfinished, section.repetition, section.sentences, section.copying)
+        readers, answers = zip(*answered, strict=True) if None in given else ((), ())
+        return self.add(SetLimits("init/guard-limits", readers, answers, section.quantile, *given))
+
+    def guard(self, t: int, learner: str, limits: Stage, answered: Answered) -> Stage:
+        """Hold answers against a guard's limits, for the pairs of a learner in round `t`."""
+        readers, answers = zip(*dict.fromkeys(answered), strict=True)
+        return self.add(Guard(f"round-{t}/{learner}/guard", limits, readers, answers))
 
     # Evaluation
 

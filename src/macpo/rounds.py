@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from macpo.agents import Policy
 from macpo.filter import Filter
-from macpo.program import Program
+from macpo.program import Answered, Program
 from macpo.stage import Stage
 
 
@@ -36,6 +36,37 @@ class Learner:
         return self.positive.agent.name
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a method guards its chosen answers.
+
+    `limits` are the guard's; `failing_as_rejected`: what it refuses of a learner's own current
+    answers is what that learner avoids.
+    """
+
+    limits: Stage
+    failing_as_rejected: bool
+
+    def lay_out(
+        self, program: Program, t: int, learner: Learner, candidates: Answered, own: Stage | None
+    ) -> tuple[Stage, Stage | None]:
+        """Lay out the guard of a learner's pairs in round `t`.
+
+        Args:
+            program: gets the stage.
+            t: the round.
+            learner: whose pairs.
+            candidates: answers that may be chosen.
+            own: the learner's own current answers, if they are there.
+
+        Returns:
+            The guard, and those of `own` that are to be looked at, None for none.
+        """
+        own = own if self.failing_as_rejected else None
+        mine: Answered = [] if own is None else [(learner.positive.agent, own)]
+        return program.guard(t, learner.name, self.limits, [*candidates, *mine]), own
+
+
 def student_turn(
     program: Program,
     t: int,
@@ -44,6 +75,8 @@ def student_turn(
     sieve: Filter,
     *,
     contrast: bool = True,
+    watch: Watch | None = None,
+    own: Stage | None = None,
 ) -> Learner:
     """Chosen: the teachers' answers that the filter keeps. Rejected: the student's own negative's.
 
@@ -57,21 +90,43 @@ def student_turn(
         teachers: who answers.
         sieve: which answers are kept.
         contrast: whether there is a DPO term.
+        watch: guards what is chosen.
+        own: the student's own answers as it is now, if they are there, for the guard.
     """
-    answers = tuple(
-        program.respond(f"round-{t}", teacher.positive, "student", t, sample=sample)
-        for teacher in teachers
-        for sample in range(sieve.samples)
-    )
+    answered = candidates(program, t, teachers, sieve.samples)
+    answers = tuple(stage for _, stage in answered)
     judge = student.initial if sieve.policy == "initial" else student.positive
-    pairs, scores = sieve.lay_out(program, t, judge, student.negative, answers, student.rejected)
+    guard, failing = (
+        (None, None) if watch is None else watch.lay_out(program, t, student, answered, own)
+    )
+    pairs, scores = sieve.lay_out(
+        program, t, judge, student.negative, answers, student.rejected, guard, failing
+    )
     reference = {"previous": student.positive, "initial": student.initial}
     serves = reference.get(student.positive.agent.dpo.reference) == judge
     return _learn(program, t, student, pairs, scores if serves else None, contrast=contrast)
 
 
+def candidates(program: Program, t: int, teachers: Sequence[Learner], samples: int = 1) -> Answered:
+    """Let every teacher's positive policy answer the student's prompts in round `t`."""
+    return [
+        (
+            teacher.positive.agent,
+            program.respond(f"round-{t}", teacher.positive, "student", t, sample=sample),
+        )
+        for teacher in teachers
+        for sample in range(samples)
+    ]
+
+
 def teacher_turn(
-    program: Program, t: int, teacher: Learner, tutor: Learner, *, contrast: bool = True
+    program: Program,
+    t: int,
+    teacher: Learner,
+    tutor: Learner,
+    *,
+    contrast: bool = True,
+    watch: Watch | None = None,
 ) -> Learner:
     """Chosen: the tutor's answers as they are. Rejected: the teacher's own negative's.
 
@@ -81,9 +136,16 @@ def teacher_turn(
         teacher: who learns.
         tutor: the student; or the learner itself, in the ablation without mutual positives.
         contrast: whether there is a DPO term.
+        watch: guards what is chosen.
     """
     chosen = program.respond(f"round-{t}", tutor.positive, "student", t)
-    pairs = program.pair(t, teacher.name, chosen, teacher.rejected)
+    guard = own = None
+    if watch is not None:
+        if tutor is not teacher:  # its candidates of this round
+            own = program.respond(f"round-{t}", teacher.positive, "student", t)
+        answered = [(tutor.positive.agent, chosen)]
+        guard, own = watch.lay_out(program, t, teacher, answered, own)
+    pairs = program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)
     return _learn(program, t, teacher, pairs, None, contrast=contrast)
 
 

@@ -261,6 +261,16 @@ def test_running_numbers_skip_what_is_no_number() -> None:
             "7 pairs, 1 prompt without one, chosen from weak-a 5, weak-b 2",
         ),
         (
+            "pairs",
+            {
+                **{"pairs": 7, "prompts_without_pair": 0, "candidates": 16, "refused": 3},
+                **{"reasons": {"copying": 1, "repetition": 2}, "own_rejected": 2},
+            },
+            "7 pairs, 3 of 16 candidates refused (copying 1, repetition 2), 2 against a refused "
+            "answer of its own",
+        ),
+        ("guard", {"candidates": 1, "refused": 0, "reasons": {}}, "0 of 1 candidate refused"),
+        (
             "evaluate",
             {"preference_accuracy": 0.625, "gold_perplexity": 12.3456},
             "preference accuracy 62.5 %, gold perplexity 12.35",

@@ -12,6 +12,7 @@ from macpo.estimates import (
     clustered,
     estimate,
     paired_difference,
+    quantile,
     share_bound,
     student_t_quantile,
 )
@@ -30,6 +31,11 @@ TABLE = {
     120: 1.979930,
 }
 """The 97.5 % quantile of Student's t as printed tables have it, by degrees of freedom."""
+
+
+def test_quantiles_are_read_off_a_straight_line() -> None:
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
+    assert quantile([7.0], 0.95) == 7.0
 
 
 @pytest.mark.parametrize("freedom", TABLE)

@@ -359,6 +359,56 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             | rejected init/student/negative-answers
         """,
     ),
+    # Limits by the teachers' first candidates. What is refused of a learner's own current answers,
+    # which others learn from anyway, it avoids; the student has none such before the first round.
+    "guard": (
+        {"guard": True},
+        """
+        + init/guard-limits
+            | limits at 0.9 of round-1/a/positive-answers, round-1/b/positive-answers
+            | as a, b read them
+        + round-1/student/guard
+            | guard by init/guard-limits round-1/a/positive-answers, round-1/b/positive-answers
+            | as a, b read them
+        ~ round-1/student/pairs
+            | chosen best 1 by perplexity of round-1/a/positive-answers, round-1/b/positive-answers
+            | scored by student+ of student(0) in round-1/student/filter-scores
+            | rejected init/student/negative-answers
+            | guarded by round-1/student/guard
+        + round-2/student/guard
+            | guard by init/guard-limits round-2/a/positive-answers, round-2/b/positive-answers,
+                round-1/student/positive-answers
+            | as a, b, student read them
+        ~ round-2/student/filter-scores
+            | score student+ of round-1/student/train
+            | on round-2/a/positive-answers, round-2/b/positive-answers,
+                init/student/negative-answers, round-1/student/positive-answers
+        ~ round-2/student/pairs
+            | chosen best 1 by perplexity of round-2/a/positive-answers, round-2/b/positive-answers
+            | scored by student+ of round-1/student/train in round-2/student/filter-scores
+            | rejected init/student/negative-answers
+            | or refused of round-1/student/positive-answers
+            | guarded by round-2/student/guard
+        + round-t/a/guard
+            | guard by init/guard-limits
+                round-t/student/positive-answers, round-t/a/positive-answers
+            | as student, a read them
+        ~ round-t/a/pairs
+            | chosen round-t/student/positive-answers
+            | rejected init/a/negative-answers
+            | or refused of round-t/a/positive-answers
+            | guarded by round-t/a/guard
+        + round-t/b/guard
+            | guard by init/guard-limits
+                round-t/student/positive-answers, round-t/b/positive-answers
+            | as student, b read them
+        ~ round-t/b/pairs
+            | chosen round-t/student/positive-answers
+            | rejected init/b/negative-answers
+            | or refused of round-t/b/positive-answers
+            | guarded by round-t/b/guard
+        """,
+    ),
     # The teachers learn from the student of before the round.
     "schedule: simultaneous": (
         {"schedule": "simultaneous"},
@@ -438,6 +488,100 @@ def default() -> Table:
 
 def test_macpo_is_algorithm_1(default: Table) -> None:
     assert default == read(ALGORITHM_1)
+
+
+GUARDED: dict[str, tuple[dict[str, Any], str]] = {
+    "negatives alone": (
+        {"guard": {"failing_as_rejected": False}},
+        """
+        ~ round-2/student/guard
+            | guard by init/guard-limits round-2/a/positive-answers, round-2/b/positive-answers
+            | as a, b read them
+        ~ round-2/student/filter-scores
+            | score student+ of round-1/student/train
+            | on round-2/a/positive-answers, round-2/b/positive-answers,
+                init/student/negative-answers
+        ~ round-2/student/pairs
+            | chosen best 1 by perplexity of round-2/a/positive-answers, round-2/b/positive-answers
+            | scored by student+ of round-1/student/train in round-2/student/filter-scores
+            | rejected init/student/negative-answers
+            | guarded by round-2/student/guard
+        # Both teachers have the same answers to be guarded, so that one guard does.
+        ~ round-t/a/guard
+            | guard by init/guard-limits round-t/student/positive-answers
+            | as student read them
+        - round-t/b/guard
+        ~ round-t/a/pairs
+            | chosen round-t/student/positive-answers
+            | rejected init/a/negative-answers
+            | guarded by round-t/a/guard
+        ~ round-t/b/pairs
+            | chosen round-t/student/positive-answers
+            | rejected init/b/negative-answers
+            | guarded by round-t/a/guard
+        """,
+    ),
+    "some limits given": (
+        {"guard": {"quantile": 0.8, "copying": 0.3, "unfinished": True}},
+        """
+        ~ init/guard-limits
+            | limits at 0.8 of round-1/a/positive-answers, round-1/b/positive-answers
+            | as a, b read them
+            | unfinished 1
+            | copying 0.3
+        """,
+    ),
+    # The student of before the round answers in it.
+    "simultaneous": (
+        {"guard": True, "schedule": "simultaneous"},
+        """
+        ~ round-t/student/positive-answers | answer student+ of student(t-1) | to data student
+        ~ round-t/student/guard
+            | guard by init/guard-limits round-t/a/positive-answers, round-t/b/positive-answers,
+                round-t/student/positive-answers
+            | as a, b, student read them
+        ~ round-t/student/filter-scores
+            | score student+ of student(t-1)
+            | on round-t/a/positive-answers, round-t/b/positive-answers,
+                init/student/negative-answers, round-t/student/positive-answers
+        ~ round-t/student/pairs
+            | chosen best 1 by perplexity of round-t/a/positive-answers, round-t/b/positive-answers
+            | scored by student+ of student(t-1) in round-t/student/filter-scores
+            | rejected init/student/negative-answers
+            | or refused of round-t/student/positive-answers
+            | guarded by round-t/student/guard
+        """,
+    ),
+}
+"""What further options change of a run with a guard."""
+
+
+@pytest.mark.parametrize("option", GUARDED)
+def test_option_of_the_guard_changes_that_and_nothing_else(option: str) -> None:
+    method, expected = GUARDED[option]
+    guarded = made(table(lay_out({"guard": True})))
+    assert difference(guarded, made(table(lay_out(method)))) == read(expected)
+
+
+def test_own_answers_are_guarded_and_never_avoided_where_they_are_chosen() -> None:
+    rows = made(table(lay_out({"guard": True, "positives": "own"})))
+    for name in ("student", "a"):
+        expected = f"""
+            round-t/{name}/guard
+                | guard by init/guard-limits round-t/{name}/positive-answers
+                | as {name} read them
+            round-t/{name}/pairs
+                | chosen round-t/{name}/positive-answers
+                | rejected init/{name}/negative-answers
+                | guarded by round-t/{name}/guard
+        """
+        assert read(expected).items() <= rows.items()
+
+
+def test_guard_without_contrast_refuses_and_looks_at_no_own_answers() -> None:
+    rows = made(table(lay_out({"guard": True, "contrast": False})))
+    assert "or refused" not in " ".join(rows.values())
+    assert rows["round-2/student/pairs"].endswith("guarded by round-2/student/guard")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

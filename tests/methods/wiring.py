@@ -215,7 +215,16 @@ def _filtered(stage: Any) -> list[str]:
     if stage.negative_scores is not None:
         against = stage.negative_scores
         columns.append(f"against {of(against.policy)} in {label(against)}")
-    return [*columns, f"rejected {label(stage.negatives)}"]
+    return [*columns, *_rejected(stage)]
+
+
+def _rejected(stage: Any) -> list[str]:
+    columns = [f"rejected {label(stage.negatives)}"]
+    if stage.own is not None:
+        columns.append(f"or refused of {label(stage.own)}")
+    if stage.guard is not None:
+        columns.append(f"guarded by {label(stage.guard)}")
+    return columns
 
 
 def _ratios(stage: Any) -> str:
@@ -260,7 +269,20 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
     "ScoreResponses": lambda s: [f"score {of(s.policy)}", f"on {names(s.answers)}"],
     "ScorePairs": lambda s: [f"score {of(s.policy)}", f"on {label(s.pairs)}"],
     "FilteredPairs": _filtered,
-    "DirectPairs": lambda s: [f"chosen {label(s.positives)}", f"rejected {label(s.negatives)}"],
+    "DirectPairs": lambda s: [f"chosen {label(s.positives)}", *_rejected(s)],
+    "SetLimits": lambda s: [
+        f"limits at {s.quantile:g} of {names(s.answers)}",
+        f"as {', '.join(a.name for a in s.readers)} read them",
+        *(
+            f"{name} {getattr(s, name):g}"
+            for name in ("unfinished", "repetition", "sentences", "copying")
+            if getattr(s, name) is not None
+        ),
+    ],
+    "Guard": lambda s: [
+        f"guard by {label(s.limits)} {names(s.answers)}",
+        f"as {', '.join(a.name for a in s.readers)} read them",
+    ],
     "RankedPairs": lambda s: [
         f"chosen best, rejected worst of {names(s.answers)}",
         f"judged in {names(s.judgements)}",

@@ -26,6 +26,8 @@ POLICIES = ("tests/test_policies.py",)
 RESPOND = ("tests/generation/test_respond.py",)
 EVALUATION = ("tests/test_evaluation.py",)
 COLLAPSE = ("tests/test_collapse.py",)
+FORM = ("tests/test_form.py",)
+GUARD = ("tests/test_guard.py",)
 
 MACPO = "src/macpo/methods/macpo.py"
 PROGRAM = "src/macpo/program.py"
@@ -33,6 +35,7 @@ ROUNDS = "src/macpo/rounds.py"
 FILTER = "src/macpo/filter.py"
 NEGATIVES = "src/macpo/negatives.py"
 SUPERVISORS = "src/macpo/supervisors.py"
+PAIRS = "src/macpo/pairs.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ MUTATIONS = (
     Mutation(
         "samples is ignored",
         ROUNDS,
-        "for sample in range(sieve.samples)",
+        "for sample in range(samples)",
         "for sample in range(1)",
         WIRING,
     ),
@@ -190,15 +193,15 @@ MUTATIONS = (
     Mutation(
         "teachers contrast with the student's negative",
         ROUNDS,
-        "program.pair(t, teacher.name, chosen, teacher.rejected)",
-        "program.pair(t, teacher.name, chosen, tutor.rejected)",
+        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)",
+        "program.pair(t, teacher.name, chosen, tutor.rejected, guard, own)",
         WIRING,
     ),
     Mutation(
         "chosen and rejected are exchanged",
         PROGRAM,
-        'DirectPairs(f"round-{t}/{learner}/pairs", chosen, rejected)',
-        'DirectPairs(f"round-{t}/{learner}/pairs", rejected, chosen)',
+        "DirectPairs(name, chosen, rejected, guard, own)",
+        "DirectPairs(name, rejected, chosen, guard, own)",
         WIRING,
     ),
     Mutation(
@@ -247,16 +250,16 @@ MUTATIONS = (
     Mutation(
         "the filter does not score the rejected answers",
         FILTER,
-        "judge, (*answers, rejected))",
-        "judge, (*answers,))",
+        "scored = (*answers, rejected,",
+        "scored = (*answers,",
         WIRING,
     ),
-    Mutation("top_k is ignored", FILTER, "self.top_k, self.kind", "1, self.kind", WIRING),
+    Mutation("top_k is ignored", FILTER, "top_k=self.top_k", "top_k=1", WIRING),
     Mutation(
         "the kind of filter is ignored",
         FILTER,
-        "self.top_k, self.kind, against",
-        'self.top_k, "perplexity", against',
+        "filter=self.kind",
+        'filter="perplexity"',
         WIRING,
     ),
     # Negatives
@@ -567,9 +570,101 @@ MUTATIONS = (
     Mutation(
         "an empty rejected answer makes a pair",
         FILTER,
-        "if not negative.is_empty else []",
-        "",
+        "if rejected.is_empty:",
+        "if False:",
         FILTERED,
+    ),
+    # The guard
+    Mutation(
+        "the guard lets everything through",
+        PAIRS,
+        "return not response.is_empty and response.id not in (self.reasons or ())",
+        "return not response.is_empty",
+        GUARD,
+    ),
+    Mutation(
+        "refused answers of the learner are not avoided",
+        PAIRS,
+        "return negative if own is None or own.text == chosen.text else own",
+        "return negative",
+        GUARD,
+    ),
+    Mutation(
+        "a learner avoids its own well-made answers",
+        PAIRS,
+        "{r.prompt_id: r for r in said if r.id in reasons}",
+        "{r.prompt_id: r for r in said}",
+        GUARD,
+    ),
+    Mutation(
+        "a learner avoids what it is to say",
+        PAIRS,
+        "own is None or own.text == chosen.text",
+        "own is None",
+        GUARD,
+    ),
+    Mutation(
+        "what is at a limit is refused",
+        "src/macpo/guard.py",
+        "if share > most[name]",
+        "if share >= most[name]",
+        GUARD,
+    ),
+    Mutation(
+        "limits go down to zero",
+        "src/macpo/guard.py",
+        "return max(least, quantile(seen, self.quantile)) if seen else least",
+        "return quantile(seen, self.quantile) if seen else least",
+        GUARD,
+    ),
+    Mutation(
+        "limits that are given are measured",
+        "src/macpo/guard.py",
+        "if given is not None:",
+        "if False:",
+        GUARD,
+    ),
+    Mutation(
+        "the guard sees the prompt without its template",
+        "src/macpo/guard.py",
+        "seen = chat.decode(chat.encode_prompt(prompt, limit).ids)",
+        "seen = prompt.messages[-1].content",
+        GUARD,
+    ),
+    Mutation(
+        "a guard changes the key of pairs without one",
+        PAIRS,
+        'frozenset({"guard", "own"})',
+        "frozenset()",
+        GUARD,
+    ),
+    Mutation(
+        "the guard's limits come from the first teacher alone",
+        MACPO,
+        "candidates(program, 1, teachers, self.samples)",
+        "candidates(program, 1, teachers[:1], self.samples)",
+        WIRING,
+    ),
+    Mutation(
+        "the student avoids answers of the round before where newer ones are there",
+        MACPO,
+        'made = t if self.schedule == "simultaneous" else t - 1',
+        "made = t - 1",
+        WIRING,
+    ),
+    Mutation(
+        "the teachers' chosen answers go unguarded",
+        ROUNDS,
+        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)",
+        "program.pair(t, teacher.name, chosen, teacher.rejected, None, own)",
+        WIRING,
+    ),
+    Mutation(
+        "repetition is never complete",
+        "src/macpo/form.py",
+        "1.0 - len(set(parts)) / len(parts)",
+        "1.0 - len(set(parts)) / (len(parts) + 1)",
+        FORM,
     ),
     # Losses and objectives
     Mutation(

@@ -12,7 +12,7 @@ import pytest
 from macpo.evaluation.measures import ITEMS_FILE
 from macpo.metrics import metric
 from macpo.report.data import Curve, Point, Series
-from macpo.report.gather import error_of, gather_run, quantile
+from macpo.report.gather import error_of, gather_run
 from macpo.report.making import leave_report, write_runs_report
 from macpo.report.page import render_run
 from macpo.report.pairing import difference, paired, verdict
@@ -235,11 +235,6 @@ def test_unpaired_difference_adds_up_both_uncertainties() -> None:
     assert verdict(metric("answer_tokens"), found) == "changed"
     unsure = difference(Point(1, 0.52, 0.04), Point(0, 0.5, 0.03))
     assert verdict(metric("preference_accuracy"), unsure) == "unclear"
-
-
-def test_quantiles_are_read_off_a_straight_line() -> None:
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
-    assert quantile([7.0], 0.95) == 7.0
 
 
 def test_curve_knows_its_agents() -> None:

@@ -15,6 +15,7 @@ from macpo.config.values import Flag
 from macpo.evaluation.diversity import measure_diversity, self_bleu
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, item_means, write_measures
+from macpo.form import copying, repetition
 from macpo.records import Response, read_prompts, read_responses
 from macpo.stage import Stage, StageContext
 
@@ -90,27 +91,3 @@ def measure_answers(responses: Sequence[Response], prompts: Sequence[Sequence[in
         )
         for response, ids in zip(responses, prompts, strict=True)
     ]
-
-
-def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Return the share of an answer's n-grams of tokens that stood earlier in the same answer.
-
-    seq-rep-n (Welleck et al. 2020, arXiv 1908.04319, section 6.1): 0 if no n-gram comes twice, near
-    1 for a sentence repeated without end. An answer of fewer than n tokens has none: 0.
-    """
-    ngrams = _ngrams(token_ids, n)
-    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def copying(token_ids: Sequence[int], prompt_ids: Sequence[int], n: int = 4) -> float:
-    """Return the share of an answer's n-grams of tokens that stand in its prompt.
-
-    The prompt is what the model saw: earlier turns, and a system prompt that the chat template
-    adds. An answer of fewer than n tokens has none: 0.
-    """
-    ngrams, seen = _ngrams(token_ids, n), set(_ngrams(prompt_ids, n))
-    return sum(ngram in seen for ngram in ngrams) / len(ngrams) if ngrams else 0.0
-
-
-def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(token_ids[i:] for i in range(n)), strict=False))

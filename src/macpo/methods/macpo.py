@@ -16,11 +16,12 @@ the authors' released data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from macpo.config.guard import GuardConfig, read_guard
 from macpo.config.values import Count, Flag, Text
 from macpo.methods.method import Method, register_method
 from macpo.methods.wording import BAD_BEHAVIOUR
@@ -28,6 +29,7 @@ from macpo.methods.wording import BAD_BEHAVIOUR
 if TYPE_CHECKING:
     from macpo.agents import Policy
     from macpo.program import Naive, Program
+    from macpo.rounds import Learner, Watch
     from macpo.stage import Stage
 
 
@@ -48,6 +50,12 @@ class MACPO(Method):
     of `negative_samples` of its own; `decoding` lets its negative policy answer, its token scores
     pushed away from the positive policy's by `negative_strength` times their difference.
 
+    `guard` refuses answers as chosen by their form, the teachers' and the student's alike
+    (`macpo.guard`). A learner's own current answers, of which refused ones are to be avoided, are
+    there already: a teacher's are its candidates of the round, the student's those that the
+    teachers learned from in the round before (in the same one under `schedule: simultaneous`), so
+    that it has none in round 1, and nobody has any with `positives: own`.
+
     `contrast: false` leaves out the DPO term: the same rounds, SFT on the positives only
     (`dpo.gamma: 0` leaves out the SFT term). `schedule: simultaneous` lets the teachers learn from
     the student as it was before the round.
@@ -63,8 +71,14 @@ class MACPO(Method):
     negative_prompt: Text = BAD_BEHAVIOUR
     negative_samples: Annotated[int, Field(ge=2, le=1000)] = 4
     negative_strength: Annotated[float, Field(gt=0, le=100)] = 0.5
+    guard: GuardConfig | None = None
     contrast: Flag = True
     schedule: Literal["sequential", "simultaneous"] = "sequential"
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _true_is_the_default_guard(cls, value: Any) -> Any:
+        return read_guard(value)
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> MACPO:
@@ -80,6 +94,13 @@ class MACPO(Method):
         ):
             if option in self.model_fields_set and self.negatives != kind:
                 faults.append(f"{option} is for negatives: {kind}; remove it")
+        if self.guard is not None and "failing_as_rejected" in self.guard.model_fields_set:
+            for useless, why in (
+                (self.positives == "own", "positives: own, which chooses its own answers"),
+                (not self.contrast, "contrast: false, which rejects nothing"),
+            ):
+                if useless:
+                    faults.append(f"guard.failing_as_rejected has no effect with {why}; remove it")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -107,11 +128,23 @@ class MACPO(Method):
             for name, policy in positive.items()
         )
         sieve = Filter(self.filter, self.filter_policy, self.samples, self.top_k)
+        watch = self._watch(program, teachers)
         for t in range(1, program.config.rounds + 1):
             if self.positives == "own":
-                after = teacher_turn(program, t, student, student, contrast=self.contrast)
+                after = teacher_turn(
+                    program, t, student, student, contrast=self.contrast, watch=watch
+                )
             else:
-                after = student_turn(program, t, student, teachers, sieve, contrast=self.contrast)
+                after = student_turn(
+                    program,
+                    t,
+                    student,
+                    teachers,
+                    sieve,
+                    contrast=self.contrast,
+                    watch=watch,
+                    own=self._own_answers(program, t, student),
+                )
             tutor = after if self.schedule == "sequential" else student
             teachers = [
                 teacher_turn(
@@ -120,11 +153,28 @@ class MACPO(Method):
                     teacher,
                     teacher if self.positives == "own" else tutor,
                     contrast=self.contrast,
+                    watch=watch,
                 )
                 for teacher in teachers
             ]
             student = after
             program.evaluate(t, {who.name: who.positive for who in (student, *teachers)})
+
+    def _watch(self, program: Program, teachers: Sequence[Learner]) -> Watch | None:
+        """Set the guard's limits, by the teachers' first candidates where the config does not."""
+        from macpo.rounds import Watch, candidates
+
+        if self.guard is None:
+            return None
+        limits = program.limits(self.guard, candidates(program, 1, teachers, self.samples))
+        return Watch(limits, self.guard.failing_as_rejected and self.contrast)
+
+    def _own_answers(self, program: Program, t: int, student: Learner) -> Stage | None:
+        """Find the answers of the student as it is now: those that teachers learn from anyway."""
+        made = t if self.schedule == "simultaneous" else t - 1
+        if self.guard is None or made == 0:
+            return None
+        return program.respond(f"round-{made}", student.positive, "student", made)
 
     def _negative_policies(self, program: Program, naive: Naive) -> dict[str, Policy]:
         """Train everybody's bad side, or nobody's where nothing asks for it."""

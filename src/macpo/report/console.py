@@ -310,7 +310,19 @@ def _pair_numbers(meta: Mapping[str, Any], _: float) -> str:
     if len(wins) > 1:
         shares = (f"{name.partition('/')[0]} {n:,}" for name, n in wins.items())
         parts.append("chosen from " + ", ".join(shares))
-    return ", ".join(parts)
+    parts.append(guard_numbers(meta))
+    if meta.get("own_rejected"):
+        parts.append(f"{meta['own_rejected']:,} against a refused answer of its own")
+    return ", ".join(filter(None, parts))
+
+
+def guard_numbers(meta: Mapping[str, Any], _: float = 0.0) -> str:
+    """Tell how many candidates a guard refused, and why; nothing where there is no guard."""
+    if "refused" not in meta:
+        return ""
+    reasons = ", ".join(f"{name} {count:,}" for name, count in meta["reasons"].items())
+    refused = f"{meta['refused']:,} of {plural(meta['candidates'], 'candidate')} refused"
+    return refused + (f" ({reasons})" if reasons else "")
 
 
 def _evaluation_numbers(meta: Mapping[str, Any], _: float) -> str:
@@ -341,6 +353,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any], float], str]] = {
     "respond": _answer_numbers,
     "score": _score_numbers,
     "pairs": _pair_numbers,
+    "guard": guard_numbers,
     "evaluate": _evaluation_numbers,
     "collapse": _collapse_signs,
 }

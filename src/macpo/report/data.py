@@ -117,7 +117,10 @@ class FilterExample:
 
 @dataclass(frozen=True, slots=True)
 class FilterRound:
-    """What a learner kept of the answers offered in a round; `merit` says by what."""
+    """What a learner kept of the answers offered in a round; `merit` says by what.
+
+    `refused` says what a guard refused of them before, empty without one.
+    """
 
     round: int
     learner: str
@@ -125,6 +128,7 @@ class FilterRound:
     prompts: int
     spreads: tuple[Spread, ...]
     examples: tuple[FilterExample, ...]
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)

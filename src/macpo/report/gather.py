@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +17,14 @@ from typing import Any, TypeVar
 from macpo.config import RunConfig, method_name
 from macpo.data.stages import REPORT_FILE
 from macpo.errors import MacpoError
-from macpo.estimates import clustered, share_bound
+from macpo.estimates import clustered, quantile, share_bound
 from macpo.evaluation.collapse import read_signs
 from macpo.evaluation.gather import measuring_stages
 from macpo.evaluation.measures import read_items, read_measures
 from macpo.invocation import hide_secrets
 from macpo.metrics import SHARE, in_order
 from macpo.records import read_jsonl
-from macpo.report.console import telling_numbers
+from macpo.report.console import guard_numbers, telling_numbers
 from macpo.report.data import (
     Alert,
     Change,
@@ -259,11 +260,13 @@ class _Gathering:
 
     def _filters(self) -> Iterator[FilterRound]:
         """Yield what learners kept, round by round."""
-        for stage, folder, _ in self.done:
+        for stage, folder, meta in self.done:
             path = folder / "filter.jsonl"
             if stage.kind == "pairs" and path.is_file():
                 seed = 0 if self.config is None else self.config.seed
-                yield _filter_round(stage, list(read_jsonl(path)), seed, self._texts(stage))
+                rows = list(read_jsonl(path))
+                found = _filter_round(stage, rows, seed, self._texts(stage))
+                yield replace(found, refused=guard_numbers(meta))
 
     def _texts(self, stage: PlannedStage) -> Callable[[str], str]:
         """Return a function that finds the last turn of a prompt of a stage's pairs."""
@@ -341,6 +344,12 @@ class _Gathering:
             missing = [(name, count) for name, count, _ in pairs]
             total = sum(count + made for _, count, made in pairs)
             yield _counted("prompts that gave no pair", missing, total)
+        guarded = [(s.name, meta) for s, _, meta in self.done if s.kind == "pairs"]
+        guarded = [(name, meta) for name, meta in guarded if "refused" in meta]
+        if guarded:
+            refused = [(name, meta["refused"]) for name, meta in guarded]
+            total = sum(meta["candidates"] for _, meta in guarded)
+            yield _counted("candidates that the guard refused", refused, total)
         for what, event in (
             ("stages that were stopped or failed", "stopped"),
             ("stages set aside, damaged or of other inputs", "set_aside"),
@@ -537,14 +546,6 @@ def _filter_round(
 def _candidate(row: Mapping[str, Any]) -> tuple[str, float, bool, str]:
     policy = row["policy"].partition("/")[0]
     return policy, float(row["perplexity"]), bool(row["won"]), plain_text(row["text"])
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return a quantile of sorted values, between neighbours on a straight line."""
-    place = share * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
 
 
 def _counted(what: str, counts: Sequence[tuple[str, int]], of: int | None = None) -> Failures:
