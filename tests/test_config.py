@@ -654,6 +654,10 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             {"method": "spin", "student": {"model": "m", "dpo": {"gamma": 1}}},
             "student.dpo.gamma: has no effect under method spin; remove it",
         ),
+        (
+            {"method": "ceiling", "dpo": {"start": "initial"}},
+            "dpo.start: has no effect under method ceiling; remove it",
+        ),
     ],
 )
 def test_a_faulty_method_is_told_with_its_remedy(changes: dict[str, Any], fault: str) -> None:

@@ -230,7 +230,7 @@ class Program:
     def contrast(
         self,
         t: int,
-        start: Policy,
+        current: Policy,
         pairs: Stage,
         initial: Policy,
         scores: Stage | None = None,
@@ -240,26 +240,29 @@ class Program:
 
         Args:
             t: the round.
-            start: the policy at the start of the round.
+            current: the policy as the last round left it.
             pairs: chosen and rejected answers.
-            initial: the policy after initialisation, which `dpo.reference` may name.
+            initial: the policy after initialisation, which `dpo.reference` and `dpo.start` may
+                name.
             scores: scores of all answers in `pairs` under the reference, if they are there already:
                 there is no reference pass then.
             gamma: weight of the SFT term; by default `dpo.gamma`.
         """
-        agent = start.agent
+        agent = current.agent
         config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
         if scores is None:
-            reference = {"previous": start, "initial": initial, "base": self.untrained(agent)}
+            reference = {"previous": current, "initial": initial, "base": self.untrained(agent)}
             name = f"round-{t}/{agent.name}/reference"
             scores = self.add(ScorePairs(name, reference[agent.dpo.reference], pairs))
+        start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
         stage = TrainDPO(f"round-{t}/{agent.name}/train", start, pairs, scores, config, seed)
         return Policy(agent, "positive", self.add(stage))
 
-    def imitate(self, t: int, start: Policy, pairs: Stage) -> Policy:
+    def imitate(self, t: int, current: Policy, pairs: Stage, initial: Policy) -> Policy:
         """Train a positive policy on the chosen side of pairs: `contrast` without its DPO term."""
-        agent = start.agent
+        agent = current.agent
+        start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
         stage = SFTOnPairs(f"round-{t}/{agent.name}/train", start, pairs, agent.dpo, seed)
         return Policy(agent, "positive", self.add(stage))
@@ -378,3 +381,8 @@ class Program:
 
 def _same(policy: Policy) -> Policy:
     return policy
+
+
+def _start(current: Policy, initial: Policy) -> Policy:
+    """Return the policy that a round trains from, as the agent's `dpo.start` names it."""
+    return {"previous": current, "initial": initial}[current.agent.dpo.start]

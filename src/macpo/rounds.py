@@ -162,5 +162,5 @@ def _learn(
     if contrast:
         policy = program.contrast(t, learner.positive, pairs, learner.initial, scores)
     else:
-        policy = program.imitate(t, learner.positive, pairs)
+        policy = program.imitate(t, learner.positive, pairs, learner.initial)
     return replace(learner, positive=policy)

@@ -466,6 +466,35 @@ REFERENCES: dict[str, str] = {
 }
 """By `dpo.reference`."""
 
+START_INITIAL = """
+    # In round 1 nothing changes. From round 2 on training begins where round 1 began, against the
+    # reference of before: the policy that the last round left.
+    ~ round-2/student/train
+        | dpo student+ from init/student/positive
+        | on round-2/student/pairs
+        | reference student+ of round-1/student/train in round-2/student/filter-scores
+        | as dpo
+    ~ round-2/a/train
+        | dpo a+ from init/a/positive
+        | on round-2/a/pairs
+        | reference a+ of round-1/a/train in round-2/a/reference
+        | as dpo
+    ~ round-2/b/train
+        | dpo b+ from init/b/positive
+        | on round-2/b/pairs
+        | reference b+ of round-1/b/train in round-2/b/reference
+        | as dpo
+"""
+
+START_INITIAL_WITHOUT_CONTRAST = """
+    ~ round-2/student/train
+        | sft student+ from init/student/positive
+        | on chosen of round-2/student/pairs
+        | as dpo
+    ~ round-2/a/train | sft a+ from init/a/positive | on chosen of round-2/a/pairs | as dpo
+    ~ round-2/b/train | sft b+ from init/b/positive | on chosen of round-2/b/pairs | as dpo
+"""
+
 MEASURED = """
     init/NAME/test-answers | answer NAME+ of NAME(0) | to data test first 4
     init/NAME/evaluate | measure NAME+ of NAME(0) | on data test
@@ -594,6 +623,28 @@ def test_option_changes_that_and_nothing_else(default: Table, option: str) -> No
 def test_reference_is_the_one_that_the_config_names(default: Table, reference: str) -> None:
     plan = lay_out(dpo={**CONFIG["dpo"], "reference": reference})
     assert difference(default, made(table(plan))) == read(REFERENCES[reference])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [({}, START_INITIAL), ({"contrast": False}, START_INITIAL_WITHOUT_CONTRAST)],
+    ids=["contrast", "imitation"],
+)
+def test_every_round_starts_where_the_config_says(method: dict[str, Any], expected: str) -> None:
+    plans = [
+        lay_out(method, dpo={**CONFIG["dpo"], "start": start}) for start in ("previous", "initial")
+    ]
+    before, after = (made(table(plan)) for plan in plans)
+    assert before == made(table(lay_out(method)))
+    assert difference(before, after) == read(expected)
+    first = [{s.name: s.key for s in plan if s.name.startswith("round-1")} for plan in plans]
+    assert first[0] == first[1]  # what the option does not change is not run again
+
+
+def test_an_agent_starts_as_its_own_section_says(default: Table) -> None:
+    own = made(table(lay_out(own={"a": {"dpo": {"start": "initial"}}})))
+    row = next(row for row in START_INITIAL.split("~") if "dpo a+" in row)
+    assert difference(default, own) == read("~" + row)
 
 
 def test_scores_of_the_filter_serve_where_its_policy_is_the_reference() -> None:

@@ -130,8 +130,8 @@ MUTATIONS = (
     Mutation(
         "every round without contrast starts from the initial policy",
         ROUNDS,
-        "program.imitate(t, learner.positive, pairs)",
-        "program.imitate(t, learner.initial, pairs)",
+        "program.imitate(t, learner.positive, pairs, learner.initial)",
+        "program.imitate(t, learner.initial, pairs, learner.initial)",
         WIRING,
     ),
     Mutation(
@@ -318,6 +318,20 @@ MUTATIONS = (
         PROGRAM,
         '"initial": initial, ',
         '"initial": self.untrained(agent), ',
+        WIRING,
+    ),
+    Mutation(
+        "dpo.start is ignored",
+        PROGRAM,
+        'return {"previous": current, "initial": initial}[current.agent.dpo.start]',
+        "return current",
+        WIRING,
+    ),
+    Mutation(
+        "reference: previous follows dpo.start",
+        PROGRAM,
+        '{"previous": current, "initial": initial, "base": self.untrained(agent)}',
+        '{"previous": _start(current, initial), "initial": initial, "base": self.untrained(agent)}',
         WIRING,
     ),
     Mutation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,8 @@ class DPOConfig(OptimizerConfig):
     not pull chosen and rejected apart for ever: `ipo`, whose target is a difference of log-ratios
     of 1 / (2 beta) nats (`ipo-mean`: nats per token), `sppo`, `apo-zero`, `apo-down`.
     `label_smoothing` is the share of pairs that `sigmoid` takes for wrongly labelled, which bounds
-    it, too.
+    it, too. `start` says whether a round trains from what the last round left, `previous`, or from
+    the policy before round 1, `initial`, by the pairs of this round alone.
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing"})
@@ -61,6 +62,7 @@ class DPOConfig(OptimizerConfig):
     beta: Positive = 0.1
     gamma: NonNegative = 0.2
     reference: Literal["previous", "initial", "base"] = "previous"
+    start: Literal["previous", "initial"] = "previous"
     loss: Loss = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
@@ -70,6 +72,10 @@ class DPOConfig(OptimizerConfig):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """See `Section.identity`: `start` is not in it, for a stage says itself where it starts."""
+        return {name: value for name, value in super().identity().items() if name != "start"}
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot take effect together."""

@@ -19,7 +19,7 @@ class Ceiling(Method):
     pairs.
     """
 
-    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft"})
+    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.start"})
     knows_ground_truth: ClassVar[bool] = True
 
     name: Literal["ceiling"] = "ceiling"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class RLCD(Method):
     """RLCD (arXiv 2307.12950): pairs from two prompts, one for good and one for bad behaviour."""
 
-    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.gamma"})
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "negative_sft", "dpo.gamma", "dpo.start"}
+    )
 
     name: Literal["rlcd"] = "rlcd"
     positive_prompt: Text = GOOD_BEHAVIOUR
