@@ -635,6 +635,14 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "method.samples: must be greater than or equal to 2 (got 1)",
         ),
         (
+            {"method": {"name": "wspo", "gamma": 0}},
+            "method.gamma: must be greater than 0 (got 0)",
+        ),
+        (
+            {"method": "wspo", "dpo": {"reference": "base"}},
+            "dpo.reference: has no effect under method wspo; remove it",
+        ),
+        (
             {"method": {"name": "cong", "alpha": 1.0}},
             "method.alpha: must be less than 1 (got 1.0)",
         ),

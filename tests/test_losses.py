@@ -11,7 +11,12 @@ from torch import Tensor
 
 from macpo import losses
 from macpo.likelihood import LikelihoodEngine, PromptGroup
-from macpo.training.objectives import ConfidentObjective, DPOObjective, SFTObjective
+from macpo.training.objectives import (
+    ConfidentObjective,
+    DPOObjective,
+    LogRatioObjective,
+    SFTObjective,
+)
 from tests.tiny import tiny_model
 
 
@@ -138,6 +143,18 @@ def test_apo_losses_of_some_log_ratios() -> None:
     assert down.tolist() == pytest.approx([0.951984, 1, 1.024609], abs=1e-6)
 
 
+def test_confidence_of_three_pairs() -> None:
+    """2 (sigmoid(d) - 0.5): of 0 it is 0, of log 3 (sigmoid 0.75) 0.5, of -log 3 -0.5."""
+    weights = losses.pair_confidence(tensor(1, 1 + math.log(3), 0), tensor(1, 1, math.log(3)))
+    assert weights.tolist() == pytest.approx([0, 0.5, -0.5])
+
+
+def test_log_ratio_error_of_two_answers() -> None:
+    """(0.5 * 6 - 1)^2 / 2 = 2; (0.5 * -4 - 2)^2 / 4 = 4."""
+    error = losses.log_ratio_error(tensor(6, -4), tensor(1, 2), 0.5, tensor(2, 4))
+    assert error.tolist() == [2, 4]
+
+
 def test_sft_loss_is_the_mean_per_token_of_each_example() -> None:
     """6 nats over 4 tokens: 1.5 each; 6 nats over 1 token: 6. Their mean is 3.75.
 
@@ -177,6 +194,30 @@ def test_dpo_objective_adds_contrast_and_likelihood() -> None:
     assert shown["margin"] == [0, 2]
     assert shown["sft_loss"] == [2, 1]
     assert shown["dpo_loss"] == pytest.approx([math.log(2), 0.126928], abs=1e-6)
+    assert not any(values.requires_grad for values in scored.shown.values())
+
+
+def test_weights_multiply_the_loss_of_their_pair() -> None:
+    """As above: 1.093147 for example 2, which counts a half, and 0.326928 for 0, which counts 2."""
+    reference = torch.tensor([[-4.0, -7.0], [0.0, 0.0], [-18.0, -5.0]])
+    weights = tensor(2, 7, 0.5)
+    objective = DPOObjective(GROUPS, reference, beta=0.5, gamma=0.2, weights=weights)
+    scored = objective.losses([2, 0], tensor(-16, -3, -2, -9))
+    assert scored.losses.tolist() == pytest.approx([0.546574, 0.653856], abs=1e-6)
+    assert scored.shown["dpo_loss"].tolist() == pytest.approx([math.log(2), 0.126928], abs=1e-6)
+
+
+def test_log_ratio_objective_takes_reference_target_and_length_of_its_examples() -> None:
+    """Examples 2 and 0, with answers of 8 and 2 tokens, gamma 0.5.
+
+    example 2: (0.5 * (-4 - -8) - 6)^2 / 8 = 2; example 0: (0.5 * (-4 - -2) - 1)^2 / 2 = 2
+    """
+    groups = [PromptGroup(group.prompt, group.completions[:1]) for group in GROUPS]
+    objective = LogRatioObjective(groups, tensor(-2, 0, -8), tensor(1, 0, 6), gamma=0.5)
+    scored = objective.losses([2, 0], tensor(-4, -4).requires_grad_())
+    assert scored.losses.tolist() == [2, 2]
+    assert scored.shown["logratio"].tolist() == [4, -2]
+    assert scored.shown["target"].tolist() == [6, 1]
     assert not any(values.requires_grad for values in scored.shown.values())
 
 

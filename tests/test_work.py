@@ -51,6 +51,8 @@ VARIETY: list[dict[str, Any]] = [
     {"method": "rlcd", "rounds": None},
     {"method": "ws-dpo", "rounds": None},
     {"method": {"name": "ws-dpo", "answers": "data"}, "rounds": None},
+    {"method": "cw-dpo", "rounds": None},
+    {"method": "wspo", "rounds": None},
     {"method": "cong", "rounds": None},
     {"method": "weak-to-strong-search", "rounds": None},
     {"method": "twin-judges"},
@@ -230,6 +232,12 @@ def test_unlabelled_answers_are_as_long_as_chosen_and_rejected_on_average() -> N
     assert found["round-1/student/weak-a/better-scores"] == Work(read=21 * 210)
     assert found["init/weak-a/aligned"] == Work(trained=11 * 210)
     assert found["round-1/student/train"] == Work(trained=21 * 190)
+
+
+def test_fitting_log_ratios_reads_a_prompt_with_every_answer() -> None:
+    found = works(config(method={"name": "wspo", "samples": 3}, dpo={"epochs": 2}, rounds=None))
+
+    assert found["round-1/student/train"] == Work(trained=2 * 3 * 20 * 108, at_most=True)
 
 
 def test_best_of_several_answers_counts_once() -> None:

@@ -90,6 +90,33 @@ def apo_down(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) ->
     return (beta * chosen_logratio).sigmoid() + 1 - margin.sigmoid()
 
 
+def pair_confidence(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """Return how sure a judge is that chosen answers are the better ones, `[pairs]`, 0 to 1.
+
+    2 (sigmoid(r(y+) - r(y-)) - 1/2): 0 where its rewards of both are equal, near 1 where they are
+    far apart. Afzali et al. 2026 (arXiv 2603.04968), equation 8.
+    """
+    return 2 * ((chosen_reward - rejected_reward).sigmoid() - 0.5)
+
+
+def log_ratio_error(logratio: Tensor, target: Tensor, gamma: float, tokens: Tensor) -> Tensor:
+    """Return the WSPO loss, `[examples]`, in nats squared per token.
+
+    (gamma (log pi(y) - log ref(y)) - t)^2 / n, where t is the log-ratio of a weak model after its
+    alignment to the same before, and n the length: the student's log-ratio is to be 1 / gamma times
+    the weak model's. Zhu et al. 2024 (arXiv 2410.18640, section 3), whose released trainer squares
+    token by token and then divides by the length. Here both log-ratios are sums over the response,
+    since the tokens of student and weak model may differ.
+
+    Args:
+        logratio: log pi(y) - log ref(y) of the student, `[examples]`.
+        target: log pi_r(y) - log pi_ref(y) of the weak model, `[examples]`.
+        gamma: the smaller, the further the student goes.
+        tokens: lengths of the responses in the student's tokens, `[examples]`.
+    """
+    return (gamma * logratio - target) ** 2 / tokens
+
+
 def confidence(logprobs: Tensor, own_logprobs: Tensor, weight: float, threshold: float) -> Tensor:
     """Return the auxiliary confidence loss per token, `[tokens]`, in nats.
 

@@ -27,9 +27,15 @@ from macpo.records import Split
 from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed
 from macpo.stage import Stage
-from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
+from macpo.training.stages import (
+    SFTOnAnswers,
+    SFTOnDataset,
+    SFTOnPairs,
+    TrainDPO,
+    TrainWeightedDPO,
+)
 
-OnPairs = SFTOnPairs | TrainDPO
+OnPairs = SFTOnPairs | TrainDPO | TrainWeightedDPO
 """Training stages that learn from pairs."""
 
 Role = Literal["positive", "negative"]
@@ -235,6 +241,7 @@ class Program:
         initial: Policy,
         scores: Stage | None = None,
         gamma: float | None = None,
+        judgements: Stage | None = None,
     ) -> Policy:
         """Train a positive policy on pairs: L_DPO + gamma * L_SFT.
 
@@ -247,6 +254,8 @@ class Program:
             scores: scores of all answers in `pairs` under the reference, if they are there already:
                 there is no reference pass then.
             gamma: weight of the SFT term; by default `dpo.gamma`.
+            judgements: a judge's rewards of all answers in `pairs`, if a pair is to count as much
+                as the judge is sure of it.
         """
         agent = current.agent
         config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
@@ -256,7 +265,12 @@ class Program:
             scores = self.add(ScorePairs(name, reference[agent.dpo.reference], pairs))
         start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
-        stage = TrainDPO(f"round-{t}/{agent.name}/train", start, pairs, scores, config, seed)
+        name = f"round-{t}/{agent.name}/train"
+        stage: TrainDPO | TrainWeightedDPO
+        if judgements is None:
+            stage = TrainDPO(name, start, pairs, scores, config, seed)
+        else:
+            stage = TrainWeightedDPO(name, start, pairs, scores, config, seed, judgements)
         return Policy(agent, "positive", self.add(stage))
 
     def imitate(self, t: int, current: Policy, pairs: Stage, initial: Policy) -> Policy:

@@ -48,6 +48,8 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "rlcd": ({"name": "rlcd"}, 1),
     "ws-dpo": ({"name": "ws-dpo"}, 1),
     "ws-dpo on the data's answers": ({"name": "ws-dpo", "answers": "data", "teachers": "first"}, 1),
+    "cw-dpo": ({"name": "cw-dpo"}, 1),
+    "wspo": ({"name": "wspo"}, 1),
     "cong": ({"name": "cong"}, 1),
     "cong without dpo": ({"name": "cong", "dpo": False}, 0),
     "weak-to-strong search": ({"name": "weak-to-strong-search", "samples": 2}, 1),

@@ -53,6 +53,7 @@ def test_what_draws_says_so() -> None:
         for stage in lay_out(method)
     }
     training = {"SFTOnDataset", "SFTOnAnswers", "SFTOnPairs", "ConfidentSFT", "TrainDPO"}
+    training |= {"TrainWeightedDPO", "FitLogRatios"}
     assert {name for name, draws in kinds.items() if draws} == training | {"SplitData", "Respond"}
 
 

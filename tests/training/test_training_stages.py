@@ -14,11 +14,26 @@ from macpo.agents import Agent, Policy
 from macpo.config import DPOConfig, LimitsConfig, NegativeSFTConfig, SFTConfig, TuningConfig
 from macpo.errors import DataError
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, snapshot
-from macpo.records import Pair, PreferenceExample, dataset_response, read_jsonl, read_scores
-from macpo.scoring import ScorePairs, encode_group
+from macpo.records import (
+    Pair,
+    PreferenceExample,
+    Response,
+    dataset_response,
+    read_jsonl,
+    read_scores,
+    write_judgements,
+)
+from macpo.scoring import ScorePairs, ScoreResponses, encode_group
 from macpo.stage import Stage
 from macpo.store import Artifact
-from macpo.training.stages import SFTOnAnswers, SFTOnDataset, SFTOnPairs, TrainDPO
+from macpo.training.stages import (
+    FitLogRatios,
+    SFTOnAnswers,
+    SFTOnDataset,
+    SFTOnPairs,
+    TrainDPO,
+    TrainWeightedDPO,
+)
 from tests.workbench import (
     Workbench,
     make_agent,
@@ -229,6 +244,64 @@ def test_beta_and_gamma_act(bench: Workbench, agent: Agent) -> None:
     assert made[0.0]["loss"] == pytest.approx(made[0.0]["dpo_loss"], rel=1e-6)
     added = 0.2 * made[0.2]["sft_loss"]
     assert made[0.2]["loss"] == pytest.approx(made[0.0]["loss"] + added, rel=1e-5)
+
+
+def judged(bench: Workbench, rewards: list[tuple[Response, float]]) -> Stage:
+    """Commit a judge's rewards."""
+    return bench.commit("rewards", lambda folder: write_judgements(folder, rewards))
+
+
+def test_a_pair_counts_as_much_as_the_judge_is_sure_of_it(bench: Workbench, agent: Agent) -> None:
+    """Rewards that differ by nothing, log 3 and log 3: weights 0, 0.5 and 0.5, log 2 each."""
+    scene = Round(bench, agent)
+    del scene.pairs[3:]
+    scene.written_pairs = bench.write_pairs("three", scene.pairs)
+    better = [1.0, 1.0 + math.log(3), math.log(3) - 2]
+    rewards = [(p.chosen, reward) for p, reward in zip(scene.pairs, better, strict=True)]
+    rewards += [(p.rejected, reward) for p, reward in zip(scene.pairs, (1, 1, -2), strict=True)]
+    stage = TrainWeightedDPO(
+        "train",
+        scene.policies["previous"],
+        scene.written_pairs,
+        scene.scores("previous"),
+        DPOConfig(batch_size=4, gamma=0.0),
+        0,
+        judged(bench, rewards),
+    )
+    made = bench.run(stage)
+    [row] = read_jsonl(made.path / "log.jsonl")
+    assert row["loss"] == pytest.approx(math.log(2) / 3, abs=1e-4)
+    assert row["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert made.meta["mean_weight"] == pytest.approx(1 / 3)
+
+
+def test_log_ratios_are_fitted(bench: Workbench, agent: Agent) -> None:
+    """The targets are 1 and -1 nats; with gamma 0.5 the policy is to move by twice as much."""
+    scene = Round(bench, agent)
+    start = scene.policies["previous"]
+    pair = scene.pairs[1]
+    targets = {pair.chosen: 1.0, pair.rejected: -1.0}
+    answers = tuple(bench.write_answers(r.text, [(pair.prompt, r)]) for r in targets)
+    reference = ScoreResponses("reference", start, answers)
+    before = read_scores(bench.run(reference).path)
+    stage = FitLogRatios(
+        "train",
+        start,
+        answers,
+        reference,
+        judged(bench, list(targets.items())),
+        DPOConfig(epochs=60, learning_rate=5e-3),
+        0,
+        0.5,
+    )
+    rows = list(read_jsonl(bench.run(stage).path / "log.jsonl"))
+    lengths = [before[r.id].tokens for r in targets]
+    assert rows[0]["loss"] == pytest.approx(sum(1 / n for n in lengths) / 2, rel=1e-3)
+    assert rows[-1]["loss"] < 0.05 * rows[0]["loss"]
+    scored = ScoreResponses("after", Policy(agent, "positive", stage), answers)
+    after = read_scores(bench.run(scored).path)
+    moved = [after[r.id].sum_logprob - before[r.id].sum_logprob for r in targets]
+    assert moved == pytest.approx([2, -2], abs=0.4)
 
 
 @pytest.mark.parametrize(

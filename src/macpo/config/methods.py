@@ -44,6 +44,8 @@ METHODS: Registry[type[MethodConfig]] = Registry(
         "rlaif": "macpo.methods.rlaif",
         "rlcd": "macpo.methods.rlcd",
         "ws-dpo": "macpo.methods.ws_dpo",
+        "cw-dpo": "macpo.methods.cw_dpo",
+        "wspo": "macpo.methods.wspo",
         "cong": "macpo.methods.cong",
         "weak-to-strong-search": "macpo.methods.weak_to_strong_search",
         "twin-judges": "macpo.methods.twin_judges",

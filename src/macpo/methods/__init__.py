@@ -11,6 +11,8 @@
 | rlaif | the teachers compare the student's answers | arXiv 2309.00267 |
 | rlcd | pairs from contrasting prompts | arXiv 2307.12950 |
 | ws_dpo | aligned teachers label pairs | arXiv 2409.08813 |
+| cw_dpo | the same, weighed by how sure they are | arXiv 2603.04968 |
+| wspo | the student changes as alignment has changed the teachers | arXiv 2410.18640 |
 | cong | aligned teachers' contrastive decoding, SFT and DPO | arXiv 2510.07884 |
 | weak_to_strong_search | aligned teachers choose the best of n answers | arXiv 2405.19262 |
 | twin_judges | teachers' twins judge the student's own answers | our own |

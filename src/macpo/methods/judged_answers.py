@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -36,12 +37,19 @@ class JudgedAnswers(Method):
             raise ValueError("samples is for answers: own; remove it")
         return self
 
-    def judged(self, program: Program, naive: Naive) -> tuple[tuple[Stage, ...], Stage]:
-        """Lay out the answers, and the aligned teachers' judgements of them."""
+    def judged(
+        self, program: Program, naive: Naive, *, times_beta: bool = True
+    ) -> tuple[tuple[Stage, ...], Stage]:
+        """Lay out the answers, and the aligned teachers' judgements of them.
+
+        These are implicit rewards, beta times a log-ratio, or without `times_beta` the log-ratio.
+        """
         from macpo import supervisors
 
         answers = self._candidates(program, naive.student)
         twins = supervisors.aligned(program, naive.teachers, self.teachers)
+        if not times_beta:
+            twins = [replace(pair, weight=1.0) for pair in twins]
         place = f"round-1/{naive.student.agent.name}"
         return answers, supervisors.judge(program, place, twins, answers)
 

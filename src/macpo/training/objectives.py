@@ -75,7 +75,8 @@ class DPOObjective:
 
     `reference_sums` `[examples, 2]` float32: the reference policy's sum log-probabilities of
     chosen and rejected, in nats. `loss` stands for L_DPO, see `macpo.losses`; `ipo-mean` takes
-    log-ratios per token, all others sums. `label_smoothing` is that of `sigmoid`.
+    log-ratios per token, all others sums. `label_smoothing` is that of `sigmoid`. `weights`
+    `[examples]` float32 say how much each pair's loss counts; without them all count 1.
     """
 
     groups: Sequence[PromptGroup]
@@ -84,6 +85,7 @@ class DPOObjective:
     gamma: float
     loss: Loss = "sigmoid"
     label_smoothing: float = 0.0
+    weights: Tensor | None = None
 
     def forward(
         self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
@@ -116,7 +118,10 @@ class DPOObjective:
             "chosen_logratio": chosen_logratio.detach(),
             "rejected_logratio": rejected_logratio.detach(),
         }
-        return ExampleLosses(contrast + self.gamma * likelihood, shown)
+        loss = contrast + self.gamma * likelihood
+        if self.weights is not None:
+            loss = self.weights[list(indices)].to(loss.device) * loss
+        return ExampleLosses(loss, shown)
 
 
 _ON_SUMS: dict[Loss, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -151,6 +156,37 @@ class ConfidentObjective:
         lengths = [len(self.groups[i].completions[0]) for i in indices]
         means = [part.mean() for part in torch.split(per_token, lengths)]
         return ExampleLosses(torch.stack(means), {})
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatioObjective:
+    """The policy's log-ratio on single answers is fitted to given ones (arXiv 2410.18640).
+
+    `reference_sums` and `targets`, `[examples]` float32 in nats, are the reference policy's sum
+    log-probabilities and the log-ratios to be fitted; see `macpo.losses.log_ratio_error`.
+    """
+
+    groups: Sequence[PromptGroup]
+    reference_sums: Tensor
+    targets: Tensor
+    gamma: float
+
+    def forward(
+        self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
+    ) -> ExampleLosses:
+        """See `Objective.forward`."""
+        return self.losses(indices, engine.score_pack(pack))
+
+    def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
+        """Return the losses of examples with these sums in nats, `[len(indices)]` float32."""
+        reference, targets = (
+            values[list(indices)].to(sum_logprobs.device)
+            for values in (self.reference_sums, self.targets)
+        )
+        logratio = sum_logprobs - reference
+        tokens = _tokens(self.groups, indices, 0, sum_logprobs)
+        error = losses.log_ratio_error(logratio, targets, self.gamma, tokens)
+        return ExampleLosses(error, {"logratio": logratio.detach(), "target": targets})
 
 
 def _tokens(

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
+from macpo import losses
 from macpo.agents import Agent, Policy
 from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights
 from macpo.records import (
+    Pair,
     Prompt,
     Response,
     dataset_response,
     read_answers,
     read_examples,
+    read_judgements,
     read_pairs,
     read_scores,
     write_jsonl,
@@ -30,6 +34,7 @@ from macpo.training.loop import Trainer, summary
 from macpo.training.objectives import (
     ConfidentObjective,
     DPOObjective,
+    LogRatioObjective,
     Objective,
     SFTObjective,
 )
@@ -166,26 +171,105 @@ class TrainDPO(TrainingStage):
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write weights and log.jsonl."""
+        return _dpo(self, read_pairs(context.path(self.pairs)), context)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainWeightedDPO(TrainingStage):
+    """DPO in which every pair counts as much as a judge is sure of it (arXiv 2603.04968).
+
+    As `TrainDPO`, with the judge's rewards of all answers in `judgements`; see
+    `macpo.losses.pair_confidence`.
+    """
+
+    kind: ClassVar[str] = "dpo"
+
+    pairs: Stage
+    reference_scores: Stage
+    config: DPOConfig
+    seed: int
+    judgements: Stage
+
+    def work(self, known: Known) -> Work:
+        """Train on both answers of every pair, in every epoch."""
+        both = known.left_by(self.pairs, self.agent)
+        return known.training(self.agent, both, self.config.epochs)
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
         pairs = read_pairs(context.path(self.pairs))
+        rewards = read_judgements(context.path(self.judgements))
+        chosen, rejected = torch.tensor(
+            [[rewards[p.chosen.id], rewards[p.rejected.id]] for p in pairs]
+        ).unbind(1)
+        weights = losses.pair_confidence(chosen, rejected)
+        return {**_dpo(self, pairs, context, weights), "mean_weight": weights.mean().item()}
+
+
+@dataclass(frozen=True, eq=False)
+class FitLogRatios(TrainingStage):
+    """WSPO: the policy's log-ratio on answers is fitted to a judge's (arXiv 2410.18640).
+
+    `reference_scores` holds the reference policy's scores of all `answers`, `judgements` the
+    log-ratios to be fitted; see `macpo.losses.log_ratio_error`.
+    """
+
+    kind: ClassVar[str] = "fit-log-ratios"
+
+    answers: tuple[Stage, ...]
+    reference_scores: Stage
+    judgements: Stage
+    config: DPOConfig
+    seed: int
+    gamma: float
+
+    def work(self, known: Known) -> Work:
+        """Train on every answer, with a prompt of its own, in every epoch."""
+        answers = [a for stage in self.answers for a in known.left_by(stage, self.agent)]
+        epochs = self.config.epochs
+        return sum((known.training(self.agent, [a], epochs) for a in answers), Work())
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write weights and log.jsonl."""
         scores = read_scores(context.path(self.reference_scores))
-        loaded = context.policies.load_for_training(self.start, self.seed)
-        groups = [
-            encode_group(loaded.chat, self.start.agent, p.prompt, (p.chosen, p.rejected))
-            for p in pairs
-        ]
-        reference = [
-            [scores[p.chosen.id].sum_logprob, scores[p.rejected.id].sum_logprob] for p in pairs
-        ]
-        config = self.config
-        objective = DPOObjective(
-            groups,
-            torch.tensor(reference),
-            config.beta,
-            config.gamma,
-            config.loss,
-            config.label_smoothing,
-        )
-        return _train(self, loaded, objective, context)
+        targets = read_judgements(context.path(self.judgements))
+        answers = [found for stage in self.answers for found in _read_answered(context.path(stage))]
+        reference = torch.tensor([scores[r.id].sum_logprob for _, r in answers])
+        wanted = torch.tensor([targets[r.id] for _, r in answers])
+
+        def objective(groups: Sequence[PromptGroup]) -> Objective:
+            return LogRatioObjective(groups, reference, wanted, self.gamma)
+
+        return _sft(self, answers, context, objective)
+
+
+def _dpo(
+    stage: TrainDPO | TrainWeightedDPO,
+    pairs: Sequence[Pair],
+    context: StageContext,
+    weights: Tensor | None = None,
+) -> Mapping[str, Any]:
+    """Train by contrast; `weights` `[pairs]` say how much each pair counts."""
+    scores = read_scores(context.path(stage.reference_scores))
+    loaded = context.policies.load_for_training(stage.start, stage.seed)
+    groups = [
+        encode_group(loaded.chat, stage.start.agent, p.prompt, (p.chosen, p.rejected))
+        for p in pairs
+    ]
+    reference = [
+        [scores[p.chosen.id].sum_logprob, scores[p.rejected.id].sum_logprob] for p in pairs
+    ]
+    config = stage.config
+    objective = DPOObjective(
+        groups,
+        torch.tensor(reference),
+        config.beta,
+        config.gamma,
+        config.loss,
+        config.label_smoothing,
+        weights,
+    )
+    return _train(stage, loaded, objective, context)
 
 
 def _read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
@@ -196,7 +280,7 @@ def _read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
 
 
 def _sft(
-    stage: SFTOnDataset | SFTOnAnswers | ConfidentSFT | SFTOnPairs,
+    stage: SFTOnDataset | SFTOnAnswers | ConfidentSFT | SFTOnPairs | FitLogRatios,
     answers: Sequence[tuple[Prompt, Response]],
     context: StageContext,
     objective: Callable[[Sequence[PromptGroup]], Objective] = SFTObjective,
@@ -208,8 +292,19 @@ def _sft(
     return _train(stage, loaded, objective(groups), context)
 
 
+Trainable = (
+    SFTOnDataset
+    | SFTOnAnswers
+    | ConfidentSFT
+    | SFTOnPairs
+    | TrainDPO
+    | TrainWeightedDPO
+    | FitLogRatios
+)
+
+
 def _train(
-    stage: SFTOnDataset | SFTOnAnswers | ConfidentSFT | SFTOnPairs | TrainDPO,
+    stage: Trainable,
     loaded: LoadedPolicy,
     objective: Objective,
     context: StageContext,
