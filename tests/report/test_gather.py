@@ -12,7 +12,8 @@ import pytest
 from macpo.evaluation.measures import ITEMS_FILE
 from macpo.metrics import metric
 from macpo.report.data import Curve, Point, Series
-from macpo.report.gather import error_of, gather_run
+from macpo.report.gather import gather_run
+from macpo.report.gather.measurements import error_of
 from macpo.report.making import leave_report, write_runs_report
 from macpo.report.page import render_run
 from macpo.report.pairing import difference, paired, verdict
