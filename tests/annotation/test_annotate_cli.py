@@ -222,7 +222,7 @@ def test_annotating_imports_no_model_library(finished: FinishedRun) -> None:
     pytest.importorskip("starlette", reason="needs macpo[annotate]")
     code = (
         "import sys\n"
-        "import macpo.cli.annotate, macpo.annotation.server, macpo.annotation.showing\n"
+        "import macpo.cli.annotate, macpo.annotation.server, macpo.report.people\n"
         "from macpo.sides import find_side\n"
         "from macpo.annotation.pairs import pair_answers, unanswered\n"
         f"one = find_side('student', {str(finished.folder)!r}, unanswered)\n"

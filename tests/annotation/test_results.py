@@ -13,10 +13,10 @@ import pytest
 from macpo.annotation.exporting import export_judgments, export_pairs
 from macpo.annotation.judgments import Judgment, Verdict
 from macpo.annotation.results import summarise, win_rate
-from macpo.annotation.showing import render_results
 from macpo.errors import ConfigError, StoreError
 from macpo.records import read_pairs
 from macpo.report.console import stdout_console
+from macpo.report.people import render_results
 from tests.annotation.files import TEXTS, judge_all, make_file
 
 

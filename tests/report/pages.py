@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from macpo.annotation.results import Agreement, Annotator, Results
 from macpo.estimates import Estimate
 from macpo.metrics import metric
 from macpo.report.data import (
@@ -80,6 +82,7 @@ def run_report(**fields: Any) -> RunReport:
         "pairs": 40,
         "curves": (),
         "changes": (),
+        "judgments": (),
         "filters": (),
         "logs": (),
         "signs": (),
@@ -94,6 +97,33 @@ def run_report(**fields: Any) -> RunReport:
         "faults": (),
     }
     return RunReport(**{**empty, **fields})
+
+
+def judged(**fields: Any) -> Results:
+    """Return what two people's judgments come to; `fields` take the place of the defaults."""
+    people = (
+        Annotator("Anna", 20, 0.7, 4, 0.5, 6.0),
+        Annotator("Bert", 10, 0.6, 0, None, None),
+    )
+    agreement = Agreement(10, 0.8, 0.61, {"Anna and Bert": 0.6}, None, 10)
+    found = Results(
+        path=Path("annotations/a.sqlite"),
+        one="student@3",
+        other="student@0",
+        pairs=40,
+        judged=20,
+        judgments=30,
+        wins=18,
+        ties=4,
+        losses=8,
+        win_rate=2 / 3,
+        half_width=0.12,
+        win_rate_without_ties=18 / 26,
+        half_width_without_ties=None,
+        annotators=people,
+        agreement=agreement,
+    )
+    return replace(found, **fields)
 
 
 def report_saying(text: str) -> RunReport:
@@ -123,6 +153,14 @@ def report_saying(text: str) -> RunReport:
         curves=(
             Curve(metric("preference_accuracy"), series, True),
             Curve(metric(text), series, True),
+        ),
+        judgments=(
+            judged(
+                one=text,
+                other=text,
+                annotators=(Annotator(text, 20, 0.7, 4, 0.5, 6.0),),
+                agreement=Agreement(10, 0.8, 0.61, {text: 0.6}, 0.6, 10),
+            ),
         ),
         filters=(FilterRound(1, text, text, 40, (spread,), (example,)),),
         logs=(TrainingLog(text, "student", 1, (1, 2), {"loss": (1.0, 0.5)}),),

@@ -18,6 +18,7 @@ from macpo.report.making import leave_report, write_runs_report
 from macpo.report.page import render_run
 from macpo.report.pairing import difference, paired, verdict
 from macpo.run_directory import RunDir
+from tests.annotation.files import judge_all, make_file
 from tests.runs import FinishedRun, python_environment, run_cli, write_config
 
 
@@ -247,3 +248,24 @@ def test_curve_knows_its_agents() -> None:
 def test_standard_errors_of_evaluators_are_found_by_name() -> None:
     assert error_of("judge_win_rate_lc") == "judge_win_rate_lc_se"
     assert error_of("reward[mine]") == "reward_se[mine]"
+
+
+def test_peoples_judgments_are_gathered_and_files_without_any_are_not(copied: FinishedRun) -> None:
+    assert gather_run(copied.folder).judgments == ()
+    file = make_file(copied.folder)
+    assert gather_run(copied.folder).judgments == ()
+    judge_all(file, "Anna", ["one", "one", "tie", "other", "one"])
+    file.close()
+
+    [found] = gather_run(copied.folder).judgments
+    assert (found.one, found.other, found.judgments) == ("student@2", "student@0", 5)
+    assert found.win_rate == pytest.approx(0.7)
+
+
+def test_judgments_that_cannot_be_read_are_a_fault(copied: FinishedRun) -> None:
+    (copied.folder / "annotations").mkdir()
+    (copied.folder / "annotations" / "a.sqlite").write_text("nothing of the kind")
+    report = gather_run(copied.folder)
+    assert report.judgments == ()
+    [fault] = report.faults
+    assert fault.startswith("people's judgments could not be read: ")

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from macpo.report.page import render_run, script_json
-from tests.report.pages import change, curve, report_saying, run_report
+from tests.report.pages import change, curve, judged, report_saying, run_report
 
 EVIL = (
     "<script>window.evil = 1</script>",
@@ -82,6 +82,31 @@ def test_page_names_no_address_and_allows_none() -> None:
     assert policy is not None
     assert "default-src &#39;none&#39;" in policy[1]
     assert "unsafe" not in policy[1]
+
+
+def test_what_people_said_is_shown_with_its_uncertainty() -> None:
+    page = render_run(run_report(judgments=(judged(),)))
+    said = page[page.index('<section id="people">') : page.index('<section id="signs">')]
+    for text in ("66.7 % (55 to 79)", "won by student@3; without ties 69.2 %", "lost 8; 20 of 40"):
+        assert text in said
+    for text in ("<td>Anna</td>", ">0.61</td>", "Fleiss&#39; kappa, on 10 that everybody judged"):
+        assert text in said
+    assert (
+        "By people&#39;s judgments student@3 won 66.7 % (55 to 79) against student@0, a tie half a "
+        "win: 30 judgments of 20 pairs by 2 annotators."
+    ) in page
+
+
+def test_first_words_tell_of_people_only_what_is_of_the_student() -> None:
+    page = render_run(run_report(judgments=(judged(one="weak@3", other="weak@0"),)))
+    assert "won by weak@3" in page
+    assert "By people" not in page
+
+
+def test_where_nobody_judged_there_is_no_word_of_people() -> None:
+    page = render_run(run_report())
+    assert "people" not in page[page.index("<main>") :]
+    assert "#people" not in page
 
 
 def test_answer_stands_first_and_says_what_it_stands_on() -> None:

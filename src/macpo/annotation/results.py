@@ -114,7 +114,7 @@ def annotation_results(run: str | Path) -> list[Results]:
     Raises:
         StoreError: there is no run, nobody has judged, or a file cannot be read.
     """
-    return [_results_of(path) for path in judgment_files(run)]
+    return [results_of(path) for path in judgment_files(run)]
 
 
 def judgment_files(run: str | Path) -> list[Path]:
@@ -135,7 +135,12 @@ def judgment_files(run: str | Path) -> list[Path]:
     return found
 
 
-def _results_of(path: Path) -> Results:
+def results_of(path: Path) -> Results:
+    """Return what one file of judgments comes to.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     file = JudgmentFile(path)
     try:
         return summarise(file)

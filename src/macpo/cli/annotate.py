@@ -135,8 +135,8 @@ def results(
     if as_json:
         typer.echo(json.dumps([result.to_json() for result in found], indent=1))
     else:
-        from macpo.annotation.showing import render_results
         from macpo.report.console import stdout_console
+        from macpo.report.people import render_results
 
         console = stdout_console()
         for result in found:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from macpo.annotation.results import Results
 from macpo.estimates import Estimate
 from macpo.metrics import Metric
 
@@ -237,8 +238,8 @@ class Provenance:
 class RunReport:
     """Everything that the report of a run shows, as far as the run has come.
 
-    `checked` rounds were looked at for signs of collapse. `faults` are sentences on what could not
-    be read. `cost` are sums by what they count.
+    `judgments` are people's. `checked` rounds were looked at for signs of collapse. `faults` are
+    sentences on what could not be read. `cost` are sums by what they count.
     """
 
     name: str
@@ -254,6 +255,7 @@ class RunReport:
     pairs: int
     curves: tuple[Curve, ...]
     changes: tuple[Change, ...]
+    judgments: tuple[Results, ...]
     filters: tuple[FilterRound, ...]
     logs: tuple[TrainingLog, ...]
     signs: tuple[Sign, ...]

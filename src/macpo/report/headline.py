@@ -8,6 +8,7 @@ from typing import Literal
 
 from macpo.metrics import SHARE
 from macpo.report.data import Change, RunReport
+from macpo.report.people import in_one_sentence
 from macpo.report.text import plural
 
 Tone = Literal["good", "bad", "mixed", "open"]
@@ -72,6 +73,9 @@ def _lines(report: RunReport, directed: Sequence[Change]) -> Iterator[str]:
         yield f"A sign of collapse in the student after round {early.round}: {early.text}."
     for alert in report.alerts:
         yield f"Warned during the run: {alert.title}."
+    for judged in report.judgments:
+        if judged.one.partition("@")[0] == report.student:
+            yield in_one_sentence(judged)
     if report.changes:
         first, last = report.changes[0].first.round, report.changes[0].last.round
         begin = "before the first round" if first == 0 else f"after round {first}"

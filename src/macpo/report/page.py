@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from macpo.annotation.results import Results
 from macpo.metrics import SHARE, Metric
 from macpo.report import charts
 from macpo.report.data import (
@@ -34,6 +35,7 @@ from macpo.report.data import (
     Transcript,
 )
 from macpo.report.headline import headline
+from macpo.report.people import agreement_rows, interval
 from macpo.report.text import format_count, format_seconds, plural
 from macpo.report.transcripts import best_side
 from macpo.version import __version__
@@ -176,6 +178,9 @@ def _run_filters(report: RunReport) -> dict[str, Callable[..., Any]]:
         "filter_chart": lambda found: charts.filter_chart(found, limits, agents),
         "wins_bar": wins_bar,
         "kinds_bar": _kinds_bar,
+        "verdicts_bar": _verdicts_bar,
+        "interval": lambda rates: interval(*rates),
+        "agreement_rows": agreement_rows,
         "tokens": _tokens,
         "value_at": _value_at,
     }
@@ -281,6 +286,13 @@ def _kinds(stages: Sequence[StageRow]) -> list[KindRow]:
 def _kinds_bar(rows: Sequence[KindRow]) -> Markup:
     return charts.share_bar(
         (row.title, row.seconds, row.css, format_seconds(row.seconds)) for row in rows
+    )
+
+
+def _verdicts_bar(found: Results) -> Markup:
+    parts = (("won", found.wins, "c0"), ("tied", found.ties, "c6"), ("lost", found.losses, "c1"))
+    return charts.share_bar(
+        (what, number, css, plural(number, "judgment")) for what, number, css in parts if number
     )
 
 

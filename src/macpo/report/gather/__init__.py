@@ -4,6 +4,7 @@
     finished.py       stages that are done, and where their artifacts are
     measurements.py   curves with intervals, and how the student changed
     filters.py        what learners kept of the answers offered
+    people.py         what people's judgments come to
     work.py           training step by step, time, tokens, cost
     failures.py       what went wrong and was counted
     origin.py         how the run was made

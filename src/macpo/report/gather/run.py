@@ -17,6 +17,7 @@ from macpo.report.gather.filters import filter_rounds
 from macpo.report.gather.finished import Finished, finished_stages
 from macpo.report.gather.measurements import changes, curves
 from macpo.report.gather.origin import provenance
+from macpo.report.gather.people import judged_sides
 from macpo.report.gather.work import cost, judges_cost, stage_rows, training_logs
 from macpo.report.result import STUDENT
 from macpo.report.transcripts import gather_transcripts
@@ -78,6 +79,7 @@ class _Gathering:
             pairs=self.state.pairs,
             curves=measured,
             changes=tuple(changes(measured, self.ended)),
+            judgments=self._all("people's judgments", lambda: judged_sides(self.run)),
             filters=filters,
             logs=logs,
             signs=signs,

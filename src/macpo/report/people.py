@@ -1,4 +1,4 @@
-"""What `macpo annotate results` shows."""
+"""What people's judgments come to, shown: `macpo annotate results`, and the words of a report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,39 @@ def render_results(results: Results) -> RenderableType:
     return Group(*parts)
 
 
+def interval(rate: float | None, half_width: float | None) -> str:
+    """Write a rate with its interval; with few prompts this would go beyond what a rate can be."""
+    if rate is None:
+        return "-"
+    if half_width is None:
+        return f"{100 * rate:.1f} %"
+    low, high = max(rate - half_width, 0), min(rate + half_width, 1)
+    return f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def in_one_sentence(results: Results) -> str:
+    """Say on one line how often the first side won."""
+    return (
+        f"By people's judgments {results.one} won {interval(results.win_rate, results.half_width)} "
+        f"against {results.other}, a tie half a win: {plural(results.judgments, 'judgment')} of "
+        f"{plural(results.judged, 'pair')} by {plural(len(results.annotators), 'annotator')}."
+    )
+
+
+def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
+    """List measures of agreement with their values, 1 fully and 0 as chance would have it."""
+    rows = [("Krippendorff's alpha", _number(agreement.alpha))]
+    rows += [
+        (f"Cohen's kappa, {plain_line(names)}", _number(kappa))
+        for names, kappa in agreement.cohen.items()
+    ]
+    by_all = f"Fleiss' kappa, on {agreement.judged_by_all} that everybody judged"
+    rows.append((by_all, _number(agreement.fleiss)))
+    if agreement.agreed is not None:
+        rows.insert(0, ("the same said by two", f"{100 * agreement.agreed:.0f} %"))
+    return rows
+
+
 def _sides(results: Results, one: str, other: str) -> Table:
     """Show both sides' wins; intervals are 95 %, clustered by prompt."""
     table = Table(box=SIMPLE_HEAD)
@@ -43,7 +76,7 @@ def _sides(results: Results, one: str, other: str) -> Table:
         (other, results.losses, results.wins, _rest(rate), _rest(without)),
     )
     for name, won, lost, rate, without in rows:
-        shown = (_interval(rate, halves[0]), _interval(without, halves[1]))
+        shown = (interval(rate, halves[0]), interval(without, halves[1]))
         table.add_row(name, str(won), str(results.ties), str(lost), *shown)
     return table
 
@@ -66,34 +99,14 @@ def _people(results: Results, one: str) -> Table:
 
 
 def _agreement(agreement: Agreement) -> Text:
-    """Show how far people agree: 1 is fully, 0 as chance would have it."""
+    """Show how far people agree."""
     lines = [f"agreement on {plural(agreement.shared, 'pair')} that several people judged:"]
-    if agreement.agreed is not None:
-        lines.append(f"  the same said by two: {100 * agreement.agreed:.0f} %")
-    lines.append(f"  Krippendorff's alpha: {_number(agreement.alpha)}")
-    lines += [
-        f"  Cohen's kappa, {plain_line(names)}: {_number(kappa)}"
-        for names, kappa in agreement.cohen.items()
-    ]
-    lines.append(
-        f"  Fleiss' kappa: {_number(agreement.fleiss)} on {agreement.judged_by_all} that everybody "
-        "judged"
-    )
+    lines += [f"  {name}: {value}" for name, value in agreement_rows(agreement)]
     return Text("\n".join(lines))
 
 
 def _rest(rate: float | None) -> float | None:
     return None if rate is None else 1 - rate
-
-
-def _interval(rate: float | None, half_width: float | None) -> str:
-    """Write a rate with its interval; with few prompts this would go beyond what a rate can be."""
-    if rate is None:
-        return "-"
-    if half_width is None:
-        return f"{100 * rate:.1f} %"
-    low, high = max(rate - half_width, 0), min(rate + half_width, 1)
-    return f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _number(value: float | None) -> str:
