@@ -358,8 +358,8 @@ MUTATIONS = (
     Mutation(
         "every round trains with the same seed",
         PROGRAM,
-        '        seed = self.seed("dpo", agent.name, t)\n        stage = TrainDPO(',
-        '        seed = self.seed("dpo", agent.name)\n        stage = TrainDPO(',
+        '        seed = self.seed("dpo", agent.name, t)\n        name =',
+        '        seed = self.seed("dpo", agent.name)\n        name =',
         WIRING,
     ),
     Mutation(
@@ -846,8 +846,8 @@ MUTATIONS = (
     Mutation(
         "DPO's sides are exchanged",
         "src/macpo/training/stages.py",
-        "self.start.agent, p.prompt, (p.chosen, p.rejected))",
-        "self.start.agent, p.prompt, (p.rejected, p.chosen))",
+        "stage.start.agent, p.prompt, (p.chosen, p.rejected))",
+        "stage.start.agent, p.prompt, (p.rejected, p.chosen))",
         TRAINING,
     ),
     Mutation(

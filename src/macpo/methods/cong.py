@@ -34,7 +34,9 @@ class ConG(Method):
     before. `dpo: false` stops after SFT: the paper's ConG-S.
     """
 
-    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.gamma"})
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "negative_sft", "dpo.gamma", "dpo.start"}
+    )
 
     name: Literal["cong"] = "cong"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5

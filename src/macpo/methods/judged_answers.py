@@ -25,7 +25,9 @@ class JudgedAnswers(Method):
     all teachers' rewards.
     """
 
-    unused: ClassVar[frozenset[str]] = frozenset({"rounds", "negative_sft", "dpo.gamma"})
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "negative_sft", "dpo.gamma", "dpo.start"}
+    )
 
     answers: Literal["own", "data"] = "own"
     samples: Annotated[int, Field(ge=2, le=1000)] = 2
