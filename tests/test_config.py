@@ -691,6 +691,21 @@ def test_a_faulty_method_is_told_with_its_remedy(changes: dict[str, Any], fault:
             ],
         ),
         ({"dpo": {"loss": "ipo_mean"}}, ["dpo.loss: must be "]),
+        ({"dpo": {"anchor": 1.5}}, ["dpo.anchor: must be less than or equal to 1 (got 1.5)"]),
+        (
+            {"dpo": {"anchor": 1}},
+            [
+                "dpo: anchor 1 takes every round all the way back, so that nothing is learned; "
+                "give a share below 1, such as 0.2"
+            ],
+        ),
+        (
+            {"dpo": {"anchor": 0, "start": "initial"}},
+            [
+                "dpo: anchor 0 is no anchor, and with start: initial every round begins at the "
+                "initial policy as it is; remove anchor"
+            ],
+        ),
         ({"dpo": {"label_smoothing": 0.5}}, ["dpo.label_smoothing: must be less than 0.5 (got "]),
         # Without the smoothing of the run's section there is nothing wrong.
         (

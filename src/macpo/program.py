@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from macpo.agents import Agent, Policy, Team
 from macpo.answering import Respond
@@ -266,11 +266,12 @@ class Program:
         start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
         name = f"round-{t}/{agent.name}/train"
+        back = _anchor(initial)
         stage: TrainDPO | TrainWeightedDPO
         if judgements is None:
-            stage = TrainDPO(name, start, pairs, scores, config, seed)
+            stage = TrainDPO(name, start, pairs, scores, config, seed, **back)
         else:
-            stage = TrainWeightedDPO(name, start, pairs, scores, config, seed, judgements)
+            stage = TrainWeightedDPO(name, start, pairs, scores, config, seed, judgements, **back)
         return Policy(agent, "positive", self.add(stage))
 
     def imitate(self, t: int, current: Policy, pairs: Stage, initial: Policy) -> Policy:
@@ -278,7 +279,8 @@ class Program:
         agent = current.agent
         start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
-        stage = SFTOnPairs(f"round-{t}/{agent.name}/train", start, pairs, agent.dpo, seed)
+        name = f"round-{t}/{agent.name}/train"
+        stage = SFTOnPairs(name, start, pairs, agent.dpo, seed, **_anchor(initial))
         return Policy(agent, "positive", self.add(stage))
 
     # Pairs
@@ -400,3 +402,9 @@ def _same(policy: Policy) -> Policy:
 def _start(current: Policy, initial: Policy) -> Policy:
     """Return the policy that a round trains from, as the agent's `dpo.start` names it."""
     return {"previous": current, "initial": initial}[current.agent.dpo.start]
+
+
+def _anchor(initial: Policy) -> dict[str, Any]:
+    """Return what a training stage is told of the agent's `dpo.anchor`; nothing without one."""
+    share = initial.agent.dpo.anchor
+    return {"anchor": share, "initial": initial} if share else {}

@@ -641,6 +641,18 @@ def test_every_round_starts_where_the_config_says(method: dict[str, Any], expect
     assert first[0] == first[1]  # what the option does not change is not run again
 
 
+@pytest.mark.parametrize("method", [{}, {"contrast": False}], ids=["contrast", "imitation"])
+def test_everybody_goes_back_to_where_round_1_began(method: dict[str, Any]) -> None:
+    before = made(table(lay_out(method)))
+    after = made(table(lay_out(method, dpo={**CONFIG["dpo"], "anchor": 0.2})))
+    trained = [f"round-{t}/{name}/train" for t in (1, 2) for name in ("student", "a", "b")]
+    expected = {}
+    for row in trained:
+        name = row.split("/")[1]
+        expected[f"~ {row}"] = f"{before[row]} | back by 0.2 to {name}+ of init/{name}/positive"
+    assert difference(before, after) == expected
+
+
 def test_an_agent_starts_as_its_own_section_says(default: Table) -> None:
     own = made(table(lay_out(own={"a": {"dpo": {"start": "initial"}}})))
     row = next(row for row in START_INITIAL.split("~") if "dpo a+" in row)

@@ -238,6 +238,11 @@ def _ratios(stage: Any) -> str:
     return ", ".join(ratios)
 
 
+def _back(stage: Any) -> list[str]:
+    """Tell to whom a trained policy goes back, if to anybody."""
+    return [] if stage.initial is None else [f"back by {stage.anchor:g} to {of(stage.initial)}"]
+
+
 def _dpo(stage: Any) -> list[str]:
     scores = stage.reference_scores
     return [
@@ -245,6 +250,7 @@ def _dpo(stage: Any) -> list[str]:
         f"on {label(stage.pairs)}",
         f"reference {of(scores.policy)} in {label(scores)}",
         _section(stage),
+        *_back(stage),
     ]
 
 
@@ -263,7 +269,12 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
         f"weight {s.weight:g} after {s.warmup:g} where sure of {s.threshold:g}",
         _section(s),
     ],
-    "SFTOnPairs": lambda s: [_start("sft", s), f"on chosen of {label(s.pairs)}", _section(s)],
+    "SFTOnPairs": lambda s: [
+        _start("sft", s),
+        f"on chosen of {label(s.pairs)}",
+        _section(s),
+        *_back(s),
+    ],
     "TrainDPO": _dpo,
     "TrainWeightedDPO": lambda s: [*_dpo(s), f"weighed by {label(s.judgements)}"],
     "FitLogRatios": lambda s: [

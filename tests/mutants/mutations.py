@@ -29,7 +29,10 @@ COLLAPSE = ("tests/test_collapse.py",)
 FORM = ("tests/test_form.py",)
 GUARD = ("tests/test_guard.py",)
 
+ANCHORED = ("tests/test_anchoring.py",)
+
 MACPO = "src/macpo/methods/macpo.py"
+ANCHORING = "src/macpo/anchoring.py"
 PROGRAM = "src/macpo/program.py"
 ROUNDS = "src/macpo/rounds.py"
 FILTER = "src/macpo/filter.py"
@@ -335,6 +338,42 @@ MUTATIONS = (
         WIRING,
     ),
     Mutation(
+        "dpo.anchor is ignored",
+        PROGRAM,
+        'return {"anchor": share, "initial": initial} if share else {}',
+        "return {}",
+        WIRING,
+    ),
+    # Going back
+    Mutation(
+        "factors are weighed twice",
+        ANCHORING,
+        "stacked_a = torch.cat([a, other_a], dim=-2).double()",
+        "stacked_a = torch.cat([(1 - share) * a, share * other_a], dim=-2).double()",
+        ANCHORED,
+    ),
+    Mutation(
+        "the anchor's share is the policy's own",
+        ANCHORING,
+        "torch.cat([(1 - share) * b.double(), share * other_b.double()], dim=-1)",
+        "torch.cat([share * b.double(), (1 - share) * other_b.double()], dim=-1)",
+        ANCHORED,
+    ),
+    Mutation(
+        "experts' columns are not taken in turns",
+        ANCHORING,
+        "b.reshape(b.shape[0], rank, count).permute(2, 0, 1)",
+        "b.reshape(b.shape[0], count, rank).permute(1, 0, 2)",
+        ANCHORED,
+    ),
+    Mutation(
+        "what the rank costs is not told",
+        ANCHORING,
+        "cut += float(values[..., a.shape[-2] :].square().sum())",
+        "cut += 0.0",
+        TRAINING,
+    ),
+    Mutation(
         "the run's seed is ignored",
         PROGRAM,
         "stable_seed(self.config.seed, *parts)",
@@ -358,8 +397,10 @@ MUTATIONS = (
     Mutation(
         "every round trains with the same seed",
         PROGRAM,
-        '        seed = self.seed("dpo", agent.name, t)\n        name =',
-        '        seed = self.seed("dpo", agent.name)\n        name =',
+        'seed = self.seed("dpo", agent.name, t)\n        name = f"round-{t}/{agent.name}/train"\n'
+        "        back",
+        'seed = self.seed("dpo", agent.name)\n        name = f"round-{t}/{agent.name}/train"\n'
+        "        back",
         WIRING,
     ),
     Mutation(
@@ -709,7 +750,7 @@ MUTATIONS = (
         WIRING,
     ),
     Mutation(
-        "the student avoids answers of the round before where newer ones are there",
+        "the student avoids answers of the round before where added ones are there",
         MACPO,
         'made = t if self.schedule == "simultaneous" else t - 1',
         "made = t - 1",
@@ -789,7 +830,7 @@ MUTATIONS = (
     Mutation(
         "an option of DPO that came later changes every key",
         "src/macpo/config/base.py",
-        "if name not in self.newer\n",
+        "if name not in self.added\n",
         "if True\n",
         KEYS,
     ),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from macpo.agents import Agent, Policy
+from macpo.anchoring import go_back, products_of
 from macpo.config import DPOConfig, LimitsConfig, NegativeSFTConfig, SFTConfig, TuningConfig
 from macpo.errors import DataError
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, snapshot
@@ -331,6 +333,36 @@ def test_label_smoothing_acts(bench: Workbench, agent: Agent) -> None:
     expected = 0.75 * math.log1p(math.exp(-m)) + 0.25 * math.log1p(math.exp(m))
     assert abs(m) > 0.02
     assert row["dpo_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("contrast", [True, False], ids=["dpo", "sft"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_trained_policy_goes_back_to_the_initial_one(
+    bench: Workbench, agent: Agent, kind: Literal["lora", "full"], contrast: bool
+) -> None:
+    """What the stage leaves is what it would leave without an anchor, averaged with its anchor."""
+    tuning = TuningConfig(kind="full") if kind == "full" else agent.tuning
+    scene = Round(bench, replace(agent, tuning=tuning))
+    start, initial = scene.policies["previous"], scene.policies["initial"]
+    pairs, config = scene.written_pairs, DPOConfig(learning_rate=1e-2)
+
+    def train(**anchor: Any) -> Artifact:
+        stage: Stage = SFTOnPairs("train", start, pairs, config, 0, **anchor)
+        if contrast:
+            stage = TrainDPO("train", start, pairs, scene.scores("previous"), config, 0, **anchor)
+        return bench.run(stage)
+
+    free, held = train(), train(anchor=0.3, initial=initial)
+    trained, found = (load_file(made.path / WEIGHTS_FILE) for made in (free, held))
+    anchor = load_file(bench.artifacts[initial.weights_key].path / WEIGHTS_FILE)
+    products = products_of(bench.pool.load(start).model)
+    expected, lost = go_back(trained, anchor, 0.3, products)
+    assert found.keys() == trained.keys()
+    for name, weight in found.items():
+        assert torch.allclose(weight, expected[name], rtol=0, atol=1e-6)
+        assert not torch.allclose(weight, trained[name], rtol=0, atol=1e-3)
+    assert held.meta == {**free.meta, "anchor_lost": pytest.approx(lost, abs=1e-6)}
+    assert (lost > 0.01) == (kind == "lora")  # two policies that have nothing in common
 
 
 def test_artifact_holds_weights_and_log_and_tells_of_them(bench: Workbench, agent: Agent) -> None:

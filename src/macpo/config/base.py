@@ -15,11 +15,11 @@ class Section(BaseModel):
     Defaults are validated as well, so that `alpha: 16` written out and left out are the same value
     of the same type, and give the same key.
 
-    `newer` names keys that came after stages were first kept: with its default such a key is no
+    `added` names keys that came after stages were first kept: with its default such a key is no
     part of a stage's key, so that what was finished before it came is found.
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -39,6 +39,6 @@ class Section(BaseModel):
         return {
             name: value
             for name, value in self.model_dump(mode="json").items()
-            if name not in self.newer
+            if name not in self.added
             or getattr(self, name) != type(self).model_fields[name].get_default()
         }

@@ -51,10 +51,11 @@ class DPOConfig(OptimizerConfig):
     of 1 / (2 beta) nats (`ipo-mean`: nats per token), `sppo`, `apo-zero`, `apo-down`.
     `label_smoothing` is the share of pairs that `sigmoid` takes for wrongly labelled, which bounds
     it, too. `start` says whether a round trains from what the last round left, `previous`, or from
-    the policy before round 1, `initial`, by the pairs of this round alone.
+    the policy before round 1, `initial`, by the pairs of this round alone. After each round the
+    weights go back the share `anchor` of the way to the policy before round 1.
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing"})
+    added: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing"})
 
     epochs: Count = 1
     learning_rate: Positive = 1e-5
@@ -63,6 +64,7 @@ class DPOConfig(OptimizerConfig):
     gamma: NonNegative = 0.2
     reference: Literal["previous", "initial", "base"] = "previous"
     start: Literal["previous", "initial"] = "previous"
+    anchor: Annotated[float, Field(ge=0, le=1)] = 0.0
     loss: Loss = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
@@ -74,8 +76,9 @@ class DPOConfig(OptimizerConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """See `Section.identity`: `start` is not in it, for a stage says itself where it starts."""
-        return {name: value for name, value in super().identity().items() if name != "start"}
+        """See `Section.identity`; where a stage starts and goes back to, it says itself."""
+        said = ("start", "anchor")
+        return {name: value for name, value in super().identity().items() if name not in said}
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot take effect together."""
@@ -83,6 +86,16 @@ class DPOConfig(OptimizerConfig):
             yield (
                 f"label_smoothing is for loss: sigmoid, and has no effect on {self.loss}; remove "
                 "the one or the other"
+            )
+        if self.anchor == 1:
+            yield (
+                "anchor 1 takes every round all the way back, so that nothing is learned; give a "
+                "share below 1, such as 0.2"
+            )
+        if self.start == "initial" and not self.anchor and "anchor" in self.model_fields_set:
+            yield (
+                "anchor 0 is no anchor, and with start: initial every round begins at the initial "
+                "policy as it is; remove anchor"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from macpo import losses
 from macpo.agents import Agent, Policy
+from macpo.anchoring import go_back, products_of
 from macpo.config import DPOConfig, NegativeSFTConfig, SFTConfig
 from macpo.errors import DataError
 from macpo.likelihood import PromptGroup
-from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights
+from macpo.policies import WEIGHTS_FILE, LoadedPolicy, save_weights, snapshot
 from macpo.records import (
     Pair,
     Prompt,
@@ -126,7 +127,21 @@ class ConfidentSFT(TrainingStage):
 
 
 @dataclass(frozen=True, eq=False)
-class SFTOnPairs(TrainingStage):
+class RoundStage(TrainingStage):
+    """Base of those that train in a round.
+
+    Once it is trained, the policy goes back `anchor` of the way to the policy `initial`, in weights
+    (`macpo.anchoring`).
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"anchor", "initial"})
+
+    anchor: float = field(default=0.0, kw_only=True)
+    initial: Policy | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class SFTOnPairs(RoundStage):
     """SFT on the chosen answers of pairs, with the step size of `TrainDPO`: its SFT term alone.
 
     The control that tells contrast from mere sharpening.
@@ -150,7 +165,7 @@ class SFTOnPairs(TrainingStage):
 
 
 @dataclass(frozen=True, eq=False)
-class TrainDPO(TrainingStage):
+class TrainDPO(RoundStage):
     """One round of L_DPO(beta) + gamma * L_SFT(chosen) for one agent.
 
     `reference_scores` holds the reference policy's scores of all answers in `pairs`. Which policy
@@ -175,7 +190,7 @@ class TrainDPO(TrainingStage):
 
 
 @dataclass(frozen=True, eq=False)
-class TrainWeightedDPO(TrainingStage):
+class TrainWeightedDPO(RoundStage):
     """DPO in which every pair counts as much as a judge is sure of it (arXiv 2603.04968).
 
     As `TrainDPO`, with the judge's rewards of all answers in `judgements`; see
@@ -321,9 +336,24 @@ def _train(
     )
     say_cost(stage.start.name, trainer.engine, objective.groups, gradients=True)
     log = trainer.train()
-    save_weights(loaded.trainable, context.output / WEIGHTS_FILE)
+    weights: Mapping[str, Tensor] = loaded.trainable
+    anchored = {}
+    if isinstance(stage, RoundStage) and stage.initial is not None:
+        weights, lost = _go_back(loaded, stage.initial, stage.anchor, context)
+        anchored = {"anchor_lost": lost}
+    save_weights(weights, context.output / WEIGHTS_FILE)
     write_jsonl(context.output / "log.jsonl", log)
     answers = (tokens for group in objective.groups for tokens in group.completions)
     learned = stage.config.epochs * sum(map(len, answers))
     examples = len(objective.groups)
-    return {"examples": examples, "steps": len(log), "tokens": learned, **summary(log)}
+    return {"examples": examples, "steps": len(log), "tokens": learned, **summary(log), **anchored}
+
+
+def _go_back(
+    loaded: LoadedPolicy, initial: Policy, share: float, context: StageContext
+) -> tuple[dict[str, Tensor], float]:
+    """Return what `macpo.anchoring.go_back` makes of trained weights; `loaded` is used up."""
+    trained = snapshot(loaded.trainable)
+    products = products_of(loaded.model)
+    anchor = snapshot(context.policies.load(initial).trainable)
+    return go_back(trained, anchor, share, products)
