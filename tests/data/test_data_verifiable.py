@@ -163,6 +163,9 @@ def test_prompts_with_constraints_are_drawn_by_number() -> None:
     loaded = load_preferences(config)
     assert (loaded.report.format, loaded.report.pairs, loaded.report.prompts) == ("trl", 12, 12)
     assert source_digest(config) != source_digest(DataConfig(source="constraints:13"))
+    short = DataConfig(source="short-constraints:12")
+    assert load_preferences(short).report.pairs == 12
+    assert source_digest(short) != source_digest(config)
 
 
 @pytest.mark.parametrize("source", ["constraints:", "constraints:many", "constraints:-1"])
@@ -171,6 +174,8 @@ def test_constraints_without_a_number_are_told(source: str) -> None:
         load_preferences(DataConfig(source=source))
     with pytest.raises(DataError, match="write constraints:NUMBER"):
         source_digest(DataConfig(source=source))
+    with pytest.raises(DataError, match=r"write short-constraints:NUMBER, such as .*:400"):
+        load_preferences(DataConfig(source=f"short-{source}"))
 
 
 def test_what_names_a_hub_data_set_has_no_effect_on_drawn_prompts() -> None:

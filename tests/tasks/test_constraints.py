@@ -6,6 +6,7 @@ import pytest
 
 from macpo.errors import DataError
 from macpo.tasks.constraints import KINDS, Constraint, count_words, read_constraints
+from macpo.tasks.short import MOST_SHORT, short_digest, short_examples
 from macpo.tasks.writing import MOST_EXAMPLES, constrained_examples, examples_digest
 
 
@@ -76,3 +77,35 @@ def test_longer_drawn_data_starts_with_the_shorter_one() -> None:
 def test_as_many_prompts_as_there_are_can_be_drawn(count: int) -> None:
     with pytest.raises(DataError, match="ask for 1 to 5,000"):
         constrained_examples(count)
+
+
+def test_short_pairs_meet_all_constraints_and_none() -> None:
+    kinds = set()
+    examples = short_examples(300)
+    for example in examples:
+        asked = read_constraints(example.prompt.messages[-1].content)
+        assert 1 <= len(asked) <= 3
+        assert all(constraint.met(example.chosen) for constraint in asked)
+        assert not any(constraint.met(example.rejected) for constraint in asked)
+        kinds |= {constraint.kind for constraint in asked}
+    assert kinds == {"word", "small-letters", "begin", "end"}
+    assert len({example.prompt for example in examples}) == 300
+    assert short_examples(20) == examples[:20]
+    assert short_digest(20) != short_digest(40)
+
+
+def test_the_form_alone_does_not_tell_a_short_answer_from_a_bad_one() -> None:
+    """What one prompt asks for stands in rejected answers to others."""
+    rejected = [example.rejected for example in short_examples(300)]
+    for constraint in (
+        Constraint("small-letters"),
+        Constraint("begin", words="Let us see"),
+        Constraint("end", words="That is all."),
+    ):
+        assert sum(constraint.met(answer) for answer in rejected) > 5
+
+
+@pytest.mark.parametrize("count", [0, MOST_SHORT + 1])
+def test_as_many_short_prompts_as_there_are_can_be_drawn(count: int) -> None:
+    with pytest.raises(DataError, match="ask for 1 to 2,000"):
+        short_examples(count)

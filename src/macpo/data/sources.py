@@ -133,7 +133,8 @@ class Hub:
 
 
 DATA_SCHEMES: Registry[DataSource] = Registry(
-    "data scheme", {"constraints": "macpo.data.constrained"}
+    "data scheme",
+    dict.fromkeys(("constraints", "short-constraints"), "macpo.data.constrained"),
 )
 """Sources by what stands before the colon in `data.source`."""
 
