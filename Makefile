@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 minutes on two cores)
 	$(BIN)/macpo run example:quickstart
+
+demo: $(READY) ## rounds on a small real model, judged by rule (half an hour on two cores)
+	$(BIN)/macpo run example:demo
 
 testbed: $(READY) ## the method in a small world with an exact oracle (minutes on two cores)
 	$(BIN)/macpo run example:testbed

@@ -69,9 +69,10 @@ def test_an_unknown_example_comes_with_the_nearest_or_all(name: str, remedy: str
 
 def test_every_example_says_what_it_is() -> None:
     found = examples()
-    assert [e.name for e in found][:7] == [
+    assert [e.name for e in found][:8] == [
         "example:bbq-smollm2",
         "example:constraints-smollm2",
+        "example:demo",
         "example:gsm8k-smollm2",
         "example:paper-hh-helpful",
         "example:quickstart",
