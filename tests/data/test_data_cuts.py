@@ -146,3 +146,23 @@ def test_command_line_counts_with_a_models_tokenizer_and_limits(tmp_path: Path) 
     assert (report["unit"], report["loading"]["format"]) == ("tokens", "columns")
     assert report["cuts"]["answers_cut"] >= 1
     assert report["cuts"]["response_tokens"] == 4
+
+
+def test_command_line_counts_with_another_chat_template(tmp_path: Path) -> None:
+    """What a template writes around a prompt counts: under a longer one more prompts are cut."""
+    from tests.runs import run_cli
+    from tests.tiny import tiny_folder
+
+    path = tmp_path / "rows.csv"
+    path.write_text("task,good,bad\nA prime?,Seven.,Eight.\n")
+    columns = ["--columns", "prompt=task,chosen=good,rejected=bad"]
+    options = [*columns, "--tokenizer", tiny_folder(tmp_path / "m"), "--prompt-tokens", "60"]
+    told = [
+        json.loads(run_cli(["data", "check", path, *options, *more, "--json"]).out)["cuts"]
+        for more in ([], ["--chat-template", "alpaca"])
+    ]
+    assert [cuts["prompts_too_long"] for cuts in told] == [0, 1]
+
+    refused = run_cli(["data", "check", path, "--chat-template", "alpaca"])
+    assert refused.code == 1
+    assert refused.err.startswith("macpo: --chat-template is of a model; name one with --tokenizer")

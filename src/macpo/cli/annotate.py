@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from macpo.cli.chat import PolicyOption
+from macpo.cli.chat import AgainstOption, PolicyOption
 
 if TYPE_CHECKING:
     from macpo.annotation.judgments import JudgmentFile
@@ -53,14 +53,7 @@ app = typer.Typer(cls=_ServesByDefault, help="Judge answers of RUN blindly, on a
 def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     policy: PolicyOption = "student",
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OTHER",
-            help="The other side: AGENT@ROUND, another run, or RUN:AGENT@ROUND; if not given, the "
-            "same agent before the first round.",
-        ),
-    ] = None,
+    against: AgainstOption = None,
     host: Annotated[
         str, typer.Option(help="Where to listen; others than 127.0.0.1 let other machines in.")
     ] = "127.0.0.1",
@@ -68,6 +61,7 @@ def serve(
 ) -> None:
     """Serve a page on which people judge answers of RUN to its test prompts, blindly.
 
+    They are held against those of the same agent before the first round, or against OTHER's.
     Judgments are kept in RUN/annotations; `macpo annotate results RUN` says what they come to.
     """
     from macpo.annotation.judgments import JudgmentFile, file_for

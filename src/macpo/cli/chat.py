@@ -33,17 +33,20 @@ PolicyOption = Annotated[
     ),
 ]
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="OTHER",
+        help="A second one beside it: AGENT@ROUND, another run, or RUN:AGENT@ROUND.",
+    ),
+]
+
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     policy: PolicyOption = "student",
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OTHER",
-            help="A second one to answer, too: AGENT@ROUND, another run, or RUN:AGENT@ROUND.",
-        ),
-    ] = None,
+    against: AgainstOption = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="A system prompt.")] = "",
     temperature: Annotated[
         float | None, typer.Option(min=0, help="As in the run, if not given; 0 is greedy.")

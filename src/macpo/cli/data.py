@@ -82,6 +82,14 @@ def check(
             help="Count tokens of this model instead of words, and what limits cut off.",
         ),
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template",
+            metavar="NAME",
+            help="As the model's chat_template: built in, or a Jinja file.",
+        ),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", min=1, help="As limits.prompt_tokens.")
     ] = 512,
@@ -93,7 +101,7 @@ def check(
     """Read all of PATH and say what is in it: pairs, bad rows, duplicates, lengths, turns."""
     from macpo.data import check_data
 
-    count, chat = (None, None) if tokenizer is None else load_reader(tokenizer)
+    count, chat = load_reader(tokenizer, chat_template)
     from macpo.config import LimitsConfig
 
     report = check_data(
@@ -172,13 +180,19 @@ def parse_columns(text: str | None) -> dict[str, str] | None:
     return {part.strip(): column.strip() for part, _, column in parts}
 
 
-def load_reader(model: str) -> tuple[Tokenizer, Chat | None]:
+def load_reader(
+    model: str | None, chat_template: str | None
+) -> tuple[Tokenizer | None, Chat | None]:
     """Return a function from text to the token ids of a model, and its chat if it has a template.
 
     The function adds no special tokens.
 
+    Args:
+        model: as a config names one; None gives neither.
+        chat_template: in place of the model's own.
+
     Raises:
-        ConfigError: `model` is no model's name.
+        ConfigError: `model` is no model's name, or there is a template without a model.
         ModelError: there is no such model, or it has no tokenizer.
     """
     from pydantic import ValidationError
@@ -189,11 +203,15 @@ def load_reader(model: str) -> tuple[Tokenizer, Chat | None]:
     from macpo.models.loading import load_tokenizer
     from macpo.models.sources import resolve
 
+    if model is None:
+        if chat_template is not None:
+            raise ConfigError("--chat-template is of a model; name one with --tokenizer MODEL")
+        return None, None
     try:
         section = ModelConfig(source=model)
     except ValidationError as error:
         raise ConfigError(f"--tokenizer {model!r}: {error.errors()[0]['msg']}") from None
-    tokenizer = load_tokenizer(resolve(section))
+    tokenizer = load_tokenizer(resolve(section), chat_template)
     encode: Callable[..., list[int]] = tokenizer.encode
     chat = Chat(tokenizer) if tokenizer.chat_template else None
     return lambda text: encode(text, add_special_tokens=False), chat

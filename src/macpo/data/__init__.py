@@ -32,6 +32,7 @@ from macpo.data.loading import (
     LoadedData,
     LoadReport,
     SkippedRows,
+    SourceOptions,
     load_preferences,
     source_digest,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "LoadReport",
     "LoadedData",
     "SkippedRows",
+    "SourceOptions",
     "check_data",
     "convert_data",
     "describe",

@@ -11,17 +11,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from macpo.data.files import ROWS_SUFFIXES
-from macpo.data.loading import LoadReport, SkippedRows, excerpt, read_source
+from macpo.data.loading import LoadReport, SkippedRows, SourceOptions, excerpt, read_source
 from macpo.data.official import official_row, write_official
 from macpo.data.report import render_loading, skipped_table
 from macpo.data.turns import BadRow
 from macpo.errors import DataError
 from macpo.records import PreferenceExample
 from macpo.store.atomic import make_directory, write_text_atomic
-from macpo.words import Criterion, FormatChoice
+from macpo.words import FormatChoice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,12 +49,7 @@ def convert_data(
     out: str | Path,
     to: Target,
     format: FormatChoice = "auto",
-    *,
-    criterion: Criterion = "helpful",
-    hub_split: str = "train",
-    hub_config: str | None = None,
-    hub_revision: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    **options: Unpack[SourceOptions],
 ) -> Conversion:
     """Read all of a data set and write its pairs in another format.
 
@@ -65,11 +60,7 @@ def convert_data(
         out: the new file; its folder is made if need be.
         to: the format of the new file.
         format: as `data.format`.
-        criterion: as `data.criterion`.
-        hub_split: as `data.hub_split`.
-        hub_config: as `data.hub_config`.
-        hub_revision: as `data.hub_revision`.
-        columns: as `data.columns`.
+        **options: as in `data`, see `macpo.data.SourceOptions`.
 
     Raises:
         DataError: `out` exists or has a name that does not tell JSON; the source cannot be read, an
@@ -84,15 +75,7 @@ def convert_data(
             f"{out}: what is written is JSON; give it a name that ends in "
             f"{' or '.join(ROWS_SUFFIXES)}"
         )
-    loaded = read_source(
-        source,
-        format,
-        criterion=criterion,
-        hub_split=hub_split,
-        hub_config=hub_config,
-        hub_revision=hub_revision,
-        columns=columns,
-    )
+    loaded = read_source(source, format, **options)
     fit, left_out = _fit(loaded.examples, to)
     if not fit:
         reason = f"the format {to} can hold none of its pairs" if left_out else "it holds no pair"

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from macpo.data.columns import Columns
 from macpo.data.formats import (
@@ -191,17 +191,25 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     return LoadedData(tuple(tally.examples), report)
 
 
+class SourceOptions(TypedDict, total=False):
+    """How a data set is read that is named outside of a config: keys of its section `data`."""
+
+    criterion: Criterion
+    hub_split: str
+    hub_config: str | None
+    hub_revision: str | None
+    columns: Mapping[str, str] | None
+
+
 def read_source(
-    source: str,
-    format: FormatChoice = "auto",
-    *,
-    criterion: Criterion = "helpful",
-    hub_split: str = "train",
-    hub_config: str | None = None,
-    hub_revision: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    source: str, format: FormatChoice = "auto", **options: Unpack[SourceOptions]
 ) -> LoadedData:
     """Read all of a data set that is named outside of a config; bad rows are reported, all of them.
+
+    Args:
+        source: a file or a hub name, as `data.source`.
+        format: as `data.format`.
+        **options: as in `data`.
 
     Raises:
         DataError: an option is not valid or has no effect, or the source cannot be read.
@@ -211,17 +219,7 @@ def read_source(
     from macpo.config import DataConfig
 
     try:
-        config = DataConfig.model_validate(
-            {
-                "source": source,
-                "format": format,
-                "criterion": criterion,
-                "hub_split": hub_split,
-                "hub_config": hub_config,
-                "hub_revision": hub_revision,
-                "columns": columns,
-            }
-        )
+        config = DataConfig.model_validate({"source": source, "format": format, **options})
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "data"

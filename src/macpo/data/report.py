@@ -7,11 +7,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from macpo.data.loading import LoadReport, SkippedRows, read_source
+from macpo.data.loading import LoadReport, SkippedRows, SourceOptions, read_source
 from macpo.records import PreferenceExample, Prompt
-from macpo.words import Criterion, FormatChoice
+from macpo.words import FormatChoice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -88,13 +88,9 @@ def check_data(
     format: FormatChoice = "auto",
     tokenizer: Tokenizer | None = None,
     *,
-    criterion: Criterion = "helpful",
-    hub_split: str = "train",
-    hub_config: str | None = None,
-    hub_revision: str | None = None,
-    columns: Mapping[str, str] | None = None,
     chat: Chat | None = None,
     limits: LimitsConfig | None = None,
+    **options: Unpack[SourceOptions],
 ) -> DataReport:
     """Read all of a data set and describe it; bad rows are reported, however many there are.
 
@@ -102,28 +98,16 @@ def check_data(
         source: a file or a hub name, as `data.source` in a config.
         format: as `data.format`.
         tokenizer: text to ids, without special tokens; by default words are counted.
-        criterion: as `data.criterion`.
-        hub_split: as `data.hub_split`.
-        hub_config: as `data.hub_config`.
-        hub_revision: as `data.hub_revision`.
-        columns: as `data.columns`.
         chat: a tokenizer with its template, to count what limits cut off.
         limits: as `limits`, for that.
+        **options: as in `data`, see `macpo.data.SourceOptions`.
 
     Raises:
         DataError: the source cannot be read, holds no rows, or none in a known format; or an
             option has no effect on it.
         TypeError: `tokenizer` returns no ids.
     """
-    loaded = read_source(
-        source,
-        format,
-        criterion=criterion,
-        hub_split=hub_split,
-        hub_config=hub_config,
-        hub_revision=hub_revision,
-        columns=columns,
-    )
+    loaded = read_source(source, format, **options)
     report = describe(loaded.examples, loaded.report, tokenizer)
     if chat is None:
         return report
