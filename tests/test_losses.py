@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,6 +256,27 @@ def test_dpo_objective_takes_the_loss_that_it_is_told(
     assert scored.shown["margin"].tolist() == [0, 2]
     assert scored.shown["chosen_logratio"].tolist() == [2, 2]
     assert scored.shown["rejected_logratio"].tolist() == [2, -2]
+
+
+def test_end_of_turn_can_be_left_out_of_the_contrast_and_stays_in_the_likelihood() -> None:
+    """beta = 0.5, gamma = 0.2; last tokens -1 and -3 in example 2, -0.5 and -7 in example 0.
+
+    example 2: neither is left out: chosen -16 - -18 = 2, rejected -3 - -5 = 2, margin 0
+    example 0: chosen -2 + 0.5 = -1.5, - -4 = 2.5 (1 token); rejected -9 + 7 = -2, - -7 = 5
+        (2 tokens); margin 0.5 * (2.5 - 5) = -1.25. Its SFT term is 2 / 2 = 1 as before.
+    ipo-mean: (2 / 8 - 2 / 1 - 1)^2 = 7.5625, and (2.5 - 2.5 - 1)^2 = 1
+    """
+    reference = torch.tensor([[-4.0, -7.0], [0.0, 0.0], [-18.0, -5.0]])
+    ends = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    sums, last = tensor(-16, -3, -2, -9), tensor(-1, -3, -0.5, -7)
+    objective = DPOObjective(GROUPS, reference, beta=0.5, gamma=0.2, ends=ends)
+    shown = objective.losses([2, 0], sums, last).shown
+    assert shown["margin"].tolist() == [0, -1.25]
+    assert shown["chosen_logratio"].tolist() == [2, 2.5]
+    assert shown["rejected_logratio"].tolist() == [2, 5]
+    assert shown["sft_loss"].tolist() == [2, 1]
+    per_token = replace(objective, loss="ipo-mean").losses([2, 0], sums, last)
+    assert per_token.shown["dpo_loss"].tolist() == pytest.approx([7.5625, 1])
 
 
 def test_without_gamma_only_the_contrast_is_left() -> None:

@@ -252,17 +252,19 @@ class Program:
             initial: the policy after initialisation, which `dpo.reference` and `dpo.start` may
                 name.
             scores: scores of all answers in `pairs` under the reference, if they are there already:
-                there is no reference pass then.
+                there is no reference pass then, unless `dpo.end_of_turn` asks for other scores.
             gamma: weight of the SFT term; by default `dpo.gamma`.
             judgements: a judge's rewards of all answers in `pairs`, if a pair is to count as much
                 as the judge is sure of it.
         """
         agent = current.agent
         config = agent.dpo if gamma is None else agent.dpo.model_copy(update={"gamma": gamma})
-        if scores is None:
+        masks = agent.dpo.end_of_turn == "mask"
+        if scores is None or masks:
             reference = {"previous": current, "initial": initial, "base": self.untrained(agent)}
             name = f"round-{t}/{agent.name}/reference"
-            scores = self.add(ScorePairs(name, reference[agent.dpo.reference], pairs))
+            reader = reference[agent.dpo.reference]
+            scores = self.add(ScorePairs(name, reader, pairs, without_ends=masks))
         start = _start(current, initial)
         seed = self.seed("dpo", agent.name, t)
         name = f"round-{t}/{agent.name}/train"

@@ -9,7 +9,7 @@ the reference is the policy that filtered, so that there is no reference pass th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,12 +57,17 @@ class ScoreResponses(Stage):
 
 @dataclass(frozen=True, eq=False)
 class ScorePairs(Stage):
-    """Scores the chosen and rejected answers of pairs: a reference pass."""
+    """Scores the chosen and rejected answers of pairs: a reference pass.
+
+    With `without_ends` an answer is scored without the token that ends it, where it has one.
+    """
 
     kind: ClassVar[str] = "score"
+    added: ClassVar[frozenset[str]] = frozenset({"without_ends"})
 
     policy: Policy
     pairs: Stage
+    without_ends: bool = False
 
     @property
     def agent(self) -> Agent:
@@ -76,7 +81,8 @@ class ScorePairs(Stage):
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write scores.jsonl: one line per scored response."""
         pairs = read_pairs(context.path(self.pairs))
-        return _score(self.policy, [(p.prompt, [p.chosen, p.rejected]) for p in pairs], context)
+        items = [(p.prompt, [p.chosen, p.rejected]) for p in pairs]
+        return _score(self.policy, items, context, without_ends=self.without_ends)
 
 
 def encode_group(
@@ -91,6 +97,17 @@ def encode_group(
         chat.encode_prompt(prompt, agent.limits.prompt_tokens).ids,
         tuple(chat.encode_completion(r, agent.limits.response_tokens) for r in responses),
     )
+
+
+def cut_ends(group: PromptGroup, stops: Collection[int]) -> PromptGroup:
+    """Return a group whose answers lack the token that ends them; one that was cut off has none.
+
+    Args:
+        group: as `encode_group` encodes it.
+        stops: the tokens that end an answer (`macpo.models.chat.Chat.stop_ids`).
+    """
+    said = (c[:-1] if c[-1] in stops else c for c in group.completions)
+    return PromptGroup(group.prompt, tuple(said))
 
 
 def say_cost(
@@ -120,6 +137,8 @@ def _score(
     policy: Policy,
     items: Sequence[tuple[Prompt, Sequence[Response]]],
     context: StageContext,
+    *,
+    without_ends: bool = False,
 ) -> Mapping[str, Any]:
     """Score the answers that are not empty and write scores.jsonl."""
     loaded = context.policies.load(policy)
@@ -129,6 +148,8 @@ def _score(
     if not kept:
         raise DataError(f"{policy.name} has no answer to score: all of them are empty")
     groups = [encode_group(loaded.chat, policy.agent, p, rs) for p, rs in kept]
+    if without_ends:
+        groups = [cut_ends(group, loaded.chat.stop_ids) for group in groups]
     engine = loaded.engine(context.engine.pack_tokens)
     say_cost(policy.name, engine, groups, gradients=False)
     scores = engine.score(groups, context.counter(len(groups)))

@@ -84,6 +84,28 @@ def test_pairs_get_the_scores_that_the_filter_gave(bench: Workbench) -> None:
         assert second[key].sum_logprob == pytest.approx(score.sum_logprob, abs=1e-3)
 
 
+def test_answers_can_be_scored_without_the_token_that_ends_them(bench: Workbench) -> None:
+    """The sums are those of a plain forward up to there; an answer that was cut off has no end."""
+    chat = bench.pool.chat(AGENT)
+    prompt, response = FIRST[0]
+    cut_off = replace(response, finished=False)
+    ids = (*chat.encode_completion(cut_off, 512), chat.tokenizer.eos_token_id)
+    sampled = replace(response, token_ids=ids, tokenizer=chat.fingerprint)
+    pairs = [Pair(prompt, response, cut_off), Pair(prompt, sampled, cut_off)]
+    written = bench.write_pairs("pairs", pairs)
+    made = bench.run(ScorePairs("scores", STUDENT, written, without_ends=True))
+    scores = read_scores(made.path)
+    loaded = bench.pool.load(STUDENT)
+    group = encode_group(loaded.chat, AGENT, prompt, [cut_off])
+    with torch.no_grad():
+        [expected] = plain_sums(loaded.model, [group])
+    for answer in (response, cut_off, sampled):
+        assert scores[answer.id].sum_logprob == pytest.approx(expected.item(), abs=1e-3)
+        assert scores[answer.id].tokens == len(group.completions[0]) == len(ids) - 1
+    whole = bench.run(ScorePairs("whole", STUDENT, written))
+    assert read_scores(whole.path)[response.id].tokens == len(ids)
+
+
 def test_sampled_ids_are_scored_as_they_are(bench: Workbench) -> None:
     """Letter by letter, as sampled: encoding the text again would give fewer tokens."""
     chat = bench.pool.chat(AGENT)

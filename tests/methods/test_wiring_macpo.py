@@ -466,6 +466,22 @@ REFERENCES: dict[str, str] = {
 }
 """By `dpo.reference`."""
 
+MASKED = """
+    # The filter's scores are with the end of turn, and serve the filter alone.
+    + round-t/student/reference
+        | score student+ of student(t-1)
+        | on round-t/student/pairs
+        | without ends
+    ~ round-t/student/train
+        | dpo student+ from student(t-1)
+        | on round-t/student/pairs
+        | reference student+ of student(t-1) in round-t/student/reference
+        | as dpo
+    ~ round-t/a/reference | score a+ of a(t-1) | on round-t/a/pairs | without ends
+    ~ round-t/b/reference | score b+ of b(t-1) | on round-t/b/pairs | without ends
+"""
+"""With `dpo.end_of_turn: mask`."""
+
 START_INITIAL = """
     # In round 1 nothing changes. From round 2 on training begins where round 1 began, against the
     # reference of before: the policy that the last round left.
@@ -651,6 +667,11 @@ def test_everybody_goes_back_to_where_round_1_began(method: dict[str, Any]) -> N
         name = row.split("/")[1]
         expected[f"~ {row}"] = f"{before[row]} | back by 0.2 to {name}+ of init/{name}/positive"
     assert difference(before, after) == expected
+
+
+def test_references_are_scored_without_ends_where_these_are_masked(default: Table) -> None:
+    plan = lay_out(dpo={**CONFIG["dpo"], "end_of_turn": "mask"})
+    assert difference(default, made(table(plan))) == read(MASKED)
 
 
 def test_an_agent_starts_as_its_own_section_says(default: Table) -> None:

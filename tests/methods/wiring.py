@@ -286,7 +286,11 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
     ],
     "Respond": _respond,
     "ScoreResponses": lambda s: [f"score {of(s.policy)}", f"on {names(s.answers)}"],
-    "ScorePairs": lambda s: [f"score {of(s.policy)}", f"on {label(s.pairs)}"],
+    "ScorePairs": lambda s: [
+        f"score {of(s.policy)}",
+        f"on {label(s.pairs)}",
+        *(["without ends"] if s.without_ends else []),
+    ],
     "FilteredPairs": _filtered,
     "DirectPairs": lambda s: [f"chosen {label(s.positives)}", *_rejected(s)],
     "SetLimits": lambda s: [

@@ -823,8 +823,8 @@ MUTATIONS = (
     Mutation(
         "IPO on means divides both sides by the chosen length",
         "src/macpo/training/objectives.py",
-        "rejected_logratio / _tokens(self.groups, indices, 1, rejected)",
-        "rejected_logratio / _tokens(self.groups, indices, 0, rejected)",
+        "rejected_logratio / lengths[:, 1]",
+        "rejected_logratio / lengths[:, 0]",
         LOSSES,
     ),
     Mutation(
@@ -833,6 +833,34 @@ MUTATIONS = (
         "if name not in self.added\n",
         "if True\n",
         KEYS,
+    ),
+    Mutation(
+        "a masked end of turn is left out of the SFT term, too",
+        "src/macpo/training/objectives.py",
+        "losses.sft(whole, tokens[:, 0])",
+        "losses.sft(chosen, lengths[:, 0])",
+        LOSSES,
+    ),
+    Mutation(
+        "a masked end of turn counts among the tokens",
+        "src/macpo/training/objectives.py",
+        "lengths = lengths - ends",
+        "lengths = lengths - 0 * ends",
+        LOSSES,
+    ),
+    Mutation(
+        "the last token of an answer that was cut off is masked",
+        "src/macpo/scoring.py",
+        "c[:-1] if c[-1] in stops else c",
+        "c[:-1]",
+        SCORING,
+    ),
+    Mutation(
+        "the filter's scores serve where ends of turn are masked",
+        PROGRAM,
+        "if scores is None or masks:",
+        "if scores is None:",
+        WIRING,
     ),
     Mutation(
         "the SFT loss is a sum",

@@ -60,7 +60,13 @@ def test_the_same_config_gives_the_same_keys() -> None:
 
 def test_options_that_came_later_are_no_part_of_a_key_until_they_are_used() -> None:
     """What describes a round in its key is what did before there were other losses."""
-    said = {"loss": "sigmoid", "label_smoothing": 0, "start": "previous", "anchor": 0}
+    said = {
+        "loss": "sigmoid",
+        "label_smoothing": 0,
+        "start": "previous",
+        "anchor": 0,
+        "end_of_turn": "keep",
+    }
     assert DPOConfig().identity() == {
         "epochs": 1,
         "learning_rate": 1e-5,
@@ -86,6 +92,7 @@ def test_options_that_came_later_are_no_part_of_a_key_until_they_are_used() -> N
         {"loss": "ipo"},
         {"label_smoothing": 0.1},
         {"anchor": 0.2},
+        {"end_of_turn": "mask"},
     ],
 )
 def test_dpo_options_change_the_rounds_and_keep_the_initialisation(option: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from macpo.agents import Agent, Policy
 from macpo.anchoring import go_back, products_of
 from macpo.config import DPOConfig, LimitsConfig, NegativeSFTConfig, SFTConfig, TuningConfig
 from macpo.errors import DataError
+from macpo.likelihood import PromptGroup
 from macpo.policies import WEIGHTS_FILE, LoadedPolicy, snapshot
 from macpo.records import (
     Pair,
@@ -36,6 +37,7 @@ from macpo.training.stages import (
     TrainDPO,
     TrainWeightedDPO,
 )
+from tests.likelihood.plain import plain_sums
 from tests.workbench import (
     Workbench,
     make_agent,
@@ -190,16 +192,18 @@ class Round:
         self.pairs = make_pairs(4)
         self.written_pairs = bench.write_pairs("pairs", self.pairs)
 
-    def scores(self, reference: str) -> Stage:
+    def scores(self, reference: str, *, without_ends: bool = False) -> Stage:
         """Score the pairs under a reference policy."""
-        stage = ScorePairs("reference", self.policies[reference], self.written_pairs)
+        stage = ScorePairs(
+            "reference", self.policies[reference], self.written_pairs, without_ends=without_ends
+        )
         self.bench.run(stage)
         return stage
 
     def train(self, reference: str, **changes: Any) -> Artifact:
         config = DPOConfig(batch_size=4, beta=0.1, **changes)
         start = self.policies["previous"]
-        scores = self.scores(reference)
+        scores = self.scores(reference, without_ends=config.end_of_turn == "mask")
         return self.bench.run(TrainDPO("train", start, self.written_pairs, scores, config, seed=0))
 
 
@@ -333,6 +337,34 @@ def test_label_smoothing_acts(bench: Workbench, agent: Agent) -> None:
     expected = 0.75 * math.log1p(math.exp(-m)) + 0.25 * math.log1p(math.exp(m))
     assert abs(m) > 0.02
     assert row["dpo_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_end_of_turn_counts_in_the_sft_term_alone(bench: Workbench, agent: Agent) -> None:
+    """Log-ratios are those of plain forwards without the end, the SFT term is that of the whole."""
+    scene = Round(bench, agent)
+    [rejected] = make_pairs(1)
+    scene.pairs[0] = replace(scene.pairs[0], rejected=replace(rejected.rejected, finished=False))
+    scene.written_pairs = bench.write_pairs("some cut off", scene.pairs)
+    sums: dict[str, list[list[float]]] = {}
+    means: list[float] = []
+    for name in ("previous", "initial"):
+        loaded = bench.pool.load(scene.policies[name])
+        for pair in scene.pairs:
+            group = encode_group(loaded.chat, agent, pair.prompt, [pair.chosen, pair.rejected])
+            said = [c[:-1] if c[-1] == loaded.chat.end_of_turn else c for c in group.completions]
+            with torch.no_grad():
+                [bare] = plain_sums(loaded.model, [PromptGroup(group.prompt, tuple(said))])
+                [whole] = plain_sums(loaded.model, [group])
+            sums.setdefault(name, []).append(bare.tolist())
+            if name == "previous":
+                means.append(-float(whole[0]) / len(group.completions[0]))
+    ratios = torch.tensor(sums["previous"]) - torch.tensor(sums["initial"])
+    masked = next(read_jsonl(scene.train("initial", end_of_turn="mask").path / "log.jsonl"))
+    kept = next(read_jsonl(scene.train("initial").path / "log.jsonl"))
+    assert masked["chosen_logratio"] == pytest.approx(ratios[:, 0].mean().item(), abs=1e-4)
+    assert masked["rejected_logratio"] == pytest.approx(ratios[:, 1].mean().item(), abs=1e-4)
+    assert masked["sft_loss"] == kept["sft_loss"] == pytest.approx(sum(means) / 4, abs=1e-4)
+    assert abs(masked["chosen_logratio"] - kept["chosen_logratio"]) > 1e-3
 
 
 @pytest.mark.parametrize("contrast", [True, False], ids=["dpo", "sft"])

@@ -52,10 +52,11 @@ class DPOConfig(OptimizerConfig):
     `label_smoothing` is the share of pairs that `sigmoid` takes for wrongly labelled, which bounds
     it, too. `start` says whether a round trains from what the last round left, `previous`, or from
     the policy before round 1, `initial`, by the pairs of this round alone. After each round the
-    weights go back the share `anchor` of the way to the policy before round 1.
+    weights go back the share `anchor` of the way to the policy before round 1. With `end_of_turn:
+    mask` the token that ends an answer counts in L_SFT alone.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing"})
+    added: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing", "end_of_turn"})
 
     epochs: Count = 1
     learning_rate: Positive = 1e-5
@@ -65,6 +66,7 @@ class DPOConfig(OptimizerConfig):
     reference: Literal["previous", "initial", "base"] = "previous"
     start: Literal["previous", "initial"] = "previous"
     anchor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    end_of_turn: Literal["keep", "mask"] = "keep"
     loss: Loss = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 

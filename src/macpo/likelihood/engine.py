@@ -75,9 +75,22 @@ class LikelihoodEngine:
             `[completions]` float32, in the order of the groups and of their completions;
             differentiable with respect to whatever trains in the model.
         """
+        return torch.stack([part.sum() for part in self._completions(pack)])
+
+    def score_ends(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return what `score_pack` does, and the share that each completion's last token has in it.
+
+        Returns:
+            Two `[completions]` float32, in nats, differentiable: of all tokens of a completion, and
+            of its last one.
+        """
+        parts = self._completions(pack)
+        return torch.stack([part.sum() for part in parts]), torch.stack([p[-1] for p in parts])
+
+    def _completions(self, pack: Pack) -> tuple[Tensor, ...]:
+        """Return the log-probabilities of the tokens of every completion of a pack."""
         logprobs = self._logprobs(self._hidden(pack), self._targets(pack))
-        lengths = [len(c) for g in pack.groups for c in g.completions]
-        return torch.stack([part.sum() for part in torch.split(logprobs, lengths)])
+        return torch.split(logprobs, [len(c) for g in pack.groups for c in g.completions])
 
     def score_tokens(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return log-probabilities of every completion token, and of the model's own choice there.

@@ -76,7 +76,10 @@ class DPOObjective:
     `reference_sums` `[examples, 2]` float32: the reference policy's sum log-probabilities of
     chosen and rejected, in nats. `loss` stands for L_DPO, see `macpo.losses`; `ipo-mean` takes
     log-ratios per token, all others sums. `label_smoothing` is that of `sigmoid`. `weights`
-    `[examples]` float32 say how much each pair's loss counts; without them all count 1.
+    `[examples]` float32 say how much each pair's loss counts; without them all count 1. `ends`
+    `[examples, 2]` float32 is 1 where an answer's last token counts in the SFT term alone, as
+    Llama 3 leaves out end-of-turn tokens (arXiv 2407.21783, section 4.1.4); `reference_sums` are
+    then without it, too.
     """
 
     groups: Sequence[PromptGroup]
@@ -86,16 +89,34 @@ class DPOObjective:
     loss: Loss = "sigmoid"
     label_smoothing: float = 0.0
     weights: Tensor | None = None
+    ends: Tensor | None = None
 
     def forward(
         self, engine: LikelihoodEngine, pack: Pack, indices: Sequence[int], progress: float
     ) -> ExampleLosses:
         """See `Objective.forward`."""
-        return self.losses(indices, engine.score_pack(pack))
+        if self.ends is None:
+            return self.losses(indices, engine.score_pack(pack))
+        return self.losses(indices, *engine.score_ends(pack))
 
-    def losses(self, indices: Sequence[int], sum_logprobs: Tensor) -> ExampleLosses:
-        """Return the losses of examples with these sums in nats, `[2 * len(indices)]` float32."""
-        chosen, rejected = sum_logprobs.view(-1, 2).unbind(1)
+    def losses(
+        self, indices: Sequence[int], sum_logprobs: Tensor, last_logprobs: Tensor | None = None
+    ) -> ExampleLosses:
+        """Return the losses of examples.
+
+        Args:
+            indices: which examples.
+            sum_logprobs: of chosen and rejected in turn, in nats, `[2 * len(indices)]` float32.
+            last_logprobs: likewise, of their last tokens alone, where there are `ends`.
+        """
+        whole, tokens = sum_logprobs.view(-1, 2)[:, 0], self._lengths(indices, sum_logprobs)
+        counted, lengths = sum_logprobs.view(-1, 2), tokens
+        if self.ends is not None:
+            assert last_logprobs is not None  # `forward` asks the engine for them
+            ends = self.ends[list(indices)].to(sum_logprobs.device)
+            counted = counted - ends * last_logprobs.view(-1, 2)
+            lengths = lengths - ends
+        chosen, rejected = counted.unbind(1)
         reference = self.reference_sums[list(indices)].to(sum_logprobs.device)
         margin = losses.dpo_margin(chosen, rejected, reference[:, 0], reference[:, 1], self.beta)
         chosen_logratio = chosen - reference[:, 0]
@@ -104,13 +125,11 @@ class DPOObjective:
             contrast = losses.dpo(margin, self.label_smoothing)
         elif self.loss == "ipo-mean":
             contrast = losses.ipo(
-                chosen_logratio / _tokens(self.groups, indices, 0, chosen),
-                rejected_logratio / _tokens(self.groups, indices, 1, rejected),
-                self.beta,
+                chosen_logratio / lengths[:, 0], rejected_logratio / lengths[:, 1], self.beta
             )
         else:
             contrast = _ON_SUMS[self.loss](chosen_logratio, rejected_logratio, self.beta)
-        likelihood = losses.sft(chosen, _tokens(self.groups, indices, 0, chosen))
+        likelihood = losses.sft(whole, tokens[:, 0])
         shown = {
             "dpo_loss": contrast.detach(),
             "sft_loss": likelihood.detach(),
@@ -122,6 +141,10 @@ class DPOObjective:
         if self.weights is not None:
             loss = self.weights[list(indices)].to(loss.device) * loss
         return ExampleLosses(loss, shown)
+
+    def _lengths(self, indices: Sequence[int], like: Tensor) -> Tensor:
+        """Return the lengths in tokens of chosen and rejected, `[examples, 2]`."""
+        return torch.stack([_tokens(self.groups, indices, side, like) for side in (0, 1)], dim=1)
 
 
 _ON_SUMS: dict[Loss, Callable[[Tensor, Tensor, float], Tensor]] = {

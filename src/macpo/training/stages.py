@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -168,8 +168,9 @@ class SFTOnPairs(RoundStage):
 class TrainDPO(RoundStage):
     """One round of L_DPO(beta) + gamma * L_SFT(chosen) for one agent.
 
-    `reference_scores` holds the reference policy's scores of all answers in `pairs`. Which policy
-    that is was decided by whoever made the scores (macpo.methods), never by how a model was loaded.
+    `reference_scores` holds the reference policy's scores of all answers in `pairs`, without their
+    ends of turn where the config masks these. Which policy that is was decided by whoever made the
+    scores (macpo.methods), never by how a model was loaded.
     """
 
     kind: ClassVar[str] = "dpo"
@@ -275,6 +276,7 @@ def _dpo(
         [scores[p.chosen.id].sum_logprob, scores[p.rejected.id].sum_logprob] for p in pairs
     ]
     config = stage.config
+    ends = _ends(groups, loaded.chat.stop_ids) if config.end_of_turn == "mask" else None
     objective = DPOObjective(
         groups,
         torch.tensor(reference),
@@ -283,8 +285,14 @@ def _dpo(
         config.loss,
         config.label_smoothing,
         weights,
+        ends,
     )
     return _train(stage, loaded, objective, context)
+
+
+def _ends(groups: Sequence[PromptGroup], stops: Collection[int]) -> Tensor:
+    """Return 1 for every answer that ends by a token of `stops`, else 0, `[groups, answers]`."""
+    return torch.tensor([[float(c[-1] in stops) for c in g.completions] for g in groups])
 
 
 def _read_answered(folder: Path) -> list[tuple[Prompt, Response]]:
