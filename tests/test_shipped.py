@@ -43,7 +43,7 @@ def test_an_installed_package_has_them_inside(
     assert examples_folder() == package / "examples"
     config = load_config("example:quickstart")
     assert config.data.source == str(package / "examples" / "data" / "quickstart.jsonl")
-    assert len(load_design("example:compare/main").cells) == 50
+    assert len(load_design("example:compare/main").cells) == 90
 
 
 def test_a_package_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,13 @@ class Respond(Stage):
 
     With `system` it answers under that system prompt, which stands before what the conversation
     brings along; the artifact holds the prompts without it. With `away_from`, a policy of the same
-    agent, its token scores are pushed away from that one's by `strength`. `backend` is name and
-    version of what makes the answers (`macpo.backends`).
+    agent, its token scores are pushed away from that one's by `strength`, but for tokens that are
+    less than `plausible` times as probable as the likeliest. `backend` is name and version of what
+    makes the answers (`macpo.backends`).
     """
 
     kind: ClassVar[str] = "respond"
+    added: ClassVar[frozenset[str]] = frozenset({"plausible"})
 
     policy: Policy
     data: Stage
@@ -49,6 +51,7 @@ class Respond(Stage):
     away_from: Policy | None = None
     strength: float = 0.0
     backend: str = LOCAL.label
+    plausible: float = 0.0
 
     @property
     def agent(self) -> Agent | None:
@@ -79,7 +82,7 @@ class Respond(Stage):
         prompts = read_split_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
         generator = context.generators(
-            Speaker(self.policy, self.backend, self.away_from, self.strength),
+            Speaker(self.policy, self.backend, self.away_from, self.strength, self.plausible),
             context.policies,
             context.engine,
             context.counter(len(prompts), len(responses)),

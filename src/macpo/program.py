@@ -153,6 +153,7 @@ class Program:
         system: str = "",
         away_from: Policy | None = None,
         strength: float = 0.0,
+        plausible: float = 0.0,
     ) -> Stage:
         """Let a policy answer the prompts of a split in round `t`.
 
@@ -166,6 +167,8 @@ class Program:
             system: a system prompt to answer under.
             away_from: a policy of the same agent to be pushed away from while answering.
             strength: of the push.
+            plausible: tokens less than that share as probable as the likeliest are not to come of
+                a push.
 
         Raises:
             ConfigError: `away_from` is asked of a backend that cannot push.
@@ -197,6 +200,7 @@ class Program:
                 away_from,
                 strength,
                 backend.label,
+                plausible,
             )
         )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -274,6 +275,20 @@ def test_rows_follow_the_memory_budget() -> None:
     # the first block of 16 takes its longest row's 100 tokens each, then 4 rows of 50 fit
     assert (rows, per_block) == (20, 16)
     assert decode_module.plan_rows(needs, served.shapes, torch.bfloat16, gib)[0] == 40
+
+
+def test_a_push_adds_the_lead_and_leaves_the_implausible_last() -> None:
+    """Probabilities .64, .32, .04: a share of .1 of the likeliest is .064, which the third lacks.
+
+    Leads over the other model, whose tokens are all as likely: log of .64, .32 and .04 times 3.
+    """
+    own = torch.tensor([[0.64, 0.32, 0.04], [0.04, 0.64, 0.32]]).log()
+    other = torch.full((2, 3), math.log(1 / 3))
+    expected = own + 2 * (own + math.log(3))
+    assert torch.allclose(decode_module.push(own, other, 2.0, 0.0), expected)
+    expected[0, 2] -= 1e4
+    expected[1, 0] -= 1e4
+    assert torch.allclose(decode_module.push(own, other, 2.0, 0.1), expected)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ class Scene:
         examples = [PreferenceExample(prompt, "Good.", "Bad.") for prompt in PROMPTS]
         self.data = self.bench.write_examples("data", "student", examples)
 
-    def answers(self, policy: Policy, away_from: Policy | None = None) -> list[Response]:
+    def answers(
+        self, policy: Policy, away_from: Policy | None = None, plausible: float = 0.0
+    ) -> list[Response]:
         strength = 0.0 if away_from is None else 2.0
         stage = Respond("r", policy, self.data, "student", None, GREEDY, 0, "", away_from, strength)
+        stage = replace(stage, plausible=plausible)
         return list(read_responses(self.bench.run(stage).path))
 
     def logits(self, policy: Policy, ids: list[int]) -> torch.Tensor:
@@ -46,14 +50,18 @@ class Scene:
         with torch.no_grad():
             return torch.as_tensor(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1])
 
-    def pushed(self, prompt: Prompt) -> tuple[int, ...]:
-        """Answer greedily by the negative's logits plus twice their lead over the positive's."""
+    def pushed(self, prompt: Prompt, plausible: float = 0.0) -> tuple[int, ...]:
+        """Answer greedily by the negative's logits plus twice their lead over the positive's.
+
+        Of the tokens that the negative finds at least `plausible` times as probable as its first.
+        """
         chat = self.bench.pool.chat(AGENT)
         start = list(chat.encode_prompt(prompt, 512).ids)
         ids: list[int] = []
         while len(ids) < GREEDY.max_new_tokens and chat.end_of_turn not in ids:
             bad, good = (self.logits(p, start + ids) for p in (self.negative, self.positive))
-            ids.append(int((bad + 2.0 * (bad - good)).argmax()))
+            kept = bad.softmax(-1) >= plausible * bad.softmax(-1).max()
+            ids.append(int((bad + 2.0 * (bad - good)).masked_fill(~kept, -torch.inf).argmax()))
         return tuple(ids)
 
 
@@ -67,6 +75,19 @@ def test_negative_policy_is_pushed_away_from_the_positive_one(scene: Scene) -> N
     answers = scene.answers(scene.negative, scene.positive)
     assert [r.token_ids for r in answers] == [scene.pushed(prompt) for prompt in PROMPTS]
     assert answers != scene.answers(scene.negative)
+
+
+def test_implausible_tokens_do_not_come_of_a_push(scene: Scene) -> None:
+    answers = scene.answers(scene.negative, scene.positive, plausible=0.7)
+    assert [r.token_ids for r in answers] == [scene.pushed(prompt, 0.7) for prompt in PROMPTS]
+    assert answers != scene.answers(scene.negative, scene.positive)
+    assert answers != scene.answers(scene.negative)
+
+
+def test_key_of_an_answer_without_that_stays(scene: Scene) -> None:
+    stage = Respond("r", scene.negative, scene.data, "student", None, GREEDY, 0)
+    assert "plausible" not in stage.identity
+    assert replace(stage, plausible=0.1).key != stage.key
 
 
 def test_answers_are_the_policys_own_and_say_so(scene: Scene) -> None:

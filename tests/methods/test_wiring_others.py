@@ -325,7 +325,7 @@ METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
     # arXiv 2510.07884: the first teacher, aligned, answers in contrast with what it was before;
     # SFT on that, then DPO against the student's own answers. alpha .4 is a push of 1 / .4 - 1.
     "ConG": (
-        {"name": "cong", "alpha": 0.4},
+        {"name": "cong", "alpha": 0.4, "plausible": 0.2},
         1,
         f"""
         - init/a/positive-answers
@@ -334,6 +334,7 @@ METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
             | answer a+ of init/a/aligned
             | to data student
             | away from a+ of init/a/positive by 1.5
+            | where plausible to 0.2
         ~ init/student/positive
             | sft student+ from base
             | on init/a/positive-pushed-answers
@@ -346,7 +347,7 @@ METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
         """,
     ),
     "ConG-S": (
-        {"name": "cong", "alpha": 0.4, "dpo": False},
+        {"name": "cong", "alpha": 0.4, "plausible": 0.2, "dpo": False},
         0,
         f"""
         - init/a/positive-answers
@@ -355,6 +356,7 @@ METHODS: dict[str, tuple[dict[str, Any], int, str]] = {
             | answer a+ of init/a/aligned
             | to data student
             | away from a+ of init/a/positive by 1.5
+            | where plausible to 0.2
         ~ init/student/positive
             | sft student+ from base
             | on init/a/positive-pushed-answers

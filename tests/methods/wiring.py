@@ -204,6 +204,8 @@ def _respond(stage: Any) -> list[str]:
         columns.append(f"under '{stage.system}'")
     if stage.away_from is not None:
         columns.append(f"away from {of(stage.away_from)} by {stage.strength:g}")
+    if stage.plausible:
+        columns.append(f"where plausible to {stage.plausible:g}")
     return columns
 
 

@@ -1107,6 +1107,20 @@ MUTATIONS = (
         RESPOND,
     ),
     Mutation(
+        "a push makes the implausible likely",
+        "src/macpo/generation/local.py",
+        "plausible=speaker.plausible",
+        "plausible=0.0",
+        RESPOND,
+    ),
+    Mutation(
+        "what is plausible is a probability and not a share of the likeliest",
+        "src/macpo/generation/decode.py",
+        "logits.amax(dim=-1, keepdim=True) + math.log(plausible)",
+        "logits.logsumexp(dim=-1, keepdim=True) + math.log(plausible)",
+        RESPOND,
+    ),
+    Mutation(
         "everybody answers as the bare base",
         "src/macpo/generation/local.py",
         "loaded = policies.load(speaker.policy)",

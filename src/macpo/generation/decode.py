@@ -14,6 +14,7 @@ instead of the longest one.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def decode(
     served: Served | None = None,
     away_from: Any = None,
     strength: float = 0.0,
+    plausible: float = 0.0,
     heard: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Answer each prompt once.
@@ -77,6 +79,8 @@ def decode(
             away from, in other memory: logits become those of `model` plus `strength` times their
             difference to those of `away_from`. Keys and values of both share `memory_gib`.
         strength: of the push.
+        plausible: of a push, tokens whose probability under `model` is less than that share of the
+            likeliest one's are left to the last; 0 leaves none.
         heard: called with the place of a prompt and a token of its answer, as soon as it is drawn.
 
     Raises:
@@ -110,7 +114,7 @@ def decode(
             )
             for one in models
         ]
-        run = _Run(readers, strength, rows, stop_ids, sampling, heard, waiting)
+        run = _Run(readers, strength, plausible, rows, stop_ids, sampling, heard, waiting)
         while run.waiting or run.rows:
             if run.wants_prompts():
                 run.admit(shared, pack_tokens)
@@ -206,6 +210,21 @@ class _Reader:
     prefix: SequenceLayout | None
 
 
+def push(logits: Tensor, others: Tensor, strength: float, plausible: float) -> Tensor:
+    """Push token scores away from another model's, `[rows, vocabulary]` float32.
+
+    logits + strength * (logits - others); what has less than the share `plausible` of the likeliest
+    token's probability by `logits` alone gets 10,000 nats less, so that no contrast makes it likely
+    (the adaptive plausibility constraint of Li et al. 2022, arXiv 2210.15097, which gives it minus
+    infinity: here such tokens keep their order, and top-k finds no tie among them).
+    """
+    pushed = logits + strength * (logits - others)
+    if not plausible:
+        return pushed
+    least = logits.amax(dim=-1, keepdim=True) + math.log(plausible)
+    return pushed - 1e4 * (logits < least)
+
+
 @dataclass(slots=True)
 class _Run:
     """One call of `decode`: `rows[r]` is the answer in row r of the cache.
@@ -215,6 +234,7 @@ class _Run:
 
     readers: Sequence[_Reader]
     strength: float
+    plausible: float
     most_rows: int
     stop_ids: frozenset[int]
     sampling: SamplingConfig
@@ -257,7 +277,7 @@ class _Run:
         """Draw the next token of the rows from `first` on, by the logits of each reader."""
         logits = all_logits[0]
         if len(all_logits) > 1:
-            logits = logits.float() + self.strength * (logits.float() - all_logits[1].float())
+            logits = push(logits.float(), all_logits[1].float(), self.strength, self.plausible)
         rows = self.rows[first:]
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in rows])
         for row, token in zip(rows, pick_tokens(logits, self.sampling, uniforms), strict=True):

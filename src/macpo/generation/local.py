@@ -48,6 +48,7 @@ def local_generator(
         progress=progress,
         away_from=other,
         strength=speaker.strength,
+        plausible=speaker.plausible,
         examined=loaded.examined,
     )
 
@@ -89,6 +90,7 @@ class LocalGenerator:
         progress: called with the number of prompts answered since the last call.
         away_from: a model to be pushed away from, see `macpo.generation.decode.decode`.
         strength: of the push.
+        plausible: which tokens it may make likely, likewise.
         examined: where to remember which decoder serves the model, see
             `macpo.policies.LoadedPolicy`.
     """
@@ -106,6 +108,7 @@ class LocalGenerator:
         progress: Callable[[int], None] | None = None,
         away_from: Any = None,
         strength: float = 0.0,
+        plausible: float = 0.0,
         examined: dict[int, Served | Refused] | None = None,
     ) -> None:
         self.model = model
@@ -118,6 +121,7 @@ class LocalGenerator:
         self.progress = progress
         self.away_from = away_from
         self.strength = strength
+        self.plausible = plausible
         self._found = {} if examined is None else examined
 
     def respond(
@@ -199,7 +203,7 @@ class LocalGenerator:
                 raise ModelError(
                     f"{self.policy}: cannot be pushed away from another policy while it answers, "
                     f"since macpo's own decoder does not serve it ({found.reason}); make negatives "
-                    "in another way"
+                    "in another way, or take another method than cong"
                 )
             if isinstance(found, Refused):
                 log.warning(
@@ -211,6 +215,10 @@ class LocalGenerator:
         if isinstance(found, Refused):
             return decode_by_generate, f"{self.backend} generate"
         ours = functools.partial(
-            decode, served=found, away_from=self.away_from, strength=self.strength
+            decode,
+            served=found,
+            away_from=self.away_from,
+            strength=self.strength,
+            plausible=self.plausible,
         )
         return ours, f"{self.backend} decode"

@@ -65,12 +65,14 @@ class Speaker:
         away_from: a policy of the same agent to be pushed away from, see
             `macpo.generation.decode.decode`; only for backends with `pushes`.
         strength: of the push.
+        plausible: which tokens the push may make likely, likewise.
     """
 
     policy: Policy
     backend: str
     away_from: Policy | None = None
     strength: float = 0.0
+    plausible: float = 0.0
 
 
 class GeneratorFactory(Protocol):

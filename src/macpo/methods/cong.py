@@ -6,11 +6,13 @@ collects implicit reward token by token. The student learns these answers by SFT
 paper's ConG-S), and then by DPO against its own answers (stage II): `chosen` is the weak model's,
 `rejected` the student's after stage I, as the authors' released scripts pair them.
 
+Tokens below a tenth of the likeliest one's probability under pi_r cannot come of the contrast, as
+in the paper; alpha is .4 as in the released scripts.
+
 Taken where our setting differs: the first teacher answers, as for all weak labels here; tokens are
-sampled as `sampling` says, from scores that are divided by alpha (log pi_r + (1 / alpha - 1) log
-(pi_r / pi_ref), the same order of tokens at a lower temperature), and cut by its top-k and top-p,
-where the paper keeps tokens of at least a tenth of the likeliest one's probability. The released
-scripts decode with alpha .4. Sections are cited from summaries of the paper.
+drawn as `sampling` says, from scores that are divided by alpha: log pi_r + (1 / alpha - 1)
+log(pi_r / pi_ref) is the same order of tokens at a lower temperature. The loss of stage II is that
+of the `dpo` section. The equation was read in summaries of the paper, the rest in the scripts.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class ConG(Method):
     """ConG (arXiv 2510.07884): SFT and DPO on a weak model's contrastively decoded answers.
 
     `alpha` is the share of the aligned policy's own scores; the rest is contrast with what it was
-    before. `dpo: false` stops after SFT: the paper's ConG-S.
+    before. Tokens of less than `plausible` times the likeliest one's probability are left out; 0
+    leaves out none. `dpo: false` stops after SFT: the paper's ConG-S.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset(
@@ -39,7 +42,8 @@ class ConG(Method):
     )
 
     name: Literal["cong"] = "cong"
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    plausible: Annotated[float, Field(ge=0, lt=1)] = 0.1
     dpo: Flag = True
 
     def lay_out(self, program: Program) -> None:
@@ -50,7 +54,13 @@ class ConG(Method):
         [twins] = aligned(program, teachers, "first")
         strength = 1 / self.alpha - 1
         labels = program.respond(
-            "init", twins.better, "student", 0, away_from=twins.worse, strength=strength
+            "init",
+            twins.better,
+            "student",
+            0,
+            away_from=twins.worse,
+            strength=strength,
+            plausible=self.plausible,
         )
         untrained = program.untrained(program.team.student)
         student = program.fine_tune_on_answers(untrained, "positive", labels)
