@@ -666,6 +666,21 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             {"method": "ceiling", "dpo": {"start": "initial"}},
             "dpo.start: has no effect under method ceiling; remove it",
         ),
+        (
+            {"method": {"contrast": False}, "dpo": {"loss": "ipo"}},
+            "dpo.loss: has no effect under method.contrast: false; remove it",
+        ),
+        (
+            {
+                "method": {"contrast": False},
+                "student": {"model": "m", "dpo": {"end_of_turn": "mask", "anchor": 0.1}},
+            },
+            "student.dpo.end_of_turn: has no effect under method.contrast: false; remove it",
+        ),
+        (
+            {"method": {"name": "ceiling", "dpo": False}, "dpo": {"anchor": 0.1}},
+            "dpo.anchor: has no effect under method.dpo: false; remove it",
+        ),
     ],
 )
 def test_a_faulty_method_is_told_with_its_remedy(changes: dict[str, Any], fault: str) -> None:

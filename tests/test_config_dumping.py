@@ -63,6 +63,7 @@ def test_resolved_config_of_every_method_reads_back_as_the_same_run(
         {"tuning": {"targets": "all-linear", "alpha": 32}},
         {"student": {"model": {"source": "models/student", "layers": "0-1"}}, "use_teachers": 1},
         {"sampling": {"max_new_tokens": 8, "temperature": 1e-7, "top_k": 0}},
+        {"dpo": {"loss": "ipo", "start": "initial", "end_of_turn": "mask"}},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -107,6 +108,7 @@ def test_agents_departures_stay_departures(tmp_path: Path) -> None:
         ({"sampling": {"temperature": 0, "max_new_tokens": 8}}, ("sampling", {"top_p", "top_k"})),
         ({"tuning": {"kind": "full"}}, ("tuning", {"rank", "alpha", "dropout", "targets"})),
         ({"method": {"positives": "own"}}, ("method", {"filter", "top_k", "negative_prompt"})),
+        ({"method": {"contrast": False}}, ("dpo", {"loss", "label_smoothing", "end_of_turn"})),
     ],
 )
 def test_defaults_without_effect_are_left_out(

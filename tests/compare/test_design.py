@@ -69,6 +69,27 @@ def test_shared_recipe_loses_what_a_method_has_no_use_for(tmp_path: Path) -> Non
     assert not {"rounds", "dpo", "negative_sft"} & naive.model_fields_set
 
 
+def test_shared_recipe_loses_what_an_option_leaves_without_effect(tmp_path: Path) -> None:
+    methods = {"macpo": "macpo", "control": {"name": "macpo", "contrast": False}}
+    recipe = {"dpo.loss": "ipo", "dpo.anchor": 0.2}
+    design = designed(tmp_path, methods=methods, set=recipe)
+
+    macpo, control = config(design, "macpo"), config(design, "control")
+    assert (macpo.dpo.loss, macpo.dpo.anchor) == ("ipo", 0.2)
+    assert "loss" not in control.dpo.model_fields_set
+    assert control.dpo.anchor == 0.2
+
+
+def test_setting_without_effect_under_an_option_is_refused(tmp_path: Path) -> None:
+    control = {"name": "macpo", "contrast": False}
+    lines = faults(tmp_path, methods={"control": control}, settings={"ipo": {"dpo.loss": "ipo"}})
+
+    assert lines[1:] == [
+        "settings.ipo: dpo.loss has no effect on control (method macpo); or leave control out of "
+        "it, by a `settings:` list of that method"
+    ]
+
+
 def test_keys_of_an_agent_are_dropped_too(tmp_path: Path) -> None:
     student = {"model": "org/student", "dpo": {"gamma": 0.5, "beta": 0.3}}
     design = designed(tmp_path, base={**BASE, "student": student})

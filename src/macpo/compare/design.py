@@ -18,7 +18,7 @@ from macpo.config import method_name as name_of
 from macpo.config.dumping import drop_unused
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_paths
-from macpo.config.methods import method_class
+from macpo.config.methods import method_class, read_method
 from macpo.config.reading import apply_override
 from macpo.metrics import Better
 from macpo.seeds import canonical_json
@@ -170,7 +170,7 @@ class _Layout:
         """Return the plain values that every cell starts from."""
         raw = base.model_dump(mode="json", exclude_unset=True)
         anchor_paths(raw, Path.cwd())
-        unused = [_class_of(entry).unused for entry in self.config.methods.values()]
+        unused = [_unused(entry) for entry in self.config.methods.values()]
         for key in self.config.set:
             if all(_names_one_of(key, names) for names in unused):
                 self._fault(f"set: {key} has no effect under any of the methods; remove it")
@@ -188,15 +188,14 @@ class _Layout:
     def config_of(self, shared: dict[str, Any], setting: str, method: str) -> RunConfig | None:
         """Return the checked config of a cell, but for its seed; None when it has faults."""
         entry = self.config.methods[method]
-        kind = _class_of(entry)
         raw = copy.deepcopy(shared)
-        drop_unused(raw, kind.unused)
+        drop_unused(raw, _unused(entry))
         raw["method"] = entry.method
         raw["seed"] = self.config.seeds[0]
         layers = {f"settings.{setting}": self.config.settings[setting]}
         layers[f"methods.{method}.set"] = entry.set
         for where, changes in layers.items():
-            raw = self._changed(raw, self._with_effect(changes, where, method, kind), where)
+            raw = self._changed(raw, self._with_effect(changes, where, method), where)
         run, lines = _checked(raw)
         for line in lines:
             self._in_cells.setdefault(line, []).append(self._label(setting, method))
@@ -241,19 +240,19 @@ class _Layout:
             lines.append(f"{where}: {fault}")
         return lines
 
-    def _with_effect(
-        self, changes: Changes, where: str, method: str, kind: type[MethodConfig]
-    ) -> Changes:
+    def _with_effect(self, changes: Changes, where: str, method: str) -> Changes:
         """Refuse changes without effect under a method, and return the others."""
+        entry = self.config.methods[method]
+        kind, unused = _class_of(entry), _unused(entry)
         for key in changes:
-            if _names_one_of(key, kind.unused):
+            if _names_one_of(key, unused):
                 remedy = "remove it"
                 if where.startswith("settings."):
                     remedy = f"or leave {method} out of it, by a `settings:` list of that method"
                 self._fault(
                     f"{where}: {key} has no effect on {method} (method {name_of(kind)}); {remedy}"
                 )
-        return {k: v for k, v in changes.items() if not _names_one_of(k, kind.unused)}
+        return {k: v for k, v in changes.items() if not _names_one_of(k, unused)}
 
     def _changed(self, raw: dict[str, Any], changes: Changes, where: str) -> dict[str, Any]:
         """Return `raw` with changes made, and paths that they name anchored."""
@@ -277,6 +276,18 @@ class _Layout:
 def _class_of(entry: MethodEntry) -> type[MethodConfig]:
     """Return the options' class of a method; of an unknown one, which is refused later, any."""
     return method_class(entry.method) or MethodConfig
+
+
+def _unused(entry: MethodEntry) -> frozenset[str]:
+    """Return the keys of a config without effect under a method with its options.
+
+    Options that are faulty are refused later, and leave what the method has no use for anyhow.
+    """
+    try:
+        method = read_method(entry.method)
+    except ValueError:
+        return _class_of(entry).unused
+    return method.unused | method.idle.keys()
 
 
 def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:

@@ -32,7 +32,7 @@ def dump_resolved(config: RunConfig, dtype: str) -> str:
         dtype: that `dtype` came to.
     """
     values = _written_out(config.model_copy(update={"dtype": dtype}))
-    drop_unused(values, config.method.unused)
+    drop_unused(values, config.method.unused | config.method.idle.keys())
     anchor_paths(values, Path.cwd())
     return _yaml(values)
 

@@ -18,14 +18,19 @@ class MethodConfig(Section):
     """Base of all methods' options.
 
     What else of a config a method has no use for, such as `rounds` where there are none, is named
-    in `unused`, for example `dpo.gamma`: to set it is an error. `knows_ground_truth` marks the
-    ceiling that the others' performance gap is measured against.
+    in `unused`, for example `dpo.gamma`: to set it is an error, and so it is for what `idle` names.
+    `knows_ground_truth` marks the ceiling that the others' performance gap is measured against.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset()
     knows_ground_truth: ClassVar[bool] = False
 
     name: str
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Further keys that these options leave without effect, each with the option."""
+        return {}
 
     def faults(self, teachers: int) -> Iterator[str]:
         """Yield what is wrong with these options in a run with that many teachers."""

@@ -418,11 +418,13 @@ class RunConfig(Section):
             )
         faults += self._faults_of_stopping()
         faults += self._faults_of_dpo()
+        method = method_name(self.method)
+        why = dict.fromkeys(self.method.unused, f"under method {method}")
+        why |= {key: f"under {option}" for key, option in self.method.idle.items()}
         for path in _set_keys(self):
-            if re.sub(r"^(student|teachers\.[0-9]+)\.", "", path) in self.method.unused:
-                faults.append(
-                    f"{path}: has no effect under method {method_name(self.method)}; remove it"
-                )
+            key = re.sub(r"^(student|teachers\.[0-9]+)\.", "", path)
+            if key in why:
+                faults.append(f"{path}: has no effect {why[key]}; remove it")
         if self.sampling.max_new_tokens > self.limits.response_tokens:
             faults.append(
                 f"sampling.max_new_tokens is {self.sampling.max_new_tokens}, above "

@@ -13,6 +13,9 @@ from macpo.config.values import Count, NonNegative, Positive, Ratio
 Loss = Literal["sigmoid", "ipo", "ipo-mean", "sppo", "apo-zero", "apo-down"]
 """The losses that contrast chosen and rejected, see `macpo.losses`."""
 
+OF_CONTRAST = ("dpo.loss", "dpo.label_smoothing", "dpo.end_of_turn")
+"""Keys that act on the DPO term alone."""
+
 Trained = TypeVar("Trained", bound="OptimizerConfig")
 
 

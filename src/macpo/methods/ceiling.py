@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from macpo.config.training import OF_CONTRAST
 from macpo.config.values import Flag
 from macpo.methods.method import Method, register_method
 
@@ -24,6 +25,12 @@ class Ceiling(Method):
 
     name: Literal["ceiling"] = "ceiling"
     dpo: Flag = True
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """See `MethodConfig.idle`."""
+        keys = (*OF_CONTRAST, "dpo.anchor")
+        return {} if self.dpo else dict.fromkeys(keys, "method.dpo: false")
 
     def lay_out(self, program: Program) -> None:
         """Lay out what the student reaches when its own half's labels may be used."""

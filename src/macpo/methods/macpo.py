@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from macpo.config.guard import GuardConfig, read_guard
+from macpo.config.training import OF_CONTRAST
 from macpo.config.values import Count, Flag, Text
 from macpo.methods.method import Method, register_method
 from macpo.methods.wording import BAD_BEHAVIOUR
@@ -104,6 +105,11 @@ class MACPO(Method):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """See `MethodConfig.idle`."""
+        return {} if self.contrast else dict.fromkeys(OF_CONTRAST, "method.contrast: false")
 
     def faults(self, teachers: int) -> Iterator[str]:
         """See `MethodConfig.faults`."""
