@@ -419,12 +419,12 @@ class RunConfig(Section):
         faults += self._faults_of_stopping()
         faults += self._faults_of_dpo()
         method = method_name(self.method)
-        why = dict.fromkeys(self.method.unused, f"under method {method}")
-        why |= {key: f"under {option}" for key, option in self.method.idle.items()}
+        why = dict.fromkeys(self.method.unused, f"method {method}")
+        why |= self.method.idle
         for path in _set_keys(self):
             key = re.sub(r"^(student|teachers\.[0-9]+)\.", "", path)
             if key in why:
-                faults.append(f"{path}: has no effect {why[key]}; remove it")
+                faults.append(f"{path}: has no effect under {why[key]}; remove it")
         if self.sampling.max_new_tokens > self.limits.response_tokens:
             faults.append(
                 f"sampling.max_new_tokens is {self.sampling.max_new_tokens}, above "
