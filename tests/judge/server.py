@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -69,8 +70,6 @@ class JudgeServer:
         self.model = model
         self.faults: list[Fault] = []
         self.requests: list[dict[str, Any]] = []
-        self.under_way = 0
-        self.most_under_way = 0
         self.released = threading.Event()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"judge": self})
@@ -105,15 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         with judge.lock:
             judge.requests.append(body)
             fault = judge.faults.pop(0) if judge.faults else None
-            judge.under_way += 1
-            judge.most_under_way = max(judge.most_under_way, judge.under_way)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
             self._answer(judge, body, fault)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has given up
-        finally:
-            with judge.lock:
-                judge.under_way -= 1
 
     def _answer(self, judge: JudgeServer, body: dict[str, Any], fault: Fault | None) -> None:
         if judge.key is not None and self.headers["Authorization"] != f"Bearer {judge.key}":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,13 +188,26 @@ def test_every_pair_is_asked_once_and_replies_are_kept(server: JudgeServer, tmp_
 
 
 def test_no_more_requests_than_allowed_are_under_way(server: JudgeServer, tmp_path: Path) -> None:
+    """Told by the judge itself, which is done with a request before the reply is on its way."""
+    lock, three, asked = threading.Lock(), threading.Event(), itertools.count()
+    under_way: list[int] = [0]
+
     def slow(a: str, b: str) -> str:
-        time.sleep(0.05)
+        with lock:
+            now = under_way[-1] + 1
+            under_way.append(now)
+        if now == 3:
+            three.set()
+        if next(asked):  # the first goes ahead alone
+            three.wait(30)
+        time.sleep(0.02)  # in which a fourth would come
+        with lock:
+            under_way.append(under_way[-1] - 1)
         return reply_of("A")
 
     server.rule = slow
-    asking(server, tmp_path, concurrency=3).ask(comparisons(12), quiet)
-    assert server.most_under_way == 3
+    asking(server, tmp_path, concurrency=3, timeout=60.0).ask(comparisons(12), quiet)
+    assert max(under_way) == 3
 
 
 @pytest.mark.parametrize(

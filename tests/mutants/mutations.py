@@ -26,6 +26,14 @@ POLICIES = ("tests/test_policies.py",)
 RESPOND = ("tests/generation/test_respond.py",)
 EVALUATION = ("tests/test_evaluation.py",)
 COLLAPSE = ("tests/test_collapse.py",)
+STATISTICS = ("tests/test_statistics.py",)
+JUDGE = ("tests/judge/test_judge.py",)
+REWARD = ("tests/test_reward_evaluator.py",)
+REWARD_TRAINING = ("tests/test_reward_training.py",)
+JUDGMENTS = ("tests/annotation/test_judgments.py",)
+PEOPLE = ("tests/annotation/test_results.py",)
+AGREEMENT = ("tests/annotation/test_agreement.py",)
+CHAT = ("tests/test_chat.py",)
 FORM = ("tests/test_form.py",)
 GUARD = ("tests/test_guard.py",)
 
@@ -37,6 +45,9 @@ PROGRAM = "src/macpo/program.py"
 ROUNDS = "src/macpo/rounds.py"
 FILTER = "src/macpo/filter.py"
 NEGATIVES = "src/macpo/negatives.py"
+COMPARISON = "src/macpo/evaluation/judge/comparison.py"
+RESULTS = "src/macpo/annotation/results.py"
+TALK = "src/macpo/chat.py"
 SUPERVISORS = "src/macpo/supervisors.py"
 PAIRS = "src/macpo/pairs.py"
 
@@ -1211,5 +1222,128 @@ MUTATIONS = (
         "        return dict(read_manifest(folder).fields) == fields\n",
         "        return bool(read_manifest(folder).fields)\n",
         PUBLISH,
+    ),
+    # A language model as a judge
+    Mutation(
+        "the judge's second order counts for the other side",
+        COMPARISON,
+        "points = (POINTS_OF_A[first], 1 - POINTS_OF_A[second])",
+        "points = (POINTS_OF_A[first], POINTS_OF_A[second])",
+        JUDGE,
+    ),
+    Mutation(
+        "orders of the judge that disagree are no tie",
+        COMPARISON,
+        "return self.first if self.consistent else 0.5",
+        "return self.first",
+        JUDGE,
+    ),
+    Mutation(
+        "the judge sees one order twice",
+        COMPARISON,
+        "return Comparison(self.prompt, self.b, self.a)",
+        "return Comparison(self.prompt, self.a, self.b)",
+        JUDGE,
+    ),
+    Mutation(
+        "a malformed reply of the judge is not asked again",
+        "src/macpo/evaluation/judge/asking.py",
+        "if len(replies) >= self._attempts else None",
+        "if replies else None",
+        JUDGE,
+    ),
+    Mutation(
+        "the length-controlled win rate is that of longer answers",
+        "src/macpo/evaluation/statistics.py",
+        "    rate = _sigmoid(theta)\n",
+        "    rate = _sigmoid(theta + phi)\n",
+        STATISTICS,
+    ),
+    # Reward models
+    Mutation(
+        "Bradley and Terry's sides are exchanged",
+        "src/macpo/reward/loop.py",
+        "logsigmoid(chosen - rejected)",
+        "logsigmoid(rejected - chosen)",
+        REWARD_TRAINING,
+    ),
+    Mutation(
+        "rewards are compared with themselves",
+        "src/macpo/evaluation/reward.py",
+        "scores, self._scores(subject.first), self.title)",
+        "scores, scores, self.title)",
+        REWARD,
+    ),
+    # People
+    Mutation(
+        "a tie is a win for the first side",
+        RESULTS,
+        '"tie": 0.5,',
+        '"tie": 1.0,',
+        PEOPLE,
+    ),
+    Mutation(
+        "judgments of one prompt count as independent",
+        RESULTS,
+        "    prompts = [j.prompt_id for j in judgments]\n",
+        '    prompts = [f"{j.prompt_id} {i}" for i, j in enumerate(judgments)]\n',
+        PEOPLE,
+    ),
+    Mutation(
+        "who chose the left is counted the wrong way",
+        RESULTS,
+        "j.verdict == j.left for j",
+        "j.verdict != j.left for j",
+        PEOPLE,
+    ),
+    Mutation(
+        "what most people rejected is exported as chosen",
+        "src/macpo/annotation/exporting.py",
+        "if favour > 0.5 else",
+        "if favour < 0.5 else",
+        PEOPLE,
+    ),
+    Mutation(
+        "alpha expects what chance would not give",
+        "src/macpo/annotation/agreement.py",
+        "return 1 - (n - 1) * observed / expected",
+        "return 1 - n * observed / expected",
+        AGREEMENT,
+    ),
+    Mutation(
+        "the first side always stands on the left",
+        "src/macpo/annotation/judgments.py",
+        'return "one" if stable_seed("annotation side", pair, annotator) % 2 else "other"',
+        'return "one"',
+        JUDGMENTS,
+    ),
+    # Talking to policies
+    Mutation(
+        "a policy does not see its own earlier answers",
+        TALK,
+        'said += [Message("user", turn.user), answer]',
+        'said += [Message("user", turn.user)]',
+        CHAT,
+    ),
+    Mutation(
+        "both policies see the first one's conversation",
+        TALK,
+        "self.messages(partner.name), Message",
+        "self.messages(self.partners[0].name), Message",
+        CHAT,
+    ),
+    Mutation(
+        "another try draws with the same seed",
+        TALK,
+        "attempt=turn.attempt + 1",
+        "attempt=turn.attempt",
+        CHAT,
+    ),
+    Mutation(
+        "a stopped answer is forgotten",
+        TALK,
+        'return "".join(pieces)',
+        'return ""',
+        CHAT,
     ),
 )
