@@ -643,6 +643,10 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "dpo.reference: has no effect under method wspo; remove it",
         ),
         (
+            {"method": "weak-to-strong-search", "dpo": {"anchor": 0.2}},
+            "dpo.anchor: has no effect under method weak-to-strong-search; remove it",
+        ),
+        (
             {"method": {"name": "cong", "alpha": 1.0}},
             "method.alpha: must be less than 1 (got 1.0)",
         ),

@@ -56,7 +56,9 @@ def aligned(
 def _align(program: Program, teacher: Policy, pairs: Stage) -> Policy:
     """Train a teacher by DPO on labelled pairs."""
     agent = teacher.agent
-    reference = program.add(ScorePairs(f"init/{agent.name}/reference", teacher, pairs))
+    masks = agent.dpo.end_of_turn == "mask"
+    name = f"init/{agent.name}/reference"
+    reference = program.add(ScorePairs(name, teacher, pairs, without_ends=masks))
     config = agent.dpo.model_copy(update={"gamma": 0.0})
     seed = program.seed("align", agent.name)
     stage = TrainDPO(f"init/{agent.name}/aligned", teacher, pairs, reference, config, seed)

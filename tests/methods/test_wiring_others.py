@@ -12,6 +12,7 @@ import pytest
 
 from macpo.errors import ConfigError
 from tests.methods.wiring import (
+    CONFIG,
     Table,
     checks,
     difference,
@@ -504,6 +505,25 @@ def test_search_measures_the_best_answers_of_a_student_that_does_not_learn() -> 
     assert plan.policies[1]["student"] == plan.policies[0]["student"]
     assert [list(chosen) for chosen in plan.answers] == [[], ["student"]]
     assert label(plan.answers[1]["student"]) == "round-1/student/best-answers"
+
+
+def test_teachers_are_aligned_by_the_dpo_section_but_for_reference_and_anchor() -> None:
+    before = made(table(lay_out({"name": "ws-dpo"})))
+    dpo = {**CONFIG["dpo"], "reference": "base", "anchor": 0.2}
+    changed = difference(before, made(table(lay_out({"name": "ws-dpo"}, dpo=dpo))))
+    assert changed.keys() == {"~ round-1/student/reference", "~ round-1/student/train"}
+    dpo = {**CONFIG["dpo"], "end_of_turn": "mask"}
+    changed = difference(before, made(table(lay_out({"name": "ws-dpo"}, dpo=dpo))))
+    assert changed == read(
+        """
+        ~ init/a/reference | score a+ of init/a/positive | on init/teacher-pairs | without ends
+        ~ init/b/reference | score b+ of init/b/positive | on init/teacher-pairs | without ends
+        ~ round-1/student/reference
+            | score student+ of init/student/positive
+            | on round-1/student/pairs
+            | without ends
+        """
+    )
 
 
 def test_search_without_test_answers_says_so() -> None:

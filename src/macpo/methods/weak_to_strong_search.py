@@ -34,7 +34,7 @@ class WeakToStrongSearch(Method):
     """
 
     unused: ClassVar[frozenset[str]] = frozenset(
-        {"rounds", "negative_sft", "dpo.gamma", "dpo.reference", "dpo.start"}
+        {"rounds", "negative_sft", "dpo.gamma", "dpo.reference", "dpo.start", "dpo.anchor"}
     )
 
     name: Literal["weak-to-strong-search"] = "weak-to-strong-search"

@@ -32,7 +32,7 @@ class WSPO(JudgedAnswers):
     The student's log-ratio is to be 1 / `gamma` times theirs: the smaller, the further it goes.
     """
 
-    unused: ClassVar[frozenset[str]] = JudgedAnswers.unused | {"dpo.reference"}
+    unused: ClassVar[frozenset[str]] = JudgedAnswers.unused | {"dpo.reference", "dpo.anchor"}
 
     name: Literal["wspo"] = "wspo"
     gamma: Positive = 0.1
