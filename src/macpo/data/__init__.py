@@ -10,7 +10,7 @@
 | official | the MACPO authors' released format, read and written |
 | turns | what all formats share: turns, and the rules for a usable row |
 | files, hub | rows out of local files and of hub data sets |
-| constrained | prompts with constraints that can be checked, drawn: `constraints:600`, `short-constraints:500` |
+| constrained | prompts with constraints that can be checked, as `constraints:600` draws them |
 | loading | a source to examples, with every skipped row accounted for |
 | splits | teacher, student and test splits without a prompt in common |
 | report | what is in a data set, for people |
