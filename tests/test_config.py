@@ -571,6 +571,20 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             {"method": {"positives": "own", "top_k": 2}},
             "method: top_k has no effect with positives: own; remove it",
         ),
+        (
+            {"method": {"filter": "random", "filter_policy": "initial"}},
+            "method: filter_policy has no effect with filter: random; remove it",
+        ),
+        (
+            {"method": {"filter": "typical", "filter_policy": "base"}},
+            "method: filter: typical measures by own answers of the policy that filters, and the "
+            "bare base of filter_policy: base gives none; write filter_policy: initial or current",
+        ),
+        (
+            {"method": {"filter": "random", "samples": 2, "top_k": 4}},
+            "method.filter: random has no effect where all 4 answers to a prompt are kept; lower "
+            "method.top_k, add teachers or method.samples, or remove it",
+        ),
         ({"method": {"guard": 3}}, "method.guard: must be a section, that is keys with values"),
         ({"method": {"guard": {"copying": 2}}}, "method.guard.copying: must be less than or equal"),
         (

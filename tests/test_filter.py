@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_contrast_filters_compare_with_the_negative_policy() -> None:
     assert texts(best(found, "perplexity", 1)) == ["a"]
     assert texts(best(found, "contrast-mean", 3)) == ["b", "c", "a"]
     assert texts(best(found, "contrast-sum", 3)) == ["c", "b", "a"]
+
+
+def test_typical_answers_are_as_likely_as_own_ones() -> None:
+    """Nats a token: 2, 1.5, .5 and 3; own answers have 1.6. Distances: .4, .1, 1.1, 1.4."""
+    rows = [("plain", -4, 2), ("usual", -15, 10), ("easy", -1, 2), ("odd", -9, 3)]
+    found = [replace(candidate(*row), usual=1.6) for row in rows]
+    assert texts(best(found, "typical", 3)) == ["usual", "plain", "easy"]
+
+
+def test_random_filter_goes_by_the_lot_alone() -> None:
+    found = [replace(candidate("a", -1, 2), lot=0.2), replace(candidate("b", -9, 2), lot=0.7)]
+    assert texts(best(found, "random", 2)) == ["b", "a"]
 
 
 def test_nobody_wins_among_nobody() -> None:
@@ -182,6 +195,43 @@ def test_empty_answers_give_no_pair_and_are_counted(bench: Workbench) -> None:
     assert made.meta == {"pairs": 1, "prompts_without_pair": 2, "wins": {"b/positive": 1}}
     rows = list(read_jsonl(made.path / "filter.jsonl"))
     assert [[c["won"] for c in row["candidates"]] for row in rows] == [[True], [], [False, False]]
+
+
+def test_typical_measures_by_the_mean_over_all_own_answers(bench: Workbench) -> None:
+    """Own answers of 1, 3 and 2 nats a token: 2 is usual."""
+    scene = Scene(bench)
+    a = scene.answers("a/positive", [("Two", 1.0), ("Fig", 1.9), ("Hi", 2.6)])
+    b = scene.answers("b/positive", [("Three", 2.5), ("Plum", 1.0), ("Hey", 1.5)])
+    bad = scene.answers("student/negative", [("Four", 9.0), ("Nail", 9.0), ("Bye", 9.0)])
+    usual = scene.answers("student/positive", [("One", 1.0), ("Pear", 3.0), ("Good", 2.0)])
+    scores = bench.write_scores("scores", scene.scores)
+    stage = FilteredPairs("pairs", (a, b), bad, scores, 1, "typical", usual=usual)
+    made = bench.run(stage)
+    assert [chosen for _, chosen, _ in told(read_pairs(made.path))] == ["Three", "Fig", "Hey"]
+    silent = scene.answers("student/mute", [("", None)] * 3)
+    mute = replace(stage, usual=silent)
+    with pytest.raises(DataError, match="all empty, so that filter: typical has nothing"):
+        bench.run(mute)
+
+
+def test_lots_are_drawn_by_seed_and_prompt_and_favour_nobody(bench: Workbench) -> None:
+    """Of 400 prompts each of two teachers wins 200 +- 10; 150 to 250 is five times that."""
+    prompts = [make_prompt(f"Name prime {i}.") for i in range(400)]
+
+    def said(policy: str) -> tuple[Written, list[Response]]:
+        made = [make_response(prompt, "Two", policy) for prompt in prompts]
+        return bench.write_answers(policy, list(zip(prompts, made, strict=True))), made
+
+    (a, of_a), (b, of_b), (bad, _) = map(said, ("a/positive", "b/positive", "student/negative"))
+    scored = [(r, CompletionScore(-1.0, 1)) for r in (*of_a, *of_b)]
+    scores = bench.write_scores("scores", scored)
+
+    def winners(seed: int) -> list[str]:
+        stage = FilteredPairs("pairs", (a, b), bad, scores, 1, "random", seed=seed)
+        return [pair.chosen.origin.policy for pair in read_pairs(bench.run(stage).path)]
+
+    assert 150 < winners(0).count("a/positive") < 250
+    assert winners(0) == winners(0) != winners(1)
 
 
 NONE_LEFT = (

@@ -233,6 +233,7 @@ def test_pairs_without_a_guard_have_the_key_of_before_there_was_one(bench: Workb
     assert FilteredPairs("pairs", (stage,), stage, stage, 1).identity.keys() == {
         *("positives", "negatives", "scores", "top_k", "filter", "negative_scores"),
     }
+    assert FilteredPairs("pairs", (stage,), stage, stage, 1, seed=0).identity["seed"] == 0
     guard = guarded(bench, stage)
     assert DirectPairs("pairs", stage, stage, guard).key != pairs.key
     assert DirectPairs("pairs", stage, stage, guard, stage).identity.keys() == {

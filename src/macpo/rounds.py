@@ -77,6 +77,7 @@ def student_turn(
     contrast: bool = True,
     watch: Watch | None = None,
     own: Stage | None = None,
+    usual: Stage | None = None,
 ) -> Learner:
     """Chosen: the teachers' answers that the filter keeps. Rejected: the student's own negative's.
 
@@ -92,18 +93,21 @@ def student_turn(
         contrast: whether there is a DPO term.
         watch: guards what is chosen.
         own: the student's own answers as it is now, if they are there, for the guard.
+        usual: own answers of the policy that filters, for the filter that asks for them.
     """
     answered = candidates(program, t, teachers, sieve.samples)
     answers = tuple(stage for _, stage in answered)
-    judge = student.initial if sieve.policy == "initial" else student.positive
+    base = program.untrained(student.positive.agent)
+    by_name = {"current": student.positive, "initial": student.initial, "base": base}
+    judge = by_name[sieve.policy]
     guard, failing = (
         (None, None) if watch is None else watch.lay_out(program, t, student, answered, own)
     )
     pairs, scores = sieve.lay_out(
-        program, t, judge, student.negative, answers, student.rejected, guard, failing
+        program, t, judge, student.negative, answers, student.rejected, guard, failing, usual
     )
-    reference = {"previous": student.positive, "initial": student.initial}
-    serves = reference.get(student.positive.agent.dpo.reference) == judge
+    reference = {"previous": student.positive, "initial": student.initial, "base": base}
+    serves = reference[student.positive.agent.dpo.reference] == judge
     return _learn(program, t, student, pairs, scores if serves else None, contrast=contrast)
 
 

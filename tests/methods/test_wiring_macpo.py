@@ -310,6 +310,61 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         )
         for filter in ("contrast-mean", "contrast-sum")
     },
+    # Lots are drawn anew in every round; that is in the stage's seed alone.
+    "filter: random": (
+        {"filter": "random"},
+        """
+        ~ round-t/student/pairs
+            | chosen best 1 by random of round-t/a/positive-answers, round-t/b/positive-answers
+            | scored by student+ of student(t-1) in round-t/student/filter-scores
+            | rejected init/student/negative-answers
+        """,
+    ),
+    # What is usual is what the student that filters says itself: it is asked once in round 0.
+    "filter: typical": (
+        {"filter": "typical"},
+        """
+        + init/student/positive-answers | answer student+ of student(0) | to data student
+        ~ round-1/student/filter-scores
+            | score student+ of student(0)
+            | on round-1/a/positive-answers, round-1/b/positive-answers,
+                init/student/negative-answers, init/student/positive-answers
+        ~ round-1/student/pairs
+            | chosen best 1 by typical of round-1/a/positive-answers, round-1/b/positive-answers
+            | scored by student+ of student(0) in round-1/student/filter-scores
+            | usual as init/student/positive-answers
+            | rejected init/student/negative-answers
+        ~ round-2/student/filter-scores
+            | score student+ of round-1/student/train
+            | on round-2/a/positive-answers, round-2/b/positive-answers,
+                init/student/negative-answers, round-1/student/positive-answers
+        ~ round-2/student/pairs
+            | chosen best 1 by typical of round-2/a/positive-answers, round-2/b/positive-answers
+            | scored by student+ of round-1/student/train in round-2/student/filter-scores
+            | usual as round-1/student/positive-answers
+            | rejected init/student/negative-answers
+        """,
+    ),
+    # The bare base filters: nothing that it scores is the reference's.
+    "filter_policy: base": (
+        {"filter_policy": "base"},
+        """
+        + round-t/student/reference | score student+ of student(t-1) | on round-t/student/pairs
+        ~ round-t/student/train
+            | dpo student+ from student(t-1)
+            | on round-t/student/pairs
+            | reference student+ of student(t-1) in round-t/student/reference
+            | as dpo
+        ~ round-t/student/filter-scores
+            | score student+ of base
+            | on round-t/a/positive-answers, round-t/b/positive-answers,
+                init/student/negative-answers
+        ~ round-t/student/pairs
+            | chosen best 1 by perplexity of round-t/a/positive-answers, round-t/b/positive-answers
+            | scored by student+ of base in round-t/student/filter-scores
+            | rejected init/student/negative-answers
+        """,
+    ),
     # The student of before the first round filters; it is no longer the reference.
     "filter_policy: initial": (
         {"filter_policy": "initial"},
@@ -680,15 +735,39 @@ def test_an_agent_starts_as_its_own_section_says(default: Table) -> None:
     assert difference(default, own) == read("~" + row)
 
 
-def test_scores_of_the_filter_serve_where_its_policy_is_the_reference() -> None:
-    """Both are the student of after initialisation: there is no reference pass."""
-    dpo = {**CONFIG["dpo"], "reference": "initial"}
-    rows = made(table(lay_out({"filter_policy": "initial"}, dpo=dpo)))
+def test_random_filter_draws_new_lots_in_every_round() -> None:
+    pairs = [s for s in lay_out({"filter": "random"}) if label(s).endswith("student/pairs")]
+    assert len({stage.seed for stage in pairs}) == len(pairs)  # type: ignore[attr-defined]
+
+
+def test_typical_of_the_first_policy_is_what_the_first_policy_says() -> None:
+    rows = made(table(lay_out({"filter": "typical", "filter_policy": "initial"})))
     expected = """
+        round-t/student/filter-scores
+            | score student+ of student(0)
+            | on round-t/a/positive-answers, round-t/b/positive-answers,
+                init/student/negative-answers, init/student/positive-answers
+        round-t/student/pairs
+            | chosen best 1 by typical of round-t/a/positive-answers, round-t/b/positive-answers
+            | scored by student+ of student(0) in round-t/student/filter-scores
+            | usual as init/student/positive-answers
+            | rejected init/student/negative-answers
+    """
+    assert read(expected).items() <= rows.items()
+
+
+@pytest.mark.parametrize(("policy", "reference"), [("initial", "student(0)"), ("base", "base")])
+def test_scores_of_the_filter_serve_where_its_policy_is_the_reference(
+    policy: str, reference: str
+) -> None:
+    """Both are the student of after initialisation, or its base: there is no reference pass."""
+    dpo = {**CONFIG["dpo"], "reference": policy}
+    rows = made(table(lay_out({"filter_policy": policy}, dpo=dpo)))
+    expected = f"""
         round-t/student/train
             | dpo student+ from student(t-1)
             | on round-t/student/pairs
-            | reference student+ of student(0) in round-t/student/filter-scores
+            | reference student+ of {reference} in round-t/student/filter-scores
             | as dpo
     """
     assert read(expected).items() <= rows.items()

@@ -81,7 +81,7 @@ def table(plan: Plan) -> Table:
     seeds: dict[int, str] = {}
     for stage in plan:
         columns = _COLUMNS[type(stage).__name__](stage)
-        if hasattr(stage, "seed"):
+        if getattr(stage, "seed", None) is not None:
             first = seeds.setdefault(stage.seed, label(stage))
             columns += [f"seed of {first}"] if first != label(stage) else []
         assert label(stage) not in rows, f"two stages are called {label(stage)}"
@@ -217,6 +217,8 @@ def _filtered(stage: Any) -> list[str]:
     if stage.negative_scores is not None:
         against = stage.negative_scores
         columns.append(f"against {of(against.policy)} in {label(against)}")
+    if stage.usual is not None:
+        columns.append(f"usual as {label(stage.usual)}")
     return [*columns, *_rejected(stage)]
 
 

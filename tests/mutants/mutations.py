@@ -165,8 +165,8 @@ MUTATIONS = (
     Mutation(
         "filter_policy is ignored",
         ROUNDS,
-        'student.initial if sieve.policy == "initial" else student.positive',
-        "student.positive",
+        "judge = by_name[sieve.policy]",
+        "judge = student.positive",
         WIRING,
     ),
     Mutation(
@@ -274,6 +274,34 @@ MUTATIONS = (
         FILTER,
         "filter=self.kind",
         'filter="perplexity"',
+        WIRING,
+    ),
+    Mutation(
+        "typical answers are the most usual of all",
+        FILTER,
+        "-abs(candidate.score.mean_nll - candidate.usual)",
+        "-candidate.score.mean_nll - candidate.usual",
+        FILTERED,
+    ),
+    Mutation(
+        "lots are drawn by place alone",
+        FILTER,
+        "stable_seed(self.seed, prompt.id, place)",
+        "stable_seed(self.seed, place)",
+        FILTERED,
+    ),
+    Mutation(
+        "lots of one round serve all",
+        FILTER,
+        'program.seed("filter", t)',
+        'program.seed("filter")',
+        WIRING,
+    ),
+    Mutation(
+        "what is usual for the student now is taken for its first policy's",
+        MACPO,
+        'if made == 0 or self.filter_policy == "initial":',
+        "if made == 0:",
         WIRING,
     ),
     # Negatives

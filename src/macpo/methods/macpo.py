@@ -41,9 +41,12 @@ class MACPO(Method):
     Positives: `positives: own` is the paper's -MP, each agent reinforces its own answers. Of the
     teachers' `samples` answers each, the student takes the `top_k` best in the eyes of `filter`:
     `perplexity` is the paper's; `contrast-mean` and `contrast-sum` compare the student's positive
-    with its negative policy. The positive policy that filters is the student's as it is now, or,
-    with `filter_policy: initial`, as it was before the first round, which the rounds cannot teach
-    to like degenerate answers.
+    with its negative policy. `typical` takes what comes closest to the mean negative log-likelihood
+    per token of the own answers, to the same prompts, of the policy that filters: those of the last
+    round, of round 0 in the first. `random` draws lots: the control that says what a filter is
+    worth. The positive policy that filters is the student's as it is now, or, with `filter_policy:
+    initial`, as it was before the first round, which the rounds cannot teach to like degenerate
+    answers, or, with `base`, the bare base model, which has learned from no answer at all.
 
     Negatives: `own` is the paper's negative fine-tuning, `others` its -HN (rejected answers come
     from others' negative policies). `prompted` asks the learner's own positive policy for bad
@@ -64,8 +67,10 @@ class MACPO(Method):
 
     name: Literal["macpo"] = "macpo"
     positives: Literal["mutual", "own"] = "mutual"
-    filter: Literal["perplexity", "contrast-mean", "contrast-sum"] = "perplexity"
-    filter_policy: Literal["current", "initial"] = "current"
+    filter: Literal["perplexity", "contrast-mean", "contrast-sum", "typical", "random"] = (
+        "perplexity"
+    )
+    filter_policy: Literal["current", "initial", "base"] = "current"
     samples: Count = 1
     top_k: Count = 1
     negatives: Literal["own", "others", "prompted", "decoding", "worst-of-n"] = "own"
@@ -95,6 +100,13 @@ class MACPO(Method):
         ):
             if option in self.model_fields_set and self.negatives != kind:
                 faults.append(f"{option} is for negatives: {kind}; remove it")
+        if self.filter == "random" and "filter_policy" in self.model_fields_set:
+            faults.append("filter_policy has no effect with filter: random; remove it")
+        if self.filter == "typical" and self.filter_policy == "base":
+            faults.append(
+                "filter: typical measures by own answers of the policy that filters, and the bare "
+                "base of filter_policy: base gives none; write filter_policy: initial or current"
+            )
         if self.guard is not None and "failing_as_rejected" in self.guard.model_fields_set:
             for useless, why in (
                 (self.positives == "own", "positives: own, which chooses its own answers"),
@@ -118,6 +130,11 @@ class MACPO(Method):
                 f"method.top_k is {self.top_k}, but there are only {teachers} teachers with "
                 f"{self.samples} answer(s) each to a prompt; lower it to "
                 f"{teachers * self.samples}, or add teachers or method.samples"
+            )
+        elif self.top_k == teachers * self.samples and self.filter in ("typical", "random"):
+            yield (
+                f"method.filter: {self.filter} has no effect where all {self.top_k} answers to a "
+                "prompt are kept; lower method.top_k, add teachers or method.samples, or remove it"
             )
 
     def lay_out(self, program: Program) -> None:
@@ -150,6 +167,7 @@ class MACPO(Method):
                     contrast=self.contrast,
                     watch=watch,
                     own=self._own_answers(program, t, student),
+                    usual=self._usual_answers(program, t, student),
                 )
             tutor = after if self.schedule == "sequential" else student
             teachers = [
@@ -182,11 +200,24 @@ class MACPO(Method):
             return None
         return program.respond(f"round-{made}", student.positive, "student", made)
 
+    def _usual_answers(self, program: Program, t: int, student: Learner) -> Stage | None:
+        """Find or ask for own answers of the policy that filters, if its filter measures by them.
+
+        There are none of the student before the first round: it is asked once.
+        """
+        if self.filter != "typical":
+            return None
+        made = t if self.schedule == "simultaneous" else t - 1
+        if made == 0 or self.filter_policy == "initial":
+            return program.respond("init", student.initial, "student", 0)
+        return program.respond(f"round-{made}", student.positive, "student", made)
+
     def _negative_policies(self, program: Program, naive: Naive) -> dict[str, Policy]:
         """Train everybody's bad side, or nobody's where nothing asks for it."""
         from macpo import negatives
+        from macpo.filter import CONTRASTS
 
-        if self.negatives in ("prompted", "worst-of-n") and self.filter == "perplexity":
+        if self.negatives in ("prompted", "worst-of-n") and self.filter not in CONTRASTS:
             return {}
         return negatives.fine_tuned(program, naive)
 

@@ -155,6 +155,14 @@ def _policy(style: str, script: str) -> str:
     )
 
 
+_KEPT = {
+    "perplexity": "the one that it finds least perplexing",
+    "typical": "the one that it finds about as perplexing as its own",
+    "random": "one that is drawn by lot",
+}
+"""What of all candidates a filter keeps; other filters go by their name."""
+
+
 def _run_filters(report: RunReport) -> dict[str, Callable[..., Any]]:
     """Return what the run's template writes values with."""
     agents = [report.student, *(a for a in report.agents if a != report.student)]
@@ -206,7 +214,7 @@ def _pages(report: RunReport) -> dict[str, Any]:
         "bounded": any(point.at_most for point in points),
         "rounds": sorted(rounds),
         "before_after": _before_after(report),
-        "by_perplexity": all(found.merit == "perplexity" for found in report.filters),
+        "kept": _KEPT.get(report.filters[0].merit, "") if report.filters else "",
         "filter_agents": list(dict.fromkeys(s.policy for f in report.filters for s in f.spreads)),
         "filter_examples": last[0] if last else (),
         "student_steps": _step_charts(learning, "c0"),
