@@ -585,6 +585,10 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "method.filter: random has no effect where all 4 answers to a prompt are kept; lower "
             "method.top_k, add teachers or method.samples, or remove it",
         ),
+        (
+            {"method": "spin", "data": {"source": "d.jsonl", "replay": 0.5}},
+            "data.replay: has no effect under method spin; remove it",
+        ),
         ({"method": {"guard": 3}}, "method.guard: must be a section, that is keys with values"),
         ({"method": {"guard": {"copying": 2}}}, "method.guard.copying: must be less than or equal"),
         (

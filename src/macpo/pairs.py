@@ -7,13 +7,21 @@ Which answers are `chosen` is said in `macpo.filter` and `macpo.rounds`, which a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from macpo.agents import Agent
 from macpo.errors import DataError
 from macpo.guard import count_reasons, read_refusals
-from macpo.records import Pair, Response, read_answers, read_responses, write_pairs
+from macpo.records import (
+    Pair,
+    Response,
+    read_answers,
+    read_pairs,
+    read_responses,
+    write_pairs,
+)
+from macpo.seeds import stable_seed
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
@@ -33,7 +41,7 @@ class DirectPairs(Stage):
 
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 2
-    added: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
+    newer: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
 
     positives: Stage
     negatives: Stage
@@ -56,6 +64,74 @@ class DirectPairs(Stage):
                 pairs.append(Pair(prompt, positive, rejected))
         counts = leave_pairs(pairs, len(asked), context, verdicts.why_none(chosen))
         return {**counts, **verdicts.counts(chosen, pairs)}
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPairs(Stage):
+    """The pairs of several stages, one after the other: what was learned from in rounds before."""
+
+    kind: ClassVar[str] = "pairs"
+
+    parts: tuple[Stage, ...]
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """Those of all parts."""
+        sides = zip(*(known.left_by(part, reader) for part in self.parts), strict=True)
+        return tuple(map(_all_of, sides))
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl."""
+        pairs = [pair for part in self.parts for pair in read_pairs(context.path(part))]
+        write_pairs(context.output, pairs)
+        return {"pairs": len(pairs), "prompts_without_pair": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayedPairs(Stage):
+    """Pairs, with so many of ground truth behind them that these are `share` of all.
+
+    Which of `labels` they are is drawn by `seed`; there are never more than all.
+    """
+
+    kind: ClassVar[str] = "pairs"
+
+    pairs: Stage
+    labels: Stage
+    share: float
+    seed: int
+
+    def leaves(self, known: Known, reader: Agent) -> tuple[Answers, ...]:
+        """The pairs' answers and, beside them, ground truth's."""
+        own = known.left_by(self.pairs, reader)
+        truth = known.left_by(self.labels, reader)
+        return tuple(
+            _all_of([ours, replace(theirs, count=self._drawn(ours.count, theirs.count))])
+            for ours, theirs in zip(own, truth, strict=True)
+        )
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Write pairs.jsonl."""
+        pairs = read_pairs(context.path(self.pairs))
+        labels = read_pairs(context.path(self.labels))
+        places = sorted(range(len(labels)), key=lambda place: stable_seed(self.seed, place))
+        drawn = sorted(places[: self._drawn(len(pairs), len(labels))])
+        write_pairs(context.output, [*pairs, *(labels[place] for place in drawn)])
+        return {
+            "pairs": len(pairs) + len(drawn),
+            "replayed": len(drawn),
+            "prompts_without_pair": 0,
+        }
+
+    def _drawn(self, pairs: float, labels: float) -> int:
+        """Return how many labels make up their share."""
+        return int(min(labels, round(pairs * self.share / (1 - self.share))))
+
+
+def _all_of(answers: Sequence[Answers]) -> Answers:
+    """Return what several stages leave together."""
+    count = sum(a.count for a in answers)
+    tokens = sum(a.count * a.tokens for a in answers) / count if count else 0.0
+    return Answers(count, tokens, any(a.at_most for a in answers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from macpo.answering import Respond
 from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.config.guard import GuardConfig
-from macpo.data.stages import SplitData
+from macpo.data.stages import DatasetPairs, SplitData
 from macpo.errors import ConfigError
 from macpo.evaluation.collapse import CheckCollapse
 from macpo.evaluation.evaluator import Subject, chosen_evaluators
 from macpo.evaluation.preference import Validate
 from macpo.guard import Guard, SetLimits
-from macpo.pairs import DirectPairs
+from macpo.pairs import DirectPairs, JoinedPairs, ReplayedPairs
 from macpo.records import Split
 from macpo.scoring import ScorePairs
 from macpo.seeds import digest, stable_seed
@@ -312,6 +312,29 @@ class Program:
         """
         name = f"round-{t}/{learner}/pairs"
         return self.add(DirectPairs(name, chosen, rejected, guard, own))
+
+    def labelled_pairs(self, split: Split) -> Stage:
+        """Pair the answers of a split as ground truth has them."""
+        return self.add(DatasetPairs(f"init/{split}-pairs", self.data, split))
+
+    def gather_pairs(
+        self, t: int, learner: str, parts: Sequence[Stage], labels: Stage | None = None
+    ) -> Stage:
+        """Put together what a learner learns from in round `t`.
+
+        Args:
+            t: the round.
+            learner: whose pairs they are.
+            parts: stages of pairs; one alone is taken as it is.
+            labels: pairs of ground truth, of which `data.replay` are mixed in.
+        """
+        pairs = parts[0]
+        if len(parts) > 1:
+            pairs = self.add(JoinedPairs(f"round-{t}/{learner}/all-pairs", tuple(parts)))
+        if labels is None:
+            return pairs
+        name, share = f"round-{t}/{learner}/replayed-pairs", self.config.data.replay
+        return self.add(ReplayedPairs(name, pairs, labels, share, self.seed("replay", learner, t)))
 
     def limits(self, section: GuardConfig, answered: Answered) -> Stage:
         """Set a guard's limits, as its section gives them or by answers of before round 1."""

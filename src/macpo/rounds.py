@@ -22,13 +22,16 @@ class Learner:
 
     `positive` is what it has learned so far, `initial` the same before the first round; `rejected`
     are the answers that it learns to avoid, `negative` the policy behind them, None where they
-    were made without one.
+    were made without one. `pairs` are those that it has learned from in the rounds before, by
+    round; `labels` ground truth that is mixed in, None for nothing.
     """
 
     positive: Policy
     initial: Policy
     negative: Policy | None
     rejected: Stage
+    pairs: tuple[Stage, ...] = ()
+    labels: Stage | None = None
 
     @property
     def name(self) -> str:
@@ -37,19 +40,25 @@ class Learner:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """How a method guards its chosen answers.
+class Rules:
+    """What holds in every turn of a run.
 
-    `limits` are the guard's; `failing_as_rejected`: what it refuses of a learner's own current
-    answers is what that learner avoids.
+    Attributes:
+        contrast: there is a DPO term.
+        limits: of the guard on what is chosen, None without one.
+        failing_as_rejected: what the guard refuses of a learner's own current answers is what that
+            learner avoids.
+        accumulate: pairs of all rounds so far are learned from, not of this one alone.
     """
 
-    limits: Stage
-    failing_as_rejected: bool
+    contrast: bool = True
+    limits: Stage | None = None
+    failing_as_rejected: bool = False
+    accumulate: bool = False
 
-    def lay_out(
+    def guard(
         self, program: Program, t: int, learner: Learner, candidates: Answered, own: Stage | None
-    ) -> tuple[Stage, Stage | None]:
+    ) -> tuple[Stage | None, Stage | None]:
         """Lay out the guard of a learner's pairs in round `t`.
 
         Args:
@@ -60,8 +69,10 @@ class Watch:
             own: the learner's own current answers, if they are there.
 
         Returns:
-            The guard, and those of `own` that are to be looked at, None for none.
+            The guard, None without limits; and `own`, None if it is not looked at.
         """
+        if self.limits is None:
+            return None, None
         own = own if self.failing_as_rejected else None
         mine: Answered = [] if own is None else [(learner.positive.agent, own)]
         return program.guard(t, learner.name, self.limits, [*candidates, *mine]), own
@@ -73,9 +84,8 @@ def student_turn(
     student: Learner,
     teachers: Sequence[Learner],
     sieve: Filter,
+    rules: Rules,
     *,
-    contrast: bool = True,
-    watch: Watch | None = None,
     own: Stage | None = None,
     usual: Stage | None = None,
 ) -> Learner:
@@ -90,8 +100,7 @@ def student_turn(
         student: who learns.
         teachers: who answers.
         sieve: which answers are kept.
-        contrast: whether there is a DPO term.
-        watch: guards what is chosen.
+        rules: what holds in every turn.
         own: the student's own answers as it is now, if they are there, for the guard.
         usual: own answers of the policy that filters, for the filter that asks for them.
     """
@@ -100,15 +109,13 @@ def student_turn(
     base = program.untrained(student.positive.agent)
     by_name = {"current": student.positive, "initial": student.initial, "base": base}
     judge = by_name[sieve.policy]
-    guard, failing = (
-        (None, None) if watch is None else watch.lay_out(program, t, student, answered, own)
-    )
+    guard, failing = rules.guard(program, t, student, answered, own)
     pairs, scores = sieve.lay_out(
         program, t, judge, student.negative, answers, student.rejected, guard, failing, usual
     )
     reference = {"previous": student.positive, "initial": student.initial, "base": base}
     serves = reference[student.positive.agent.dpo.reference] == judge
-    return _learn(program, t, student, pairs, scores if serves else None, contrast=contrast)
+    return _learn(program, t, student, pairs, scores if serves else None, rules)
 
 
 def candidates(program: Program, t: int, teachers: Sequence[Learner], samples: int = 1) -> Answered:
@@ -124,13 +131,7 @@ def candidates(program: Program, t: int, teachers: Sequence[Learner], samples: i
 
 
 def teacher_turn(
-    program: Program,
-    t: int,
-    teacher: Learner,
-    tutor: Learner,
-    *,
-    contrast: bool = True,
-    watch: Watch | None = None,
+    program: Program, t: int, teacher: Learner, tutor: Learner, rules: Rules
 ) -> Learner:
     """Chosen: the tutor's answers as they are. Rejected: the teacher's own negative's.
 
@@ -139,32 +140,29 @@ def teacher_turn(
         t: the round.
         teacher: who learns.
         tutor: the student; or the learner itself, in the ablation without mutual positives.
-        contrast: whether there is a DPO term.
-        watch: guards what is chosen.
+        rules: what holds in every turn.
     """
     chosen = program.respond(f"round-{t}", tutor.positive, "student", t)
-    guard = own = None
-    if watch is not None:
-        if tutor is not teacher:  # its candidates of this round
-            own = program.respond(f"round-{t}", teacher.positive, "student", t)
-        answered = [(tutor.positive.agent, chosen)]
-        guard, own = watch.lay_out(program, t, teacher, answered, own)
-    pairs = program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)
-    return _learn(program, t, teacher, pairs, None, contrast=contrast)
+    own = None
+    if rules.limits is not None and tutor is not teacher:  # its candidates of this round
+        own = program.respond(f"round-{t}", teacher.positive, "student", t)
+    guard, failing = rules.guard(program, t, teacher, [(tutor.positive.agent, chosen)], own)
+    pairs = program.pair(t, teacher.name, chosen, teacher.rejected, guard, failing)
+    return _learn(program, t, teacher, pairs, None, rules)
 
 
 def _learn(
-    program: Program,
-    t: int,
-    learner: Learner,
-    pairs: Stage,
-    scores: Stage | None,
-    *,
-    contrast: bool,
+    program: Program, t: int, learner: Learner, pairs: Stage, scores: Stage | None, rules: Rules
 ) -> Learner:
-    """Train the learner's positive policy on its pairs."""
-    if contrast:
-        policy = program.contrast(t, learner.positive, pairs, learner.initial, scores)
+    """Train the learner's positive policy on its pairs, with `scores` of them if they are there.
+
+    Pairs of rounds before are not in these scores, nor is ground truth.
+    """
+    so_far = (*learner.pairs, pairs) if rules.accumulate else (pairs,)
+    lesson = program.gather_pairs(t, learner.name, so_far, learner.labels)
+    known = scores if lesson is pairs else None
+    if rules.contrast:
+        policy = program.contrast(t, learner.positive, lesson, learner.initial, known)
     else:
-        policy = program.imitate(t, learner.positive, pairs, learner.initial)
-    return replace(learner, positive=policy)
+        policy = program.imitate(t, learner.positive, lesson, learner.initial)
+    return replace(learner, positive=policy, pairs=so_far)

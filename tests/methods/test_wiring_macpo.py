@@ -464,6 +464,35 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             | guarded by round-t/b/guard
         """,
     ),
+    # From the second round on: what the filter scored is not all that the student learns from.
+    "accumulate": (
+        {"accumulate": True},
+        """
+        + round-2/student/all-pairs | all of round-1/student/pairs, round-2/student/pairs
+        + round-2/student/reference
+            | score student+ of round-1/student/train
+            | on round-2/student/all-pairs
+        ~ round-2/student/train
+            | dpo student+ from round-1/student/train
+            | on round-2/student/all-pairs
+            | reference student+ of round-1/student/train in round-2/student/reference
+            | as dpo
+        + round-2/a/all-pairs | all of round-1/a/pairs, round-2/a/pairs
+        ~ round-2/a/reference | score a+ of round-1/a/train | on round-2/a/all-pairs
+        ~ round-2/a/train
+            | dpo a+ from round-1/a/train
+            | on round-2/a/all-pairs
+            | reference a+ of round-1/a/train in round-2/a/reference
+            | as dpo
+        + round-2/b/all-pairs | all of round-1/b/pairs, round-2/b/pairs
+        ~ round-2/b/reference | score b+ of round-1/b/train | on round-2/b/all-pairs
+        ~ round-2/b/train
+            | dpo b+ from round-1/b/train
+            | on round-2/b/all-pairs
+            | reference b+ of round-1/b/train in round-2/b/reference
+            | as dpo
+        """,
+    ),
     # The teachers learn from the student of before the round.
     "schedule: simultaneous": (
         {"schedule": "simultaneous"},
@@ -733,6 +762,38 @@ def test_an_agent_starts_as_its_own_section_says(default: Table) -> None:
     own = made(table(lay_out(own={"a": {"dpo": {"start": "initial"}}})))
     row = next(row for row in START_INITIAL.split("~") if "dpo a+" in row)
     assert difference(default, own) == read("~" + row)
+
+
+REPLAY = """
+    + init/teacher-pairs | chosen and rejected of data teacher
+    + round-t/a/replayed-pairs | round-t/a/pairs | with 0.25 of init/teacher-pairs
+    ~ round-t/a/reference | score a+ of a(t-1) | on round-t/a/replayed-pairs
+    ~ round-t/a/train
+        | dpo a+ from a(t-1)
+        | on round-t/a/replayed-pairs
+        | reference a+ of a(t-1) in round-t/a/reference
+        | as dpo
+    + round-t/b/replayed-pairs | round-t/b/pairs | with 0.25 of init/teacher-pairs
+    ~ round-t/b/reference | score b+ of b(t-1) | on round-t/b/replayed-pairs
+    ~ round-t/b/train
+        | dpo b+ from b(t-1)
+        | on round-t/b/replayed-pairs
+        | reference b+ of b(t-1) in round-t/b/reference
+        | as dpo
+"""
+
+
+def test_ground_truth_is_replayed_to_the_teachers_and_never_to_the_student(default: Table) -> None:
+    data = {**CONFIG["data"], "replay": 0.25}
+    assert difference(default, made(table(lay_out(data=data)))) == read(REPLAY)
+
+
+def test_replay_is_a_share_of_all_that_is_accumulated() -> None:
+    rows = made(table(lay_out({"accumulate": True}, data={**CONFIG["data"], "replay": 0.25})))
+    assert rows["round-2/a/replayed-pairs"] == (
+        "round-2/a/all-pairs | with 0.25 of init/teacher-pairs"
+    )
+    assert rows["round-2/a/all-pairs"] == "all of round-1/a/pairs, round-2/a/pairs"
 
 
 def test_random_filter_draws_new_lots_in_every_round() -> None:

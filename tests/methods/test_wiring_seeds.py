@@ -22,7 +22,12 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 def seeds(plan: Plan) -> dict[str, int]:
     """Return the seeds of the stages that have one."""
-    return {label(stage): stage.seed for stage in plan if hasattr(stage, "seed")}
+    return {label(stage): stage.seed for stage in plan if draws(stage)}
+
+
+def draws(stage: Any) -> bool:
+    """Tell whether a stage has a seed; a filter has one if it draws lots."""
+    return getattr(stage, "seed", None) is not None
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -48,20 +53,22 @@ def test_what_several_methods_do_alike_draws_alike() -> None:
 def test_what_draws_says_so() -> None:
     """Of the stages of all programs, these have a seed, and so a key that follows the run's."""
     kinds = {
-        type(stage).__name__: hasattr(stage, "seed")
+        (type(stage).__name__, draws(stage))
         for method in PROGRAMS.values()
         for stage in lay_out(method)
     }
     training = {"SFTOnDataset", "SFTOnAnswers", "SFTOnPairs", "ConfidentSFT", "TrainDPO"}
     training |= {"TrainWeightedDPO", "FitLogRatios"}
-    assert {name for name, draws in kinds.items() if draws} == training | {"SplitData", "Respond"}
+    always = training | {"SplitData", "Respond"}
+    assert {name for name, draw in kinds if draw} == always | {"FilteredPairs"}
+    assert not {name for name, draw in kinds if not draw} & always
 
 
 def test_a_seed_is_part_of_its_stages_key() -> None:
     for stage in lay_out():
         again: Any = replace(stage)
         assert again.key == stage.key
-        if hasattr(again, "seed"):
+        if draws(again):
             assert replace(again, seed=again.seed + 1).key != stage.key
 
 

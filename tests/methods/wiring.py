@@ -297,6 +297,8 @@ _COLUMNS: dict[str, Callable[[Any], list[str]]] = {
     ],
     "FilteredPairs": _filtered,
     "DirectPairs": lambda s: [f"chosen {label(s.positives)}", *_rejected(s)],
+    "JoinedPairs": lambda s: [f"all of {names(s.parts)}"],
+    "ReplayedPairs": lambda s: [f"{label(s.pairs)}", f"with {s.share:g} of {label(s.labels)}"],
     "SetLimits": lambda s: [
         f"limits at {s.quantile:g} of {names(s.answers)}",
         f"as {', '.join(a.name for a in s.readers)} read them",

@@ -19,10 +19,12 @@ class MethodConfig(Section):
 
     What else of a config a method has no use for, such as `rounds` where there are none, is named
     in `unused`, for example `dpo.gamma`: to set it is an error, and so it is for what `idle` names.
+    `data.replay` is there by itself, but where `replays` says that teachers learn in rounds.
     `knows_ground_truth` marks the ceiling that the others' performance gap is measured against.
     """
 
     unused: ClassVar[frozenset[str]] = frozenset()
+    replays: ClassVar[bool] = False
     knows_ground_truth: ClassVar[bool] = False
 
     name: str
@@ -31,6 +33,13 @@ class MethodConfig(Section):
     def idle(self) -> dict[str, str]:
         """Further keys that these options leave without effect, each with the option."""
         return {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Add what came later than other methods to what they have no use for."""
+        super().__pydantic_init_subclass__(**kwargs)
+        later = frozenset({"data.replay"})
+        cls.unused = cls.unused - later if cls.replays else cls.unused | later
 
     def faults(self, teachers: int) -> Iterator[str]:
         """Yield what is wrong with these options in a run with that many teachers."""

@@ -108,7 +108,9 @@ class DataConfig(Section):
     a hub name, which `hub_config`, `hub_split` (of folders, too) and `hub_revision` (a branch, tag
     or commit) narrow down. `columns` says which columns hold what, where no `format` fits.
     `max_bad_rows` is a number of rows, or a fraction of all rows when it is below 1. `noise` is the
-    share of the teacher half's pairs whose labels are swapped.
+    share of the teacher half's pairs whose labels are swapped. `replay` is the share of a teacher's
+    pairs in every round that are ground truth of its half, beside those of its own: it replays what
+    it was taught.
     """
 
     source: Text
@@ -120,6 +122,7 @@ class DataConfig(Section):
     hub_revision: Text | None = None
     max_bad_rows: NonNegative = 0.05
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    replay: Ratio = 0.0
     splits: SplitsConfig = SplitsConfig()
 
     @model_validator(mode="after")

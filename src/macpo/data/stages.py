@@ -182,6 +182,8 @@ def _write_report(loading: LoadReport, too_long: int, cuts: Sequence[Cuts], path
 def content_digest(config: DataConfig, *, fetch: bool) -> str:
     """Return a digest of a data set's content and of how it is read and divided.
 
+    How much of it is replayed later is said where that is done.
+
     Args:
         config: the data section.
         fetch: look the data up; without it, data that cannot be had now counts by its name, which
@@ -196,4 +198,4 @@ def content_digest(config: DataConfig, *, fetch: bool) -> str:
         if fetch:
             raise
         content = f"unresolved:{config.source}"
-    return digest([content, config.model_dump(mode="json", exclude={"source"})])
+    return digest([content, config.model_dump(mode="json", exclude={"source", "replay"})])

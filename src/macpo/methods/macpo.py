@@ -17,7 +17,8 @@ the authors' released data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,7 +31,7 @@ from macpo.methods.wording import BAD_BEHAVIOUR
 if TYPE_CHECKING:
     from macpo.agents import Policy
     from macpo.program import Naive, Program
-    from macpo.rounds import Learner, Watch
+    from macpo.rounds import Learner, Rules
     from macpo.stage import Stage
 
 
@@ -60,10 +61,16 @@ class MACPO(Method):
     teachers learned from in the round before (in the same one under `schedule: simultaneous`), so
     that it has none in round 1, and nobody has any with `positives: own`.
 
+    `accumulate: true` learns from the pairs of all rounds so far, each time, so that rounds get
+    longer. `data.replay` mixes ground truth of their half into the teachers' pairs. Both ask for a
+    pass of the reference policy over all that is learned from.
+
     `contrast: false` leaves out the DPO term: the same rounds, SFT on the positives only
     (`dpo.gamma: 0` leaves out the SFT term). `schedule: simultaneous` lets the teachers learn from
     the student as it was before the round.
     """
+
+    replays: ClassVar[bool] = True
 
     name: Literal["macpo"] = "macpo"
     positives: Literal["mutual", "own"] = "mutual"
@@ -78,6 +85,7 @@ class MACPO(Method):
     negative_samples: Annotated[int, Field(ge=2, le=1000)] = 4
     negative_strength: Annotated[float, Field(gt=0, le=100)] = 0.5
     guard: GuardConfig | None = None
+    accumulate: Flag = False
     contrast: Flag = True
     schedule: Literal["sequential", "simultaneous"] = "sequential"
 
@@ -146,52 +154,43 @@ class MACPO(Method):
         positive = {naive.student.agent.name: naive.student, **naive.teachers}
         negative = self._negative_policies(program, naive)
         rejected = self._rejected_answers(program, positive, negative)
+        labels = program.labelled_pairs("teacher") if program.config.data.replay else None
         student, *teachers = (
             Learner(policy, policy, negative.get(name), rejected[name])
             for name, policy in positive.items()
         )
+        teachers = [replace(teacher, labels=labels) for teacher in teachers]
         sieve = Filter(self.filter, self.filter_policy, self.samples, self.top_k)
-        watch = self._watch(program, teachers)
+        rules = self._rules(program, teachers)
         for t in range(1, program.config.rounds + 1):
             if self.positives == "own":
-                after = teacher_turn(
-                    program, t, student, student, contrast=self.contrast, watch=watch
-                )
+                after = teacher_turn(program, t, student, student, rules)
             else:
+                own = self._own_answers(program, t, student)
+                usual = self._usual_answers(program, t, student)
                 after = student_turn(
-                    program,
-                    t,
-                    student,
-                    teachers,
-                    sieve,
-                    contrast=self.contrast,
-                    watch=watch,
-                    own=self._own_answers(program, t, student),
-                    usual=self._usual_answers(program, t, student),
+                    program, t, student, teachers, sieve, rules, own=own, usual=usual
                 )
             tutor = after if self.schedule == "sequential" else student
             teachers = [
                 teacher_turn(
-                    program,
-                    t,
-                    teacher,
-                    teacher if self.positives == "own" else tutor,
-                    contrast=self.contrast,
-                    watch=watch,
+                    program, t, teacher, teacher if self.positives == "own" else tutor, rules
                 )
                 for teacher in teachers
             ]
             student = after
             program.evaluate(t, {who.name: who.positive for who in (student, *teachers)})
 
-    def _watch(self, program: Program, teachers: Sequence[Learner]) -> Watch | None:
-        """Set the guard's limits, by the teachers' first candidates where the config does not."""
-        from macpo.rounds import Watch, candidates
+    def _rules(self, program: Program, teachers: Sequence[Learner]) -> Rules:
+        """Set what holds in every turn; a guard's limits by the teachers' first candidates."""
+        from macpo.rounds import Rules, candidates
 
+        rules = Rules(contrast=self.contrast, accumulate=self.accumulate)
         if self.guard is None:
-            return None
+            return rules
         limits = program.limits(self.guard, candidates(program, 1, teachers, self.samples))
-        return Watch(limits, self.guard.failing_as_rejected and self.contrast)
+        failing = self.guard.failing_as_rejected and self.contrast
+        return replace(rules, limits=limits, failing_as_rejected=failing)
 
     def _own_answers(self, program: Program, t: int, student: Learner) -> Stage | None:
         """Find the answers of the student as it is now: those that teachers learn from anyway."""
