@@ -36,6 +36,8 @@ AGREEMENT = ("tests/annotation/test_agreement.py",)
 CHAT = ("tests/test_chat.py",)
 FORM = ("tests/test_form.py",)
 GUARD = ("tests/test_guard.py",)
+PAIRED = ("tests/test_pairs.py",)
+RECIPES = ("tests/test_recipes.py",)
 
 ANCHORED = ("tests/test_anchoring.py",)
 
@@ -137,29 +139,29 @@ MUTATIONS = (
     Mutation(
         "every round starts from the initial policy",
         ROUNDS,
-        "program.contrast(t, learner.positive, pairs, learner.initial, scores)",
-        "program.contrast(t, learner.initial, pairs, learner.initial, scores)",
+        "program.contrast(t, learner.positive, lesson, learner.initial, known)",
+        "program.contrast(t, learner.initial, lesson, learner.initial, known)",
         WIRING,
     ),
     Mutation(
         "every round without contrast starts from the initial policy",
         ROUNDS,
-        "program.imitate(t, learner.positive, pairs, learner.initial)",
-        "program.imitate(t, learner.initial, pairs, learner.initial)",
+        "program.imitate(t, learner.positive, lesson, learner.initial)",
+        "program.imitate(t, learner.initial, lesson, learner.initial)",
         WIRING,
     ),
     Mutation(
         "the round's policy is not handed on",
         ROUNDS,
-        "return replace(learner, positive=policy)",
+        "return replace(learner, positive=policy, pairs=so_far)",
         "return learner",
         WIRING,
     ),
     Mutation(
         "the filter is the bare base",
         ROUNDS,
-        'student.initial if sieve.policy == "initial" else student.positive',
-        "program.untrained(student.positive.agent)",
+        '"current": student.positive',
+        '"current": base',
         WIRING,
     ),
     Mutation(
@@ -207,8 +209,8 @@ MUTATIONS = (
     Mutation(
         "teachers contrast with the student's negative",
         ROUNDS,
-        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)",
-        "program.pair(t, teacher.name, chosen, tutor.rejected, guard, own)",
+        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, failing)",
+        "program.pair(t, teacher.name, chosen, tutor.rejected, guard, failing)",
         WIRING,
     ),
     Mutation(
@@ -300,8 +302,8 @@ MUTATIONS = (
     Mutation(
         "what is usual for the student now is taken for its first policy's",
         MACPO,
-        'if made == 0 or self.filter_policy == "initial":',
-        "if made == 0:",
+        'if self.filter_policy == "current" else None',
+        "",
         WIRING,
     ),
     # Negatives
@@ -798,8 +800,8 @@ MUTATIONS = (
     Mutation(
         "the teachers' chosen answers go unguarded",
         ROUNDS,
-        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, own)",
-        "program.pair(t, teacher.name, chosen, teacher.rejected, None, own)",
+        "program.pair(t, teacher.name, chosen, teacher.rejected, guard, failing)",
+        "program.pair(t, teacher.name, chosen, teacher.rejected, None, failing)",
         WIRING,
     ),
     Mutation(
@@ -808,6 +810,64 @@ MUTATIONS = (
         "1.0 - len(set(parts)) / len(parts)",
         "1.0 - len(set(parts)) / (len(parts) + 1)",
         FORM,
+    ),
+    # Pairs of other rounds, and ground truth
+    Mutation(
+        "accumulate is ignored",
+        ROUNDS,
+        "(*learner.pairs, pairs) if rules.accumulate else (pairs,)",
+        "(pairs,)",
+        WIRING,
+    ),
+    Mutation(
+        "the filter's scores stand in for those of all rounds",
+        ROUNDS,
+        "known = scores if lesson is pairs else None",
+        "known = scores",
+        WIRING,
+    ),
+    Mutation(
+        "ground truth is replayed to the student",
+        MACPO,
+        "teachers = [replace(teacher, labels=labels) for teacher in teachers]",
+        "student = replace(student, labels=labels)",
+        WIRING,
+    ),
+    Mutation(
+        "replay is a share of the pairs and not of all",
+        PAIRS,
+        "round(pairs * self.share / (1 - self.share))",
+        "round(pairs * self.share)",
+        PAIRED,
+    ),
+    Mutation(
+        "the same labels are replayed whatever the seed",
+        PAIRS,
+        "stable_seed(self.seed, place)",
+        "stable_seed(place)",
+        PAIRED,
+    ),
+    Mutation(
+        "replay reads the data anew",
+        "src/macpo/data/stages.py",
+        'exclude={"source", "replay"}',
+        'exclude={"source"}',
+        PAIRED,
+    ),
+    # Recipes
+    Mutation(
+        "a recipe stands over what is said",
+        "src/macpo/config/recipes.py",
+        "elif isinstance(section, Mapping) and key not in section:",
+        "elif isinstance(section, Mapping):",
+        RECIPES,
+    ),
+    Mutation(
+        "a recipe counts as said",
+        "src/macpo/config/recipes.py",
+        "getattr(config, name).__pydantic_fields_set__.discard(key)",
+        "pass",
+        RECIPES,
     ),
     # Losses and objectives
     Mutation(

@@ -128,6 +128,7 @@ def refuse_many_processes(environment: Mapping[str, str]) -> None:
 def describe(config: RunConfig, folder: Path) -> str:
     """Say in a few lines what is about to run; RUN/config.resolved.yaml has all."""
     from macpo.config import method_name
+    from macpo.config.recipes import say_recipe
 
     teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.active_teachers)
     splits = config.data.splits
@@ -142,7 +143,7 @@ def describe(config: RunConfig, folder: Path) -> str:
         "teachers": teachers,
         "data": f"{config.data.source}; prompts: teacher {splits.teacher}, student "
         f"{splits.student}, test {splits.test}",
-        "method": method_name(config.method),
+        "method": "; ".join(filter(None, (method_name(config.method), say_recipe(config)))),
         "rounds": f"{config.rounds}; dpo beta {dpo.beta:g}, gamma {dpo.gamma:g}, learning rate "
         f"{dpo.learning_rate:g}, reference {dpo.reference}",
         "answers": f"{drawn}, at most {sampling.max_new_tokens} tokens",

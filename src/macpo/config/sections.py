@@ -7,12 +7,13 @@ released scripts (docs/method.md) unless a comment says otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -25,6 +26,7 @@ from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
+from macpo.config.recipes import forget, lay_under
 from macpo.config.training import DPOConfig, NegativeSFTConfig, SFTConfig, lay_over
 from macpo.config.values import (
     Count,
@@ -342,7 +344,8 @@ class RunConfig(Section):
     """A whole run.
 
     `use_teachers: K` lets only the first K of `teachers` take part, to compare numbers of teachers
-    by one key. `track` names trackers that are told the run's numbers while it goes on, one or a
+    by one key. `method.recipe` names defaults over several sections, which stand under what is said
+    here. `track` names trackers that are told the run's numbers while it goes on, one or a
     list: `tensorboard`, `trackio`, `wandb`, or what a plugin registers. It is part of no key.
     """
 
@@ -395,6 +398,18 @@ class RunConfig(Section):
         if len(set(value)) < len(value):
             raise ValueError("a tracker is there several times; name it once")
         return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _a_recipe_stands_under_what_is_said(
+        cls, raw: Any, read: ModelWrapValidatorHandler[Self]
+    ) -> Self:
+        if not isinstance(raw, Mapping):
+            return read(raw)
+        values, laid = lay_under(raw)
+        config = read(values)
+        forget(config, laid, raw)
+        return config
 
     @field_validator("method", mode="before")
     @classmethod

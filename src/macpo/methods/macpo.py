@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from macpo.config.guard import GuardConfig, read_guard
+from macpo.config.recipes import Recipe
 from macpo.config.training import OF_CONTRAST
 from macpo.config.values import Count, Flag, Text
 from macpo.methods.method import Method, register_method
@@ -65,6 +66,9 @@ class MACPO(Method):
     longer. `data.replay` mixes ground truth of their half into the teachers' pairs. Both ask for a
     pass of the reference policy over all that is learned from.
 
+    `recipe: stable` sets other defaults than the paper's, here and in other sections
+    (docs/recipes.md).
+
     `contrast: false` leaves out the DPO term: the same rounds, SFT on the positives only
     (`dpo.gamma: 0` leaves out the SFT term). `schedule: simultaneous` lets the teachers learn from
     the student as it was before the round.
@@ -73,6 +77,7 @@ class MACPO(Method):
     replays: ClassVar[bool] = True
 
     name: Literal["macpo"] = "macpo"
+    recipe: Recipe = "paper"
     positives: Literal["mutual", "own"] = "mutual"
     filter: Literal["perplexity", "contrast-mean", "contrast-sum", "typical", "random"] = (
         "perplexity"
@@ -166,7 +171,7 @@ class MACPO(Method):
             if self.positives == "own":
                 after = teacher_turn(program, t, student, student, rules)
             else:
-                own = self._own_answers(program, t, student)
+                own = None if self.guard is None else self._own_answers(program, t, student)
                 usual = self._usual_answers(program, t, student)
                 after = student_turn(
                     program, t, student, teachers, sieve, rules, own=own, usual=usual
@@ -195,21 +200,19 @@ class MACPO(Method):
     def _own_answers(self, program: Program, t: int, student: Learner) -> Stage | None:
         """Find the answers of the student as it is now: those that teachers learn from anyway."""
         made = t if self.schedule == "simultaneous" else t - 1
-        if self.guard is None or made == 0:
+        if made == 0:
             return None
         return program.respond(f"round-{made}", student.positive, "student", made)
 
     def _usual_answers(self, program: Program, t: int, student: Learner) -> Stage | None:
-        """Find or ask for own answers of the policy that filters, if its filter measures by them.
+        """Find own answers of the policy that filters, if its filter measures by them.
 
         There are none of the student before the first round: it is asked once.
         """
         if self.filter != "typical":
             return None
-        made = t if self.schedule == "simultaneous" else t - 1
-        if made == 0 or self.filter_policy == "initial":
-            return program.respond("init", student.initial, "student", 0)
-        return program.respond(f"round-{made}", student.positive, "student", made)
+        now = self._own_answers(program, t, student) if self.filter_policy == "current" else None
+        return now or program.respond("init", student.initial, "student", 0)
 
     def _negative_policies(self, program: Program, naive: Naive) -> dict[str, Policy]:
         """Train everybody's bad side, or nobody's where nothing asks for it."""

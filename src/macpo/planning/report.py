@@ -11,6 +11,7 @@ from typing import Any
 from macpo.agents import Agent, Team, assemble_team, say_chosen_targets
 from macpo.backends import find_backend
 from macpo.config import RunConfig
+from macpo.config.recipes import say_recipe
 from macpo.data.cuts import Cuts
 from macpo.data.splits import DataSplits
 from macpo.data.stages import content_digest
@@ -113,7 +114,7 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
         StoreError: the run directory cannot be read.
     """
     caution = find_backend(config.generation.backend).caution
-    notes = [caution] if caution else []
+    notes = [note for note in (caution, say_recipe(config)) if note]
     resolved = None if folder is None else RunDir(folder).resolved()
     dtype = _dtype(config, resolved, notes)
     team = assemble_team(config, dtype, fetch=False)
