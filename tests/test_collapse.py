@@ -52,6 +52,15 @@ def test_what_ends_a_run_is_seen_above_its_threshold(
     assert signs({metric: before}, {metric: broken}) == {name: True}
 
 
+def test_candidates_are_held_against_those_of_the_first_round_with_a_guard() -> None:
+    """Nothing is chosen in round 0; what is refused in round 1 is so by the limits' making."""
+    assert signs({}, {"refused_candidates": 0.6}) == {}
+    some, more, many = ({"refused_candidates": share} for share in (0.1, 0.29, 0.31))
+    assert signs({}, some, more) == {}
+    assert signs({}, some, more, many) == {"refused": True}
+    assert signs({}, some, many, refused=0.3) == {}
+
+
 def test_perplexity_is_held_against_its_lowest_and_form_against_round_0() -> None:
     perplexities = [{"validation_perplexity": value} for value in (17.0, 15.8, 16.9)]
     assert signs(*perplexities) == {"perplexity": True}

@@ -11,9 +11,10 @@ import pytest
 
 from macpo.agents import Agent
 from macpo.errors import DataError
+from macpo.evaluation.pairs import MeasurePairs
 from macpo.filter import FilteredPairs
 from macpo.guard import Form, Guard, SetLimits, form_of, read_refusals
-from macpo.pairs import DirectPairs
+from macpo.pairs import DirectPairs, JoinedPairs, ReplayedPairs, chosen_in
 from macpo.records import CompletionScore, Response, read_jsonl, read_pairs
 from macpo.store import Artifact
 from tests.workbench import Workbench, Written, make_agent, make_prompt, make_response
@@ -203,6 +204,21 @@ def test_teacher_is_guarded_in_the_same_way(bench: Workbench) -> None:
         "reasons": {"copying": 1},
         "own_rejected": 1,
     }
+
+
+def test_what_is_refused_is_a_metric_of_the_round_that_is_newest(bench: Workbench) -> None:
+    """Of four candidates one is refused, whatever the pairs are put together with."""
+    chosen, _ = answers(bench, "student/positive", [GOOD, PARROT, GOOD, GOOD])
+    negative, _ = answers(bench, "a/negative", ["Bad."] * 4)
+    newest = DirectPairs("pairs", chosen, negative, guarded(bench, chosen))
+    other = bench.write_pairs("other", read_pairs(bench.run(newest).path))
+    everything = ReplayedPairs("mixed", JoinedPairs("all", (other, newest)), other, 0.5, 0)
+    assert chosen_in(everything) is newest
+    assert bench.run(MeasurePairs("metrics", newest)).meta["refused_candidates"] == 1 / 4
+    measured = MeasurePairs("metrics", other, newest)
+    assert bench.run(measured).meta["refused_candidates"] == 1 / 4
+    assert "refused_candidates" not in bench.run(MeasurePairs("metrics", other)).meta
+    assert MeasurePairs("metrics", other).identity.keys() == {"pairs"}
 
 
 def test_nobody_avoids_the_text_that_is_chosen(bench: Workbench) -> None:

@@ -127,6 +127,13 @@ class ReplayedPairs(Stage):
         return int(min(labels, round(pairs * self.share / (1 - self.share))))
 
 
+def chosen_in(pairs: Stage) -> Stage:
+    """Return the stage that chose a round's answers, of which `pairs` may be made together."""
+    while isinstance(pairs, JoinedPairs | ReplayedPairs):
+        pairs = pairs.pairs if isinstance(pairs, ReplayedPairs) else pairs.parts[-1]
+    return pairs
+
+
 def _all_of(answers: Sequence[Answers]) -> Answers:
     """Return what several stages leave together."""
     count = sum(a.count for a in answers)

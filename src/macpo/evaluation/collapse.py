@@ -24,7 +24,15 @@ PATIENCE = 2
 """Rounds in which a teacher does not get better before that is called a plateau."""
 
 SignName = Literal[
-    "reward", "perplexity", "repetition", "copying", "length", "diversity", "likeness", "plateau"
+    "reward",
+    "perplexity",
+    "repetition",
+    "copying",
+    "refused",
+    "length",
+    "diversity",
+    "likeness",
+    "plateau",
 ]
 
 History = Mapping[int, Mapping[str, float]]
@@ -57,7 +65,7 @@ def find_signs(
         limits: from where on a change is a sign.
         teacher: look for a plateau too, which says that there is no more to be learned from it.
     """
-    looks = [_reward, _perplexity, _form, _warnings, *([_plateau] if teacher else [])]
+    looks = [_reward, _perplexity, _form, _candidates, _warnings, *([_plateau] if teacher else [])]
     return [
         Sign(policy, t, name, text, ends)
         for look in looks
@@ -109,6 +117,21 @@ def _form(t: int, history: History, limits: CollapseConfig) -> _Found:
                 "round 0",
                 True,
             )
+
+
+def _candidates(t: int, history: History, limits: CollapseConfig) -> _Found:
+    """Answers that might be chosen, before any filter: the guard refuses more than at first."""
+    before, now = _series(history, "refused_candidates", t)
+    if not before or now is None:
+        return
+    first = min(before)
+    if now - before[first] > limits.refused:
+        yield (
+            "refused",
+            f"{metric('refused_candidates').title} {_percent(now)}, {_percent(before[first])} in "
+            f"round {first}",
+            True,
+        )
 
 
 def _warnings(t: int, history: History, limits: CollapseConfig) -> _Found:

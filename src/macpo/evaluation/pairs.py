@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, item_means, write_measures
+from macpo.pairs import chosen_in
 from macpo.records import Pair, read_pairs
 from macpo.stage import Stage, StageContext
 
@@ -24,21 +25,32 @@ class PairsEvaluator(Evaluator):
     def lay_out(self, subject: Subject) -> Iterable[Stage]:
         """See `Evaluator.lay_out`; who learned from no pairs is not measured."""
         if subject.pairs is not None:
-            yield MeasurePairs(f"{subject.place}/pair-metrics", subject.pairs)
+            chosen = chosen_in(subject.pairs)
+            candidates = None if chosen is subject.pairs else chosen
+            yield MeasurePairs(f"{subject.place}/pair-metrics", subject.pairs, candidates)
 
 
 @dataclass(frozen=True, eq=False)
 class MeasurePairs(Stage):
-    """Measures the pairs that another stage made."""
+    """Measures the pairs that another stage made, and what a guard refused for them.
+
+    `candidates` is the stage that chose among candidates, where `pairs` only put its pairs together
+    with others.
+    """
 
     kind: ClassVar[str] = "measure-pairs"
+    newer: ClassVar[frozenset[str]] = frozenset({"candidates"})
 
     pairs: Stage
+    candidates: Stage | None = None
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write measurements."""
         items = [measure_pair(pair) for pair in read_pairs(context.path(self.pairs))]
         metrics = item_means(items)
+        chosen = context.artifacts[(self.candidates or self.pairs).key].meta
+        if chosen.get("candidates"):
+            metrics["refused_candidates"] = chosen["refused"] / chosen["candidates"]
         write_measures(context.output, metrics, items, learned_pairs=len(items))
         return metrics
 

@@ -106,6 +106,15 @@ OWN: tuple[Metric, ...] = (
         meaning="share of the round's pairs whose chosen answer has more words; equal count half",
     ),
     Metric(
+        "refused_candidates",
+        "candidates that the guard refused",
+        SHARE,
+        better="lower",
+        shown="comparisons",
+        meaning="share of the answers that might have become a round's chosen ones that "
+        "`method.guard` refused",
+    ),
+    Metric(
         "kl_initial",
         "KL to round 0",
         NATS,
