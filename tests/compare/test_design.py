@@ -463,10 +463,10 @@ def test_keys_in_the_wrong_place_of_an_entry_are_told_the_form_that_works(
 
 
 def test_key_that_nothing_knows_is_told_where_which_keys_stand(tmp_path: Path) -> None:
-    lines = faults(tmp_path, methods={"trial": {"method": "macpo", "guard": 0.05}})
+    lines = faults(tmp_path, methods={"trial": {"method": "macpo", "watch": 0.05}})
 
     assert lines[1:] == [
-        "methods.trial.guard: unknown key; valid here: method, set, settings; options of the "
+        "methods.trial.watch: unknown key; valid here: method, set, settings; options of the "
         "method stand in its own section, as in {method: {name: macpo, top_k: 2}}, changes of the "
         "run under `set`"
     ]

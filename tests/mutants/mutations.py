@@ -1156,6 +1156,20 @@ MUTATIONS = (
         COLLAPSE,
     ),
     Mutation(
+        "candidates are held against those of the last round",
+        "src/macpo/evaluation/collapse.py",
+        "first = min(before)",
+        "first = max(before)",
+        COLLAPSE,
+    ),
+    Mutation(
+        "refused candidates are those of the pairs learned from",
+        "src/macpo/evaluation/pairs.py",
+        "context.artifacts[(self.candidates or self.pairs).key].meta",
+        "context.artifacts[self.pairs.key].meta",
+        GUARD,
+    ),
+    Mutation(
         "a teacher's sign ends a run",
         "src/macpo/evaluation/collapse.py",
         "any(sign.ends and sign.policy == self.student for sign in signs)",
