@@ -26,6 +26,7 @@ from macpo.cli import app
 from macpo.compare import load_design
 from macpo.config import check_config
 from macpo.config.reading import parse_yaml
+from macpo.config.recipes import RECIPES
 from macpo.data.formats import FORMATS, detect_format, get_parser
 from macpo.shipped import is_example, locate
 
@@ -300,3 +301,11 @@ def test_changelog_citation_and_readme_name_the_version() -> None:
     ):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert re.search(pattern, text, re.MULTILINE), page
+
+
+def test_recipes_are_told_with_all_that_they_set() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name, values in RECIPES.items():
+        assert f"`recipe: {name}`" in text
+        for path in values:
+            assert f"`{path}" in text, path

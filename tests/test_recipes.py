@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -102,9 +101,7 @@ def test_recipe_that_there_is_not_is_a_fault_of_its_key(recipe: Any) -> None:
         config(method={"recipe": recipe})
 
 
-def test_documentation_tells_of_each() -> None:
-    text = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    for name, values in RECIPES.items():
-        assert f"`recipe: {name}`" in text
-        for path in values:
-            assert f"`{path}" in text, path
+def test_recipe_sets_nothing_that_an_option_beside_it_leaves_idle() -> None:
+    read = config(method={"recipe": "stable", "contrast": False})
+    assert (read.dpo.loss, read.dpo.beta) == ("sigmoid", 0.1)
+    assert say_recipe(read) == "recipe stable: method.guard true"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from macpo.config.guard import GuardConfig
+from macpo.config.methods import read_method
 
 Recipe = Literal["paper", "stable"]
 
@@ -28,9 +29,19 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
 
 
 def recipe_of(method: Any) -> dict[str, Any]:
-    """Return what the recipe of a `method` section sets; nothing if it names none that there is."""
+    """Return what the recipe of a `method` section sets, but for what its own options leave idle.
+
+    Nothing if it names no recipe that there is, or is faulty, which is said elsewhere.
+    """
     name = method.get("recipe") if isinstance(method, Mapping) else getattr(method, "recipe", None)
-    return next((values for known, values in RECIPES.items() if known == name), {})
+    values = next((values for known, values in RECIPES.items() if known == name), {})
+    if not values:
+        return {}
+    try:
+        idle = read_method(method).idle
+    except ValueError:
+        return {}
+    return {path: value for path, value in values.items() if path not in idle}
 
 
 def lay_under(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
