@@ -581,8 +581,8 @@ def test_doubled_names_and_other_disagreements_are_reported_together() -> None:
             "bare base of filter_policy: base gives none; write filter_policy: initial or current",
         ),
         (
-            {"method": {"filter": "random", "samples": 2, "top_k": 4}},
-            "method.filter: random has no effect where all 4 answers to a prompt are kept; lower "
+            {"method": {"filter": "random", "samples": 2, "top_k": 2}},
+            "method.filter: random has no effect where all 2 answers to a prompt are kept; lower "
             "method.top_k, add teachers or method.samples, or remove it",
         ),
         (
