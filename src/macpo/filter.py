@@ -162,7 +162,7 @@ class FilteredPairs(Stage):
 
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 2
-    newer: ClassVar[frozenset[str]] = frozenset({"guard", "own", "usual", "seed"})
+    added: ClassVar[frozenset[str]] = frozenset({"guard", "own", "usual", "seed"})
 
     positives: tuple[Stage, ...]
     negatives: Stage

@@ -41,7 +41,7 @@ class DirectPairs(Stage):
 
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 2
-    newer: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
+    added: ClassVar[frozenset[str]] = frozenset({"guard", "own"})
 
     positives: Stage
     negatives: Stage

@@ -36,7 +36,7 @@ class Stage(ABC):
     """Base of all stages.
 
     `name` is for readers, such as `round-1/student/train`; it is not part of the key, nor are the
-    fields named in `not_in_key`. Fields named in `newer` came later than artifacts that are about:
+    fields named in `not_in_key`. Fields named in `added` came later than artifacts that are about:
     they are part of the key only where they differ from their default. Bump `version` when the same
     fields come to mean another output.
     """
@@ -44,7 +44,7 @@ class Stage(ABC):
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     not_in_key: ClassVar[frozenset[str]] = frozenset({"name"})
-    newer: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset()
 
     name: str
 
@@ -90,7 +90,7 @@ class Stage(ABC):
             f.name: _describe(getattr(self, f.name), f.name, inputs)
             for f in dataclasses.fields(self)
             if f.name not in self.not_in_key
-            and not (f.name in self.newer and getattr(self, f.name) == f.default)
+            and not (f.name in self.added and getattr(self, f.name) == f.default)
         }
         return fields, inputs
 

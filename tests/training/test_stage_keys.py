@@ -12,6 +12,7 @@ from macpo.agents import Agent, Policy, Team
 from macpo.config import DPOConfig, RunConfig, TuningConfig
 from macpo.methods.build import build_plan
 from macpo.stage import Stage
+from tests.methods.wiring import lay_out
 from tests.workbench import Written, make_agent
 
 CONFIG: dict[str, Any] = {
@@ -180,3 +181,31 @@ def test_what_no_key_can_describe_is_refused() -> None:
     stage = Written("x", Path("x"))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^label: a PosixPath cannot be part of a stage's key$"):
         _ = stage.key
+
+
+KEYED = {
+    "Respond": {
+        *("policy", "data", "split", "limit", "sampling", "seed", "system", "away_from"),
+        *("strength", "backend"),
+    },
+    "ScoreResponses": {"policy", "answers"},
+    "ScorePairs": {"policy", "pairs"},
+    "FilteredPairs": {
+        *("positives", "negatives", "scores", "top_k", "filter", "negative_scores"),
+    },
+    "DirectPairs": {"positives", "negatives"},
+    "TrainDPO": {"start", "pairs", "reference_scores", "config", "seed"},
+    "MeasurePairs": {"pairs"},
+}
+"""What is in the keys of a run without any option."""
+
+
+def test_options_that_came_later_are_in_no_key_until_they_are_set() -> None:
+    plan = lay_out()
+    found = {type(stage).__name__: set(stage.identity) for stage in plan}
+    assert {kind: names for kind, names in found.items() if kind in KEYED} == KEYED
+    (train,) = (stage for stage in plan if stage.name == "round-1/student/train")
+    assert set(train.identity["config"]) == {
+        *("epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay"),
+        *("max_grad_norm", "beta", "gamma", "reference"),
+    }

@@ -26,7 +26,7 @@ class CollapseConfig(Section):
     answers may be (0 to 1).
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"refused"})
+    added: ClassVar[frozenset[str]] = frozenset({"refused"})
 
     perplexity: Positive = 0.05
     repetition: Rise = 0.1

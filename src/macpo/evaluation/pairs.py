@@ -39,7 +39,7 @@ class MeasurePairs(Stage):
     """
 
     kind: ClassVar[str] = "measure-pairs"
-    newer: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    added: ClassVar[frozenset[str]] = frozenset({"candidates"})
 
     pairs: Stage
     candidates: Stage | None = None
