@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 minutes on two cores)
 	$(BIN)/macpo run example:quickstart
 
-demo: $(READY) ## rounds on a small real model, judged by rule (half an hour on two cores)
+demo: $(READY) ## a round on a small real model, judged by rule (less than half an hour on two cores)
 	$(BIN)/macpo run example:demo
 
 testbed: $(READY) ## the method in a small world with an exact oracle (minutes on two cores)

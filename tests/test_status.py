@@ -235,6 +235,23 @@ def test_request_to_stop_is_no_failure(writer: Writer) -> None:
     assert "asked to stop (Ctrl-C or SIGTERM)" in shown(status(writer.folder))
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_stop_at_a_stage_that_no_longer_belongs_to_the_plan_is_past(
+    writer: Writer, killed: bool
+) -> None:
+    writer.event("started", "sft", "a" * 64)
+    if not killed:
+        writer.event("stopped", "sft", "a" * 64, seconds=2.0, reason="KeyboardInterrupt")
+    writer.event("planned", stages=[["data", KEYS["data"]]])
+    writer.stage("data", 1.0)
+    writer.run.metrics_file.write_text("", encoding="utf-8")
+
+    report = status(writer.folder)
+
+    assert report.last_stop is None
+    assert report.state == "finished"
+
+
 def test_attempt_that_was_killed_is_told_while_the_next_one_runs(writer: Writer) -> None:
     writer.event("started", "sft")
     writer.event("started", "sft")

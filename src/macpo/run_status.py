@@ -115,6 +115,7 @@ def status(folder: str | Path) -> StatusReport:
     holder = holding[1][1] or holding[0][1]
     if history.open is not None and not held:
         history.stop = _killed(history.open)
+    history.forget_stop_elsewhere()
     finished = history.finished()
     ended = run.ended()
     total = None if history.planned is None else len(history.planned)
@@ -186,6 +187,13 @@ class _History:
             self.stop = LastStop(event["stage"], key, event["time"], event["reason"])
         elif kind == "set_aside":
             self.done.pop(key, None)
+
+    def forget_stop_elsewhere(self) -> None:
+        """Forget a stop at a stage that is none of the run's since its config changed."""
+        if self.stop is None or self.planned is None:
+            return
+        if self.stop.key not in self.planned | self.evaluating:
+            self.stop = None
 
     @property
     def stop_in_run(self) -> LastStop | None:
