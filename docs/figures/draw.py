@@ -13,6 +13,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -29,6 +30,9 @@ HERE = Path(__file__).parent
 WIDTH = 9.0  # inches: as wide as a page of documentation shows without shrinking its letters
 TESTBED, SMOLLM2 = "testbed", "SmolLM2-135M"
 SCORE, HELPFULNESS, HARMLESSNESS = "oracle_score", "oracle_helpfulness", "oracle_harmlessness"
+KINDS, KL = "oracle_kinds", "kl_initial"
+CEILING = "ceiling: ground truth"
+LAST_ROUND = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def twelve_rounds_figure(numbers: Sequence[Number]) -> Figure:
     return figure
 
 
-def recipe_figure(numbers: Sequence[Number]) -> Figure:
+def references_figure(numbers: Sequence[Number]) -> Figure:
     """Draw the score over rounds by reference and gamma, one panel a reference."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panels = list(figure.subplots(1, 3, sharey=True))
@@ -154,11 +158,78 @@ def recipe_figure(numbers: Sequence[Number]) -> Figure:
     return figure
 
 
+def recipe_figure(numbers: Sequence[Number]) -> Figure:
+    """Draw twelve rounds of the stable recipe beside what it is measured against."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    panels = list(figure.subplots(1, 3))
+    methods = [m for m in dict.fromkeys(n.method for n in numbers) if m != CEILING]
+    for panel, name in zip(panels, (SCORE, HARMLESSNESS, KINDS), strict=True):
+        for place, method in enumerate(methods):
+            line = [n for n in numbers if (n.method, n.metric) == (method, name)]
+            draw_line(panel, place, method, _points(line))
+        ceiling = next(n for n in numbers if (n.method, n.metric) == (CEILING, name))
+        panel.axhline(ceiling.mean, color="0.4", linewidth=1, linestyle=":")
+        panel.annotate(CEILING, (0, ceiling.mean), va="bottom", color="0.3")
+        panel.set_title(metric(name).title, fontsize="medium")
+        panel.set_ylim(bottom=0)
+        panel.set_xticks(range(0, LAST_ROUND + 1, 2))
+        panel.set_xlabel("round")
+    add_legend(figure, panels, below=len(methods))
+    return figure
+
+
+def front_figure(numbers: Sequence[Number]) -> Figure:
+    """Draw score against kinds of answers after the last round, and against KL in all of them.
+
+    On the left a small mark is a seed and a large one the mean over seeds; betas of one loss are
+    joined.
+    """
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    front, drift = figure.subplots(1, 2)
+    last = [n for n in numbers if n.round == LAST_ROUND]
+    families = dict.fromkeys(n.method.partition(", beta ")[0] for n in last)
+    for place, family in enumerate(families):
+        look = style(place)
+        centres = []
+        for method in dict.fromkeys(n.method for n in last):
+            if method.partition(", beta ")[0] != family:
+                continue
+            kinds, scores = (
+                [n.mean for n in last if (n.method, n.metric) == (method, name)]
+                for name in (KINDS, SCORE)
+            )
+            front.scatter(kinds, scores, s=10, alpha=0.4, color=look["color"])
+            centres.append((fmean(kinds), fmean(scores)))
+            beta = method.partition(", beta ")[2]
+            front.annotate(beta, centres[-1], xytext=(5, 4), textcoords="offset points")
+        front.plot(*zip(*centres, strict=True), label=family, markersize=7, **look)
+    front.set_xlabel(f"{metric(KINDS).title}, round {LAST_ROUND}")
+    front.set_ylabel(f"{metric(SCORE).title}, round {LAST_ROUND}")
+    for place, method in enumerate(m for m in dict.fromkeys(n.method for n in numbers)):
+        rounds = sorted({n.round for n in numbers if (n.method, n.metric) == (method, KL)})
+        means = [
+            [
+                fmean(n.mean for n in numbers if (n.method, n.metric, n.round) == (method, name, t))
+                for t in rounds
+            ]
+            for name in (KL, SCORE)
+        ]
+        if rounds:
+            drift.plot(*means, label=method, markersize=3, **style(place))
+    drift.set_xscale("log")
+    drift.set_xlabel(f"{metric(KL).title}, rounds 1 to {LAST_ROUND}")
+    drift.set_ylabel(metric(SCORE).title)
+    add_legend(figure, [front, drift], below=4)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Number]], Figure]] = {
     "main": main_figure,
     "ablations": ablations_figure,
     "twelve-rounds": twelve_rounds_figure,
+    "references": references_figure,
     "recipe": recipe_figure,
+    "front": front_figure,
 }
 
 
