@@ -28,7 +28,7 @@ class CollapseConfig(Section):
 
     added: ClassVar[frozenset[str]] = frozenset({"refused"})
 
-    perplexity: Positive = 0.05
+    perplexity: Positive = 0.2
     repetition: Rise = 0.1
     copying: Rise = 0.1
     refused: Rise = 0.2
