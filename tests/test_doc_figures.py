@@ -13,7 +13,7 @@ import pytest
 from macpo.metrics import is_registered
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
-NAMES = ("main", "ablations", "twelve-rounds", "recipe")
+NAMES = ("main", "ablations", "twelve-rounds", "references", "recipe", "front")
 LARGEST = 150_000  # bytes
 
 
@@ -45,8 +45,8 @@ def test_equal_numbers_draw_equal_files(draw: Any, tmp_path: Path) -> None:
 
 
 def test_lines_are_the_numbers(draw: Any) -> None:
-    numbers = draw.read_numbers(FOLDER / "recipe.csv")
-    panel = draw.recipe_figure(numbers).axes[1]
+    numbers = draw.read_numbers(FOLDER / "references.csv")
+    panel = draw.references_figure(numbers).axes[1]
 
     drawn = {line.get_label(): list(line.get_ydata()) for line in panel.get_lines()}
     expected = [n.mean for n in numbers if (n.method, n.metric) == ("initial, 3", "oracle_score")]

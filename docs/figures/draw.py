@@ -32,6 +32,7 @@ TESTBED, SMOLLM2 = "testbed", "SmolLM2-135M"
 SCORE, HELPFULNESS, HARMLESSNESS = "oracle_score", "oracle_helpfulness", "oracle_harmlessness"
 KINDS, KL = "oracle_kinds", "kl_initial"
 CEILING = "ceiling: ground truth"
+BETA = ", beta "
 LAST_ROUND = 12
 
 
@@ -169,7 +170,8 @@ def recipe_figure(numbers: Sequence[Number]) -> Figure:
             draw_line(panel, place, method, _points(line))
         ceiling = next(n for n in numbers if (n.method, n.metric) == (CEILING, name))
         panel.axhline(ceiling.mean, color="0.4", linewidth=1, linestyle=":")
-        panel.annotate(CEILING, (0, ceiling.mean), va="bottom", color="0.3")
+        if name == SCORE:
+            panel.annotate(CEILING, (0, ceiling.mean), va="bottom", color="0.3")
         panel.set_title(metric(name).title, fontsize="medium")
         panel.set_ylim(bottom=0)
         panel.set_xticks(range(0, LAST_ROUND + 1, 2))
@@ -181,46 +183,48 @@ def recipe_figure(numbers: Sequence[Number]) -> Figure:
 def front_figure(numbers: Sequence[Number]) -> Figure:
     """Draw score against kinds of answers after the last round, and against KL in all of them.
 
-    On the left a small mark is a seed and a large one the mean over seeds; betas of one loss are
+    On the left a small mark is a seed and a large one the mean over seeds; betas of one recipe are
     joined.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     front, drift = figure.subplots(1, 2)
-    last = [n for n in numbers if n.round == LAST_ROUND]
-    families = dict.fromkeys(n.method.partition(", beta ")[0] for n in last)
+    seeds = [n for n in numbers if n.setting != TESTBED]
+    families = list(dict.fromkeys(_family(n) for n in seeds))
     for place, family in enumerate(families):
         look = style(place)
         centres = []
-        for method in dict.fromkeys(n.method for n in last):
-            if method.partition(", beta ")[0] != family:
-                continue
+        for method in dict.fromkeys(n.method for n in seeds if _family(n) == family):
             kinds, scores = (
-                [n.mean for n in last if (n.method, n.metric) == (method, name)]
+                [n.mean for n in seeds if (n.method, n.metric) == (method, name)]
                 for name in (KINDS, SCORE)
             )
             front.scatter(kinds, scores, s=10, alpha=0.4, color=look["color"])
             centres.append((fmean(kinds), fmean(scores)))
-            beta = method.partition(", beta ")[2]
+            beta = method.removeprefix(family).removeprefix(BETA)
             front.annotate(beta, centres[-1], xytext=(5, 4), textcoords="offset points")
         front.plot(*zip(*centres, strict=True), label=family, markersize=7, **look)
     front.set_xlabel(f"{metric(KINDS).title}, round {LAST_ROUND}")
     front.set_ylabel(f"{metric(SCORE).title}, round {LAST_ROUND}")
-    for place, method in enumerate(m for m in dict.fromkeys(n.method for n in numbers)):
-        rounds = sorted({n.round for n in numbers if (n.method, n.metric) == (method, KL)})
-        means = [
+    means = [n for n in numbers if n.setting == TESTBED]
+    for family in dict.fromkeys(_family(n) for n in means):
+        lines = [
             [
-                fmean(n.mean for n in numbers if (n.method, n.metric, n.round) == (method, name, t))
-                for t in rounds
+                p.mean
+                for p in _points([n for n in means if (_family(n), n.metric) == (family, name)])
             ]
             for name in (KL, SCORE)
         ]
-        if rounds:
-            drift.plot(*means, label=method, markersize=3, **style(place))
+        drift.plot(*lines, label=family, markersize=3, **style(families.index(family)))
     drift.set_xscale("log")
-    drift.set_xlabel(f"{metric(KL).title}, rounds 1 to {LAST_ROUND}")
+    drift.set_xlabel(f"{metric(KL).title}, nats an answer, rounds 1 to {LAST_ROUND}")
     drift.set_ylabel(metric(SCORE).title)
     add_legend(figure, [front, drift], below=4)
     return figure
+
+
+def _family(number: Number) -> str:
+    """Return a method without its beta."""
+    return number.method.partition(BETA)[0]
 
 
 FIGURES: dict[str, Callable[[Sequence[Number]], Figure]] = {
