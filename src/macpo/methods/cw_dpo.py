@@ -28,11 +28,8 @@ class CWDPO(JudgedAnswers):
 
     def lay_out(self, program: Program) -> None:
         """Naive SFT, teachers aligned, then one training on pairs that they labelled and weigh."""
-        from macpo.judging import RankedPairs
-
         naive = program.naive_sft()
         student, name = naive.student, naive.student.agent.name
-        answers, rewards = self.judged(program, naive)
-        pairs = program.add(RankedPairs(f"round-1/{name}/pairs", answers, (rewards,)))
+        pairs, rewards = self.labelled(program, naive)
         trained = program.contrast(1, student, pairs, student, gamma=0.0, judgements=rewards)
         program.evaluate(1, {name: trained})

@@ -39,6 +39,14 @@ class JudgedAnswers(Method):
             raise ValueError("samples is for answers: own; remove it")
         return self
 
+    def labelled(self, program: Program, naive: Naive) -> tuple[Stage, Stage]:
+        """Lay out pairs of the best and the worst answer to each prompt, and the rewards of all."""
+        from macpo.judging import RankedPairs
+
+        answers, rewards = self.judged(program, naive)
+        place = f"round-1/{naive.student.agent.name}/pairs"
+        return program.add(RankedPairs(place, answers, (rewards,))), rewards
+
     def judged(
         self, program: Program, naive: Naive, *, times_beta: bool = True
     ) -> tuple[tuple[Stage, ...], Stage]:

@@ -30,10 +30,7 @@ class WSDPO(JudgedAnswers):
 
     def lay_out(self, program: Program) -> None:
         """Naive SFT, teachers aligned, then one training on pairs that they labelled."""
-        from macpo.judging import RankedPairs
-
         naive = program.naive_sft()
         student, name = naive.student, naive.student.agent.name
-        answers, judgements = self.judged(program, naive)
-        pairs = program.add(RankedPairs(f"round-1/{name}/pairs", answers, (judgements,)))
+        pairs, _ = self.labelled(program, naive)
         program.evaluate(1, {name: program.contrast(1, student, pairs, student, gamma=0.0)})

@@ -16,7 +16,7 @@ from macpo.errors import DataError
 from macpo.records import Message, PreferenceExample, Prompt
 from macpo.seeds import digest
 from macpo.tasks.constraints import Constraint
-from macpo.tasks.writing import CLOSINGS, OPENINGS, STOCK, TRIES, Draws
+from macpo.tasks.writing import CLOSINGS, OPENINGS, STOCK, TRIES, Draws, distinct
 
 VERSION = 1
 """Raise it whenever the same number comes to mean other prompts or answers."""
@@ -37,14 +37,7 @@ def short_examples(count: int) -> list[PreferenceExample]:
         raise DataError(
             f"{count:,} short prompts with constraints were asked for; ask for 1 to {MOST_SHORT:,}"
         )
-    found: dict[Prompt, PreferenceExample] = {}
-    number = 0
-    while len(found) < count:
-        number += 1
-        example = _draw_example(Draws("short", number))
-        if example is not None:
-            found.setdefault(example.prompt, example)
-    return list(found.values())
+    return distinct(count, lambda number: _draw_example(Draws("short", number)))
 
 
 def short_digest(count: int) -> str:

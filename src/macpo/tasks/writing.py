@@ -9,7 +9,7 @@ rows before it alone: a longer data set starts with the shorter one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -131,11 +131,23 @@ def constrained_examples(count: int) -> list[PreferenceExample]:
         raise DataError(
             f"{count:,} prompts with constraints were asked for; ask for 1 to {MOST_EXAMPLES:,}"
         )
+    return distinct(count, lambda number: _draw_example(Draws(number)))
+
+
+def distinct(
+    count: int, draw: Callable[[int], PreferenceExample | None]
+) -> list[PreferenceExample]:
+    """Draw until there are `count` examples with different prompts.
+
+    Args:
+        count: how many.
+        draw: the example of a number from 1 on; None where that number makes none.
+    """
     found: dict[Prompt, PreferenceExample] = {}
     number = 0
     while len(found) < count:
         number += 1
-        example = _draw_example(Draws(number))
+        example = draw(number)
         if example is not None:
             found.setdefault(example.prompt, example)
     return list(found.values())
