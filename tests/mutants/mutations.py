@@ -1278,16 +1278,16 @@ MUTATIONS = (
     ),
     Mutation(
         "changed inputs of an artifact are accepted",
-        "src/macpo/execution/local.py",
-        "if artifact is not None and dict(artifact.inputs) != self._input_digests(stage):",
+        "src/macpo/execution/single.py",
+        "if artifact is not None and dict(artifact.inputs) != input_digests(stage, artifacts):",
         "if False:",
         EXECUTION,
     ),
     Mutation(
         "finished stages run again",
-        "src/macpo/execution/local.py",
-        "        return artifact, None\n",
-        "        return None, None\n",
+        "src/macpo/execution/single.py",
+        "    return artifact, None\n",
+        "    return None, None\n",
         EXECUTION,
     ),
     Mutation(

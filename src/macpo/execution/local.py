@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from macpo.agents import Agent, Policy
 from macpo.answering import Respond
 from macpo.config import EngineConfig
-from macpo.errors import DamagedError, ModelError
 from macpo.execution.protocol import Observer
+from macpo.execution.single import Bench, look, run_stage, translate_memory_errors
 from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.run_directory import RunDir
-from macpo.stage import Stage, StageContext
+from macpo.stage import Stage
 from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from macpo.policies import PolicyPool
 
 WAIT_SECONDS = 0.2
-_ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 class LocalExecutor:
@@ -117,7 +115,7 @@ class LocalExecutor:
         self, stage: Stage, number: int, total: int, stop: threading.Event, told: set[str]
     ) -> Artifact:
         """Find a stage's artifact, or run the stage; `told` is what the journal has as done."""
-        artifact, _ = self._look(stage)
+        artifact, _ = look(self.store, stage, self.artifacts)
         if artifact is None:
             with self.store.claim(stage.kind, stage.key, self._waiting(stage, stop)):
                 artifact = self._find(stage)  # who had the claim before may have made it
@@ -128,19 +126,9 @@ class LocalExecutor:
         self.observer.stage_found(stage, artifact)
         return artifact
 
-    def _look(self, stage: Stage) -> tuple[Artifact | None, str | None]:
-        """Find a stage's artifact; if there is one of no use, say why that is so."""
-        try:
-            artifact = self.store.find(stage.kind, stage.key)
-        except DamagedError as error:
-            return None, str(error)
-        if artifact is not None and dict(artifact.inputs) != self._input_digests(stage):
-            return None, "it was made from inputs that have changed since"
-        return artifact, None
-
     def _find(self, stage: Stage) -> Artifact | None:
         """Find the artifact of a claimed stage; one of no use is set aside."""
-        artifact, reason = self._look(stage)
+        artifact, reason = look(self.store, stage, self.artifacts)
         if reason is not None:
             self.observer.note(f"{stage.name} is run again: {reason}")
             self.store.discard(stage.kind, stage.key)
@@ -178,7 +166,6 @@ class LocalExecutor:
         self.observer.stage_started(stage, number, total)
         self.journal.append("started", stage=stage.name, key=stage.key)
         started = time.monotonic()
-        workspace = self.store.workspace(stage.kind, stage.key)
         with Progress(self.run.progress_file, stage.name, stage.key) as progress:
 
             def report(done: int, total: int, **fields: Any) -> None:
@@ -187,20 +174,9 @@ class LocalExecutor:
                 if stop.is_set():
                     raise KeyboardInterrupt
 
-            context = StageContext(
-                workspace.output,
-                workspace.checkpoints,
-                self.artifacts,
-                lambda: self.policies,
-                self.generators,
-                self.engine,
-                report,
-                self.store.kept,
-            )
+            bench = Bench(lambda: self.policies, self.engine, self.generators)
             try:
-                with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
-                    meta = stage.run(context)
-                artifact = workspace.commit(self._input_digests(stage), meta)
+                artifact = run_stage(self.store, stage, self.artifacts, bench, report)
             except BaseException as error:
                 seconds = time.monotonic() - started
                 what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -238,9 +214,6 @@ class LocalExecutor:
             written = answering.sampling.max_new_tokens
             refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
 
-    def _input_digests(self, stage: Stage) -> dict[str, str]:
-        return {name: self.artifacts[i.key].digest for name, i in stage.inputs.items()}
-
     def _link(self, stage: Stage, artifact: Artifact) -> None:
         """Show the artifact under its readable name: stages/round-1/student/pairs."""
         link = self.run.stages / stage.name
@@ -253,29 +226,6 @@ class LocalExecutor:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(target)
             fresh.replace(link)
-
-
-@contextlib.contextmanager
-def translate_memory_errors(stage: str) -> Iterator[None]:
-    """Turn want of memory while a stage runs into a `ModelError`.
-
-    Raises:
-        ModelError: one line with the stage, how much was asked for, and which options take less.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        # PyTorch has an error of its own for accelerators; on a CPU only the text tells.
-        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not named and "can't allocate memory" not in text:
-            raise
-        asked = _ASKED_MEMORY.search(text)
-        size = f" (tried to allocate {asked[1]})" if asked else ""
-        raise ModelError(
-            f"{stage}: out of memory{size}; lower engine.pack_tokens (training and scoring) or "
-            "engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
-        ) from error
 
 
 @contextlib.contextmanager

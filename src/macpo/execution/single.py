@@ -1,0 +1,136 @@
+"""One stage: finding its artifact, or making it; the same code wherever a stage runs.
+
+An executor decides when and where. What it means that a stage is done, and what a running stage is
+given, stands here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from macpo.config import EngineConfig
+from macpo.errors import DamagedError, ModelError
+from macpo.generation.protocol import GeneratorFactory, make_generator
+from macpo.progress import ProgressCallback
+from macpo.stage import Stage, StageContext
+from macpo.store import Artifact, Store, Workspace, translate_write_errors
+
+if TYPE_CHECKING:
+    from macpo.policies import PolicyPool
+
+_ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a process works with on whichever stage it runs.
+
+    Attributes:
+        pool: returns what loads policies; asked only by stages that need one, for it needs torch.
+        engine: how work is laid out on this machine.
+        generators: makes policies able to answer; by default by the backend of each stage.
+    """
+
+    pool: Callable[[], PolicyPool]
+    engine: EngineConfig
+    generators: GeneratorFactory = make_generator
+
+
+def look(
+    store: Store, stage: Stage, artifacts: Mapping[str, Artifact]
+) -> tuple[Artifact | None, str | None]:
+    """Find a stage's artifact; if there is one of no use, say why that is so.
+
+    Args:
+        store: where it would be.
+        stage: the stage.
+        artifacts: those of its inputs, by stage key.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        artifact = store.find(stage.kind, stage.key)
+    except DamagedError as error:
+        return None, str(error)
+    if artifact is not None and dict(artifact.inputs) != input_digests(stage, artifacts):
+        return None, "it was made from inputs that have changed since"
+    return artifact, None
+
+
+def run_stage(
+    store: Store,
+    stage: Stage,
+    artifacts: Mapping[str, Artifact],
+    bench: Bench,
+    progress: ProgressCallback,
+) -> Artifact:
+    """Run a stage in this process and commit its artifact.
+
+    Args:
+        store: where the artifact goes; the caller has claimed the stage in it.
+        stage: the stage.
+        artifacts: those of its inputs, by stage key.
+        bench: the models and the layout of work.
+        progress: told how far the stage is; what it raises stops the stage.
+
+    Raises:
+        MacpoError: the stage failed, in one line; its checkpoints stay.
+    """
+    workspace = store.workspace(stage.kind, stage.key)
+    context = stage_context(store, workspace, artifacts, bench, progress)
+    with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
+        meta = stage.run(context)
+    return workspace.commit(input_digests(stage, artifacts), meta)
+
+
+def stage_context(
+    store: Store,
+    workspace: Workspace,
+    artifacts: Mapping[str, Artifact],
+    bench: Bench,
+    progress: ProgressCallback,
+) -> StageContext:
+    """Return what a stage is given that runs in a workspace; arguments as in `run_stage`."""
+    return StageContext(
+        output=workspace.output,
+        checkpoints=workspace.checkpoints,
+        artifacts=artifacts,
+        pool=bench.pool,
+        generators=bench.generators,
+        engine=bench.engine,
+        progress=progress,
+        kept=store.kept,
+    )
+
+
+def input_digests(stage: Stage, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the digests of what a stage reads, by where its inputs stand in its fields."""
+    return {name: artifacts[i.key].digest for name, i in stage.inputs.items()}
+
+
+@contextlib.contextmanager
+def translate_memory_errors(stage: str) -> Iterator[None]:
+    """Turn want of memory while a stage runs into a `ModelError`.
+
+    Raises:
+        ModelError: one line with the stage, how much was asked for, and which options take less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        # PyTorch has an error of its own for accelerators; on a CPU only the text tells.
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in text:
+            raise
+        asked = _ASKED_MEMORY.search(text)
+        size = f" (tried to allocate {asked[1]})" if asked else ""
+        raise ModelError(
+            f"{stage}: out of memory{size}; lower engine.pack_tokens (training and scoring) or "
+            "engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
+        ) from error
