@@ -35,7 +35,7 @@ class Writer:
     def event(self, event: str, name: str = "", key: str = "", **fields: Any) -> None:
         self.now += 1
         if name:
-            fields |= {"stage": name, "key": key or KEYS[name]}
+            fields = {"stage": name, "key": key or KEYS.get(name, ""), **fields}
         self.journal.append(event, **fields)
 
     def stage(self, name: str, seconds: float, key: str = "") -> None:
@@ -209,6 +209,47 @@ def test_killed_run_says_where(writer: Writer) -> None:
     assert report.last_stop.reason.startswith("killed: the process ended without a word")
 
 
+def test_stage_that_was_killed_before_it_could_say_that_it_was_done_is_done_when_found(
+    writer: Writer,
+) -> None:
+    """Its artifact was committed, and the process died before the journal had the line."""
+    plan = [["sft", KEYS["sft"]]]
+    writer.event("planned", stages=plan)
+    writer.event("started", "sft")
+    writer.run.metrics_file.write_text("", encoding="utf-8")
+    killed = status(writer.folder)
+    writer.event("planned", stages=plan)
+    writer.event("found", "sft")
+
+    report = status(writer.folder)
+
+    assert killed.last_stop is not None
+    assert (report.state, report.last_stop) == ("finished", None)
+
+
+def test_run_killed_while_it_handed_its_policies_out_is_not_finished(writer: Writer) -> None:
+    writer.event("planned", stages=[["sft", KEYS["sft"]]])
+    writer.stage("sft", 1.0)
+    writer.run.metrics_file.write_text("", encoding="utf-8")
+    writer.event("publishing")
+    killed = status(writer.folder)
+    writer.event("planned", stages=[["sft", KEYS["sft"]]])
+    again = status(writer.folder)
+    writer.event("publishing")
+    writer.event("stopped", "final", reason="StoreError: the disk is full", key="")
+    failed = status(writer.folder)
+    writer.event("publishing")
+    writer.event("published")
+
+    assert killed.last_stop is not None
+    assert killed.last_stop == again.last_stop
+    assert (killed.state, killed.last_stop.stage) == ("stopped", "final")
+    assert killed.last_stop.reason.startswith("killed: the process ended without a word")
+    assert failed.last_stop is not None
+    assert failed.last_stop.reason == "StoreError: the disk is full"
+    assert (status(writer.folder).state, status(writer.folder).last_stop) == ("finished", None)
+
+
 def test_failure_is_told_until_the_stage_is_finished(writer: Writer) -> None:
     writer.event("started", "sft")
     writer.event("stopped", "sft", seconds=2.0, reason="TrainingError: loss is [red]nan\x1b[0m")
@@ -336,8 +377,14 @@ def test_damaged_metrics_are_named(writer: Writer) -> None:
     writer.stage("init/student/evaluate", 1.0, "a" * 64)
     write_artifact(writer.run, "a" * 64, 1.0).write_text("{", encoding="utf-8")
 
-    with pytest.raises(DamagedError, match=r"metrics\.json: cannot be read"):
-        status(writer.folder)
+    report = status(writer.folder)
+
+    assert report.state == "stopped"
+    [fault] = report.faults
+    assert fault.startswith("a is damaged: metrics.json has 1 bytes instead of ")
+    assert report.metrics == ()
+    assert "metrics.json has 1 bytes" in shown(report)
+    assert "macpo run makes it again" in shown(report)
 
 
 def test_damaged_plan_is_named(writer: Writer) -> None:

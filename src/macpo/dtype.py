@@ -6,6 +6,7 @@ decision in its run.json, a comparison in its compare.json, for all of its cells
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ class Resolved:
     """What was resolved once: the dtype, and where and how.
 
     `matmul_gflops` are the speeds of matrix products by dtype (GFLOP/s), empty when they were not
-    timed; `threads` those of torch on the CPU.
+    timed; `threads` those of torch on the CPU, `instructions` which of them torch's kernels use
+    (`AVX2`). Fields that an older macpo did not write are empty.
     """
 
     dtype: str
@@ -36,6 +38,8 @@ class Resolved:
     threads: int = 0
     torch: str = ""
     transformers: str = ""
+    peft: str = ""
+    instructions: str = ""
 
 
 def read_resolved(path: Path) -> Resolved | None:
@@ -110,7 +114,6 @@ def resolve_once(
 def _describe(dtype: str, device: torch.device, measured: Mapping[str, float]) -> Resolved:
     """Put a decision beside where it was made."""
     import torch
-    import transformers
 
     return Resolved(
         dtype=dtype,
@@ -118,6 +121,51 @@ def _describe(dtype: str, device: torch.device, measured: Mapping[str, float]) -
         machine=platform.node(),
         matmul_gflops={name: round(speed, 1) for name, speed in measured.items()},
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        **_present(device),
     )
+
+
+def keep_numerics(before: Resolved, device: torch.device, note: Callable[[str], None]) -> None:
+    """Compute as a run began: with its number of threads on a CPU; note what else has changed.
+
+    Sums come in another order with another number of threads, so that a resumed run would end in
+    other bytes than one that was not stopped.
+
+    Args:
+        before: what was resolved when the run began.
+        device: where it goes on.
+        note: is told of what differs.
+    """
+    import torch
+
+    if device.type == "cpu" and before.threads and before.threads != torch.get_num_threads():
+        note(
+            f"computing with {before.threads} threads, as the run began, and not with "
+            f"{torch.get_num_threads()}; other numbers end in other bytes"
+        )
+        torch.set_num_threads(before.threads)
+    now = {"device": str(device), **_present(device)}
+    changed = [
+        f"{name} {was}, now {now[name]}"
+        for name in now
+        if (was := getattr(before, name)) and was != now[name]
+    ]
+    if changed:
+        note(
+            f"the run began with {'; '.join(changed)}: finished stages stay, and what is made from "
+            "now on may differ by rounding from what it would have been"
+        )
+
+
+def _present(device: torch.device) -> dict[str, str]:
+    """Return what decides rounding here beside dtype and threads, by fields of `Resolved`."""
+    import torch
+    import transformers
+
+    cpu = device.type == "cpu"
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": importlib.metadata.version("peft"),
+        "instructions": torch.backends.cpu.get_cpu_capability() if cpu else "",
+    }

@@ -46,3 +46,8 @@ class RunLockedError(StoreError):
 
 class DamagedError(StoreError):
     """An artifact's files do not match the checksums it was committed with."""
+
+    @property
+    def fault(self) -> str:
+        """What is damaged and how, without the remedy, for who applies it anyway."""
+        return str(self).rpartition("; ")[0] or str(self)

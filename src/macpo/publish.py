@@ -7,44 +7,55 @@ RUN/final/<teacher>   the same; a teacher that trained whole is a full model fol
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from macpo.adapters import quiet_peft
 from macpo.agents import Agent, Policy
 from macpo.attention import base_model
-from macpo.errors import MacpoError, ModelError, StoreError
+from macpo.errors import DamagedError, ModelError, StoreError
 from macpo.metrics import in_order
 from macpo.models import hub
 from macpo.models.classes import auto_class, copy_processors
-from macpo.models.folders import CONFIG, read_config
+from macpo.models.folders import ADAPTER_CONFIG, CONFIG, read_config
+from macpo.models.merging import read_adapter
 from macpo.models.quantised import dequantised, read_model
 from macpo.policies import LoadedPolicy, PolicyPool
 from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
-from macpo.store import new_directory, read_manifest
+from macpo.store import MANIFEST, new_directory, verify
 from macpo.store.atomic import remove_tree
 
 CHECKED_TOKENS = 24
 
 
-def publish(policy: Policy, folder: Path, policies: PolicyPool, card: str) -> None:
+def publish(
+    policy: Policy,
+    folder: Path,
+    policies: PolicyPool,
+    card: str,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
     """Write a trained policy as a folder that PEFT, transformers and vLLM load.
 
     What is handed out has been tried: PEFT loads an adapter and gives the policy's logits. An equal
-    folder that is there already is left as it is; another one is replaced.
+    folder that is there already, undamaged to the last byte, is left as it is; another one is
+    replaced.
 
     Args:
         policy: a policy with weights.
         folder: where it goes, for example `RUN/final/student`.
         policies: to load the policy.
         card: text of the model card.
+        note: is told of a folder that was damaged.
 
     Raises:
         StoreError: it cannot be written.
         ModelError: others could not use it.
     """
     fields = {"policy": policy.name, "weights": policy.weights_key, "card": card}
-    if _is_published(folder, fields):
+    if _is_published(folder, fields, note):
         return
     with new_directory(folder, fields) as partial:
         if policy.agent.tuning.kind == "lora":
@@ -72,15 +83,14 @@ def merge_adapter(adapter: Path, output: Path) -> None:
     """
     if output.exists():
         raise StoreError(f"{output} exists already; choose another place or move it away")
-    if not (adapter / "adapter_config.json").is_file():
+    if not (adapter / ADAPTER_CONFIG).is_file():
         if (adapter / "config.json").is_file():
             raise ModelError(f"{adapter} is a full model already: there is nothing to merge")
         raise ModelError(f"{adapter} holds no adapter_config.json; give a folder of RUN/final/")
+    base, revision = _base_of(adapter)
     from peft import PeftModel
     from transformers import AutoConfig, AutoTokenizer
 
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base, revision = config["base_model_name_or_path"], config.get("revision")
     try:
         its_config = AutoConfig.from_pretrained(base, revision=revision or "main")
         model = read_model(base, its_config, base, revision=revision or "main")
@@ -88,9 +98,12 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         with quiet_peft():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-    except (OSError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # a folder that somebody changed fails in as many ways as there are
         raise ModelError(
-            f"{adapter}: its base model {base} cannot be loaded ({str(error).splitlines()[0]})"
+            f"{adapter}: cannot be merged into its base {base} ({first_line(error)}); bring the "
+            "base back, or run the config again, which publishes the adapter anew"
         ) from error
     with new_directory(output, None) as partial:
         merged.save_pretrained(partial)
@@ -98,6 +111,30 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         if found is not None:
             copy_processors(found, partial)
         tokenizer.save_pretrained(partial)
+
+
+def _base_of(adapter: Path) -> tuple[str, str | None]:
+    """Return what an adapter goes over, and the revision, of a folder that is whole.
+
+    Raises:
+        ModelError: it does not say, or its weights are pickled.
+        DamagedError: it is not as `publish` wrote it.
+    """
+    if (adapter / MANIFEST).is_file():
+        try:
+            verify(adapter)
+        except DamagedError as error:
+            raise DamagedError(
+                f"{error.fault}; run the config again, which publishes it anew"
+            ) from error
+    config = read_adapter(adapter)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise ModelError(
+            f"{adapter}: {ADAPTER_CONFIG} names no base (base_model_name_or_path: "
+            f"{base!r:.80}); write there which model it was trained over"
+        )
+    return base, revision
 
 
 def model_card(
@@ -169,11 +206,14 @@ def base_reference(agent: Agent) -> str:
     return base.location
 
 
-def _is_published(folder: Path, fields: dict[str, Any]) -> bool:
-    """Tell whether a folder holds this very policy already, whole."""
+def _is_published(folder: Path, fields: dict[str, Any], note: Callable[[str], None]) -> bool:
+    """Tell whether a folder holds this very policy already, whole; note what is damaged."""
+    if not os.path.lexists(folder):
+        return False
     try:
-        return dict(read_manifest(folder).fields) == fields
-    except (MacpoError, OSError):
+        return dict(verify(folder).fields) == fields
+    except DamagedError as error:
+        note(f"{error.fault}; it is published again")
         return False
 
 

@@ -33,6 +33,9 @@ from macpo.errors import DamagedError, StoreError
 from macpo.records import read_jsonl
 from macpo.store import MANIFEST, artifact_folder, read_journal, read_manifest, read_progress
 
+FINAL = "final"
+"""The folder with the aligned policies; in the journal, where a run stops that hands them out."""
+
 COLLAPSE = "collapse"
 """The kind of the stages that decide whether a run ends early; see `macpo.evaluation.collapse`."""
 
@@ -228,7 +231,7 @@ class RunDir:
         self.journal_file = self.path / "journal.jsonl"
         self.progress_file = self.path / "progress.json"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.final = self.path / "final"
+        self.final = self.path / FINAL
         self.annotations = self.path / "annotations"
         self.report_file = self.path / "report.html"
         self.lock = self.path / "lock"

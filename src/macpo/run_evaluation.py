@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo.config import RunConfig
+from macpo.dtype import keep_numerics
 from macpo.errors import ConfigError, StoreError
 from macpo.evaluation.evaluator import Evaluator, Subject, chosen_evaluators
 from macpo.evaluation.gather import write_metrics
@@ -26,6 +27,8 @@ from macpo.store import Artifact, RunLock, Store, write_text_atomic
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
+    import torch
+
     from macpo.execution.protocol import Observer
     from macpo.stage import Stage
 
@@ -94,9 +97,14 @@ def evaluate(
                 record.write()
         if layout.missing:
             observer.note(_not_there(layout.missing))
-        executor = LocalExecutor(
-            home.path, store, config.engine, lambda: choose_device(config.device), observer
-        )
+
+        def device() -> torch.device:
+            chosen = choose_device(config.device)
+            if (resolved := home.resolved()) is not None:
+                keep_numerics(resolved, chosen, observer.note)
+            return chosen
+
+        executor = LocalExecutor(home.path, store, config.engine, device, observer)
         try:
             artifacts = executor.extend(layout.stages.values(), layout.found)
             for record in records:

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from macpo.errors import RunLockedError, StoreError
+from macpo.errors import DamagedError, RunLockedError, StoreError
 from macpo.evaluation.gather import Measured, gather_metrics
-from macpo.run_directory import EarlyEnd, RunDir, find_runs
-from macpo.store import Holder, lock_holder
+from macpo.run_directory import FINAL, EarlyEnd, RunDir, RunPlan, find_runs
+from macpo.store import MANIFEST, Holder, lock_holder, read_manifest, verify
 
 SHOWN_RUNS = 5
+_PUBLISHING = ""
+"""The key that a stop has while policies are handed out, which is no stage."""
 _PROGRESS_KEYS = frozenset({"stage", "key", "done", "total", "seconds"})
 
 State = Literal["running", "finished", "stopped"]
@@ -76,7 +78,8 @@ class StatusReport:
     stages of the plan, None while the journal does not tell. `worked_seconds` is what all attempts
     took together. `metrics` has the rows of metrics.jsonl, so far, measured on `pairs` held-out
     pairs (0 where an older macpo did not write that down). `ended` says where a run ended early,
-    whose `total` then counts the stages up to there.
+    whose `total` then counts the stages up to there. `faults` are lines on what is missing or
+    damaged of finished stages and of what was handed out; a run that has some is not finished.
     """
 
     folder: Path
@@ -90,17 +93,20 @@ class StatusReport:
     pairs: int
     metrics: tuple[Mapping[str, Any], ...]
     ended: EarlyEnd | None = None
+    faults: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
-def status(folder: str | Path) -> StatusReport:
+def status(folder: str | Path, *, thorough: bool = False) -> StatusReport:
     """Say how far a run is.
 
     Args:
         folder: the run directory.
+        thorough: read all that is finished and compare it with its checksums; else names and sizes
+            of files are compared, and the checksums of what was measured.
 
     Raises:
         StoreError: there is no run, or its files cannot be read.
@@ -113,19 +119,24 @@ def status(folder: str | Path) -> StatusReport:
     holding.append(_who_holds(run.lock))  # a run may begin or end while we read
     held = any(is_held for is_held, _ in holding)
     holder = holding[1][1] or holding[0][1]
-    if history.open is not None and not held:
-        history.stop = _killed(history.open)
+    if not held:
+        history.end_without_a_word()
     history.forget_stop_elsewhere()
     finished = history.finished()
+    plan = run.plan()
     ended = run.ended()
     total = None if history.planned is None else len(history.planned)
     if ended is not None:
         total = ended.stages
     state: State = "running" if held else "stopped"
+    done = {stage.key for stage in finished}
+    damaged = _damaged(run, plan, done, thorough=thorough)
+    faults = list(damaged.values())
     complete = history.stop_in_run is None and total in (None, len(finished))
     if not held and complete and run.metrics_file.is_file():
-        state = "finished"
-    measured = _measured(run, finished)
+        faults += _faults_of_final(run, plan, ended, thorough=thorough)
+        state = "stopped" if faults else "finished"
+    measured = _measured(run, plan, done - damaged.keys())
     return StatusReport(
         folder=run.path,
         state=state,
@@ -138,6 +149,7 @@ def status(folder: str | Path) -> StatusReport:
         pairs=measured.pairs,
         metrics=tuple(row.to_json() for row in measured.rows),
         ended=ended,
+        faults=tuple(faults),
     )
 
 
@@ -147,7 +159,7 @@ class _History:
 
     `planned` holds the keys of the run's stages as last laid out, `evaluating` those of
     evaluations after it, `latest` the key that each stage name last had, `attempts` how often a key
-    was started. `open` is a start without an end.
+    was started. `open` is a start without an end, `publishing` when handing out began without one.
     """
 
     planned: frozenset[str] | None = None
@@ -156,6 +168,7 @@ class _History:
     latest: dict[str, str] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     open: Mapping[str, Any] | None = None
+    publishing: str | None = None
     stop: LastStop | None = None
     worked_seconds: float = 0.0
 
@@ -164,33 +177,51 @@ class _History:
         kind, key = event["event"], event.get("key", "")
         self.worked_seconds += event.get("seconds", 0.0)
         if kind == "planned":
+            self.end_without_a_word()
             self.planned = frozenset(key for _, key in event["stages"])
         elif kind == "evaluating":
             self.stop = self.stop_in_run  # where an earlier evaluation stopped is past
             self.evaluating |= {key for _, key in event["stages"]}
         elif kind == "started":
-            if self.open is not None:
-                self.stop = _killed(self.open)
+            self.end_without_a_word()
             self.open = event
             self.latest[event["stage"]] = key
             self.attempts[key] += 1
         elif kind == "finished":
             self.open = None
             self.done[key] = FinishedStage(event["stage"], key, event["seconds"], event["time"])
-            if self.stop is not None and self.stop.key == key:
-                self.stop = None
-        elif kind == "found":  # in a store that other runs share
+            self._forget_stop_at(key)
+        elif kind == "found":  # another run made it, or this one, killed before it could say so
             self.latest[event["stage"]] = key
             self.done[key] = FinishedStage(event["stage"], key, 0.0, event["time"])
+            self._forget_stop_at(key)
+        elif kind == "publishing":
+            self.publishing = event["time"]
+        elif kind == "published":
+            self.publishing = None
+            self._forget_stop_at(_PUBLISHING)
         elif kind == "stopped":
-            self.open = None
+            self.open = self.publishing = None
             self.stop = LastStop(event["stage"], key, event["time"], event["reason"])
         elif kind == "set_aside":
             self.done.pop(key, None)
 
+    def end_without_a_word(self) -> None:
+        """Take in that the process at work has ended."""
+        if self.open is not None:
+            self.stop = _killed(self.open["stage"], self.open["key"], self.open["time"])
+        elif self.publishing is not None:
+            self.stop = _killed(FINAL, _PUBLISHING, self.publishing)
+        self.open = self.publishing = None
+
+    def _forget_stop_at(self, key: str) -> None:
+        """Forget where the run stopped if that is past."""
+        if self.stop is not None and self.stop.key == key:
+            self.stop = None
+
     def forget_stop_elsewhere(self) -> None:
         """Forget a stop at a stage that is none of the run's since its config changed."""
-        if self.stop is None or self.planned is None:
+        if self.stop is None or self.planned is None or self.stop.key == _PUBLISHING:
             return
         if self.stop.key not in self.planned | self.evaluating:
             self.stop = None
@@ -218,10 +249,56 @@ def _read_history(events: Sequence[Mapping[str, Any]]) -> _History:
     return history
 
 
-def _killed(start: Mapping[str, Any]) -> LastStop:
+def _killed(stage: str, key: str, time: str) -> LastStop:
     """Describe the end of a stage that left no word."""
-    reason = "killed: the process ended without a word (kill -9, out of memory, power)"
-    return LastStop(start["stage"], start["key"], start["time"], reason)
+    reason = "killed: the process ended without a word (kill -9, out of memory, full disk, power)"
+    return LastStop(stage, key, time, reason)
+
+
+def _damaged(
+    run: RunDir, plan: RunPlan | None, done: set[str], *, thorough: bool
+) -> dict[str, str]:
+    """Return lines on finished stages whose artifacts are not as they were committed, by key.
+
+    Those that measure somebody are read whole in any case: their numbers are shown.
+    """
+    if plan is None:
+        return {}
+    measuring = {key for policy in plan.policies for key in policy.measured}
+    found = {}
+    for stage in plan.stages:
+        if stage.key in done:
+            exact = thorough or stage.key in measuring
+            for line in _fault(run.artifact(stage), stage.name, thorough=exact):
+                found[stage.key] = line
+    return found
+
+
+def _faults_of_final(
+    run: RunDir, plan: RunPlan | None, ended: EarlyEnd | None, *, thorough: bool
+) -> list[str]:
+    """Return lines on policies that are not handed out as the plan has them."""
+    if plan is None:
+        return []
+    faults = []
+    for name in dict.fromkeys(policy.policy for policy in plan.policies):
+        folder, shown = run.final / name, f"{FINAL}/{name}"
+        faults += (found := _fault(folder, shown, thorough=thorough))
+        trained = plan.policy(name, ended=ended).trained
+        if not found and read_manifest(folder).fields.get("weights") != (trained or ""):
+            faults.append(f"{shown} is another policy than the run's last")
+    return faults
+
+
+def _fault(folder: Path, shown: str, *, thorough: bool) -> list[str]:
+    """Return a line, if a committed folder is not as it was."""
+    if not (folder / MANIFEST).is_file():
+        return [f"{shown} is missing"]
+    try:
+        verify(folder, sizes_only=not thorough)
+    except DamagedError as error:
+        return [error.fault.replace(str(folder), shown, 1)]
+    return []
 
 
 def _who_holds(lock: Path) -> tuple[bool, Holder | None]:
@@ -258,12 +335,11 @@ def _running_stage(run: RunDir, history: _History) -> RunningStage | None:
     )
 
 
-def _measured(run: RunDir, finished: Sequence[FinishedStage]) -> Measured:
+def _measured(run: RunDir, plan: RunPlan | None, done: set[str]) -> Measured:
     """Return what was measured so far."""
-    plan = run.plan()
     if plan is None:
         return Measured(tuple(run.metrics()), pairs=0)
-    return gather_metrics(run, plan, {stage.key for stage in finished})
+    return gather_metrics(run, plan, done)
 
 
 def _nearby(folder: Path) -> str:

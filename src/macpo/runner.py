@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
-from macpo.dtype import resolve_once
+from macpo.dtype import keep_numerics, resolve_once
+from macpo.errors import StoreError
 from macpo.evaluation.evaluator import chosen_evaluators
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
@@ -20,6 +21,7 @@ from macpo.invocation import command_line, describe_process
 from macpo.machine import choose_device, tune_allocator
 from macpo.monitors.tracking import Tracking
 from macpo.run_directory import (
+    FINAL,
     EarlyEnd,
     MetricRow,
     PlannedPolicy,
@@ -27,7 +29,7 @@ from macpo.run_directory import (
     RunDir,
     RunPlan,
 )
-from macpo.store import Artifact, Journal, RunLock, Store, write_text_atomic
+from macpo.store import Artifact, Journal, RunLock, Store, describe_stop, write_text_atomic
 from macpo.trackers import TRACKERS
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def run(
         journal = Journal(home.journal_file)
         journal.append("invoked", command=command_line(), **describe_process(), device=str(device))
         resolved = resolve_once(home.run_file, config.dtype, device, observer.note)
+        keep_numerics(resolved, device, observer.note)
         if device.type == "cpu":
             tune_allocator()
         _write(home.config_file, dump_config(config))
@@ -111,7 +114,10 @@ def run(
             measured = metrics.write()
         ended = home.ended()
         handed = plan.final(None if ended is None else ended.kept)
-        final = _publish_all(home, config, team, handed, measured.rows, runs.policies)
+        with _telling(journal):
+            final = _publish_all(
+                home, config, team, handed, measured.rows, runs.policies, observer.note
+            )
     return RunResult(home.path, list(measured.rows), measured.pairs, final, ended)
 
 
@@ -174,6 +180,19 @@ def _write(path: Path, text: str) -> None:
     write_text_atomic(path, text, durable=True)
 
 
+@contextlib.contextmanager
+def _telling(journal: Journal) -> Iterator[None]:
+    """Write into the journal that policies are being handed out, and how that ended."""
+    journal.append("publishing")
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(StoreError):  # the error itself matters more
+            journal.append("stopped", stage=FINAL, key="", reason=describe_stop(error))
+        raise
+    journal.append("published")
+
+
 def _publish_all(
     home: RunDir,
     config: RunConfig,
@@ -181,6 +200,7 @@ def _publish_all(
     handed: Mapping[str, tuple[int, Policy]],
     metrics: Sequence[MetricRow],
     policies: PolicyPool,
+    note: Callable[[str], None],
 ) -> dict[str, Path]:
     """Write RUN/final/<agent> for everybody."""
     from macpo.publish import model_card, publish
@@ -196,6 +216,6 @@ def _publish_all(
         target = home.final / agent.name
         caution = find_backend(config.generation.backend).caution
         card = model_card(policy, config.name, method_name(config.method), last, own, caution)
-        publish(policy, target, policies, card)
+        publish(policy, target, policies, card, note)
         final[agent.name] = target
     return final

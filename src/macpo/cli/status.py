@@ -14,6 +14,7 @@ Examples:
   macpo status runs/quickstart
   macpo status runs/quickstart --watch
   macpo status runs/quickstart --json
+  macpo status runs/quickstart --verify
 """
 
 REFRESH_SECONDS = 2.0
@@ -23,6 +24,10 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all that is finished and compare its checksums."),
+    ] = False,
 ) -> None:
     """Show how far RUN is, who runs it, what failed last and what was measured so far."""
     from macpo.run_status import status
@@ -30,7 +35,7 @@ def command(
     if watch:
         _watch(run, as_json)
         return
-    report = status(run)
+    report = status(run, thorough=verify)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return

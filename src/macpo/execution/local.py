@@ -22,7 +22,14 @@ from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.run_directory import RunDir
 from macpo.stage import Stage
-from macpo.store import Artifact, Journal, Progress, Store, translate_write_errors
+from macpo.store import (
+    Artifact,
+    Journal,
+    Progress,
+    Store,
+    describe_stop,
+    translate_write_errors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +186,7 @@ class LocalExecutor:
                 artifact = run_stage(self.store, stage, self.artifacts, bench, report)
             except BaseException as error:
                 seconds = time.monotonic() - started
-                what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                what = describe_stop(error)
                 with contextlib.suppress(Exception):  # the error itself matters more
                     self.journal.append(
                         "stopped", stage=stage.name, key=stage.key, seconds=seconds, reason=what

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from macpo.config import EngineConfig
-from macpo.errors import DamagedError, ModelError
+from macpo.errors import DamagedError, ModelError, StoreError
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.progress import ProgressCallback
 from macpo.stage import Stage, StageContext
@@ -79,12 +79,15 @@ def run_stage(
         progress: told how far the stage is; what it raises stops the stage.
 
     Raises:
-        MacpoError: the stage failed, in one line; its checkpoints stay.
+        MacpoError: the stage failed, in one line; its checkpoints stay. Also where what it reads
+            was changed meanwhile.
     """
+    check_inputs(store, stage, artifacts)
     workspace = store.workspace(stage.kind, stage.key)
     context = stage_context(store, workspace, artifacts, bench, progress)
     with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
         meta = stage.run(context)
+    check_inputs(store, stage, artifacts)
     return workspace.commit(input_digests(stage, artifacts), meta)
 
 
@@ -111,6 +114,28 @@ def stage_context(
 def input_digests(stage: Stage, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the digests of what a stage reads, by where its inputs stand in its fields."""
     return {name: artifacts[i.key].digest for name, i in stage.inputs.items()}
+
+
+def check_inputs(store: Store, stage: Stage, artifacts: Mapping[str, Artifact]) -> None:
+    """Make sure that what a stage reads, or has read, is what was found or made.
+
+    Raises:
+        StoreError: somebody has changed it meanwhile; says what to do.
+    """
+    for made in stage.inputs.values():
+        known = artifacts[made.key]
+        try:
+            found = store.find(known.kind, known.key)
+        except DamagedError as error:
+            fault = error.fault
+        else:
+            if found is not None and found.digest == known.digest:
+                continue
+            fault = f"{known.path} is gone" if found is None else f"{known.path} is another one"
+        raise StoreError(
+            f"{stage.name}: {made.name}, which it reads, was changed while the run went on "
+            f"({fault}); run again to make it anew"
+        )
 
 
 @contextlib.contextmanager

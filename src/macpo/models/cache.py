@@ -4,10 +4,12 @@
     $MACPO_CACHE/models/pruned-77ab…/    some layers of another folder
     $MACPO_CACHE/models/merged-03fe…/    another folder with an adapter merged into it
     $MACPO_CACHE/packages/NAME.json      which model a Python package holds
-    $MACPO_CACHE/digests/….json          SHA-256 of a weight file, by path, size and mtime
+    $MACPO_CACHE/models/….sums.json      names, sizes and checksums of the files in such a folder
+    $MACPO_CACHE/digests/….json          SHA-256 of a weight file, by path, inode, size and times
 
 A folder appears under its name by one rename, when it is complete and on disk. A process that is
-killed leaves at most a `.partial-…` beside it, which the next builder of that folder removes.
+killed leaves at most a `.partial-…` beside it, which the next builder of that folder removes. A
+folder that does not match its checksums any more is made again.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from macpo.errors import ModelError, StoreError
+from macpo.errors import DamagedError, ModelError, StoreError
 from macpo.seeds import file_digest
-from macpo.store.atomic import make_directory, new_directory, write_text_atomic
+from macpo.store.atomic import make_directory, new_directory, remove_tree, write_text_atomic
+from macpo.store.manifest import Manifest, compare, folder_state, parse_manifest, scan
 
 logger = logging.getLogger("macpo")
 
 LARGE_BYTES = 1 << 30
+
+_whole: dict[Path, tuple[object, ...] | None] = {}
+"""Derived models that this process has compared with their checksums, and in what state."""
 
 
 def cache_dir() -> Path:
@@ -46,7 +52,8 @@ def model_folder(key: str) -> Path:
 def build_once(key: str, make: Callable[[Path], None]) -> Path:
     """Return the folder of the derived model `key`, made by `make` unless it is there already.
 
-    Processes that want the same folder wait for the first of them and share its work.
+    Processes that want the same folder wait for the first of them and share its work. What is there
+    is compared with its checksums, once in a process, and made again where it is damaged.
 
     Args:
         key: name of the folder; equal keys must mean equal content.
@@ -56,7 +63,7 @@ def build_once(key: str, make: Callable[[Path], None]) -> Path:
         ModelError: the cache cannot be written.
     """
     target = model_folder(key)
-    if target.is_dir():
+    if is_whole(target):
         return target
     from filelock import FileLock
 
@@ -64,17 +71,77 @@ def build_once(key: str, make: Callable[[Path], None]) -> Path:
         make_directory(target.parent)
         lock = FileLock(target.with_name(f"{key}.lock"), fallback_to_soft=False)
         with lock:  # dies with its holder, however that ends
-            if not target.is_dir():
+            if not is_whole(target):
+                remove_tree(target)
                 with new_directory(target, None) as partial:
                     make(partial)
+                    _write_sums(target, partial, alone=True)
     return target
 
 
+def is_whole(folder: Path) -> bool:
+    """Tell whether a derived model is there as it was made; say what is damaged.
+
+    One that an older macpo made has no checksums: it is taken as it is, and has them from now on.
+    """
+    if not folder.is_dir():
+        return False
+    state = folder_state(folder)
+    if _whole.get(folder) == state:
+        return True
+    try:
+        compare(folder, _read_sums(folder))
+    except DamagedError as error:
+        logger.warning("%s; it is made again", error.fault)
+        return False
+    except (OSError, StoreError) as error:  # of a cache that this user may not write, for example
+        logger.warning("%s is used without a look at its checksums: %s", folder, error)
+    _whole[folder] = state
+    return True
+
+
+def _read_sums(folder: Path) -> Manifest:
+    """Read the checksums of a derived model; those of an older macpo's are taken now.
+
+    Raises:
+        DamagedError: they are of no use.
+        OSError: they cannot be read.
+        StoreError: they cannot be written.
+    """
+    sums = _sums_file(folder)
+    if not sums.is_file():
+        _write_sums(folder, folder, alone=False)
+    try:
+        return parse_manifest(sums.read_bytes().decode("utf-8"), folder)
+    except (UnicodeDecodeError, StoreError) as error:
+        raise DamagedError(f"{sums} holds no checksums; remove it") from error
+
+
+def _sums_file(folder: Path) -> Path:
+    """Return where the checksums of a derived model are."""
+    return folder.with_name(f"{folder.name}.sums.json")
+
+
+def _write_sums(target: Path, written: Path, *, alone: bool) -> None:
+    """Keep the checksums of what was written and is to be, or is, at `target`."""
+    text = Manifest(scan(written)).to_text()
+    write_text_atomic(_sums_file(target), text, durable=True, alone=alone)
+
+
 def remembered_digest(path: Path) -> str:
-    """Return `file_digest(path)`, remembered by the file's path, size and mtime."""
+    """Return `file_digest(path)`, remembered by the file's path, inode, size and times.
+
+    What is written over a file with its size and mtime kept has another ctime.
+    """
     stat = path.stat()
     absolute = str(path.absolute())
-    seen = {"path": absolute, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    seen = {
+        "path": absolute,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
     name = hashlib.sha256(absolute.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     note = cache_dir() / "digests" / f"{name}.json"
     known = read_note(note)

@@ -12,6 +12,7 @@ from macpo.models.cache import reason, remembered_digest
 from macpo.seeds import digest
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,6 +52,12 @@ def check_folder(folder: Path) -> None:
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: no {CONFIG} in this folder; {_without_config(folder)}")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(
+            f"{folder}: an {ADAPTER_CONFIG} lies beside the model, and transformers would put that "
+            "adapter over it without a word; move it into a folder of its own, and name that as "
+            "adapter beside source if it is wanted"
+        )
     files = weight_files(folder)
     if not files:
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))

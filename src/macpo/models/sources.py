@@ -22,6 +22,7 @@ from macpo.errors import ModelError
 from macpo.models import gguf, hub, merging, pruning
 from macpo.models.cache import build_once, model_folder, remembered_digest
 from macpo.models.folders import (
+    ADAPTER_CONFIG,
     CONFIG,
     check_folder,
     folder_digest,
@@ -100,7 +101,7 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
 
 def _is_adapter(folder: Path) -> bool:
     """Tell whether a folder holds an adapter and no model."""
-    return (folder / merging.ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists()
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists()
 
 
 def _with_its_base(model: ModelConfig) -> ModelConfig:

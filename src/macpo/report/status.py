@@ -13,6 +13,7 @@ from macpo.report.text import format_seconds, plain_line, plural
 from macpo.run_status import RunningStage, StatusReport
 
 SHOWN_STAGES = 8
+SHOWN_FAULTS = 5
 QUIET_SECONDS = 120.0
 """After so long without a word from the running stage its silence is worth telling."""
 
@@ -41,6 +42,12 @@ def render_status(report: StatusReport, width: int) -> RenderableType:
         if stop.reason != "KeyboardInterrupt":
             reason = plain_line(stop.reason)
         parts.append(_line(f"last stop: {stop.stage}, {stop.time}: {reason}", "yellow"))
+    for fault in report.faults[:SHOWN_FAULTS]:
+        parts.append(_line(f"{plain_line(fault)}; macpo run makes it again", "red"))
+    if len(report.faults) > SHOWN_FAULTS:
+        parts.append(
+            _line(f"and {len(report.faults) - SHOWN_FAULTS} more such; --json has all", "red")
+        )
     if report.ended is not None:
         parts.append(_line(ended_line(report.ended), "yellow"))
     if report.finished:

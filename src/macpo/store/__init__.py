@@ -24,9 +24,9 @@ from macpo.store.atomic import (
     write_text_atomic,
 )
 from macpo.store.checkpoints import Checkpoints
-from macpo.store.journal import Journal, Progress, read_journal, read_progress
+from macpo.store.journal import Journal, Progress, describe_stop, read_journal, read_progress
 from macpo.store.lock import Holder, RunLock, lock_holder
-from macpo.store.manifest import MANIFEST, Manifest, read_manifest, verify
+from macpo.store.manifest import MANIFEST, Manifest, folder_state, read_manifest, verify
 
 __all__ = [
     "MANIFEST",
@@ -42,6 +42,8 @@ __all__ = [
     "Workspace",
     "artifact_folder",
     "commit_directory",
+    "describe_stop",
+    "folder_state",
     "lock_holder",
     "new_directory",
     "read_journal",

@@ -36,7 +36,7 @@ from macpo.store.atomic import (
 )
 from macpo.store.checkpoints import Checkpoints
 from macpo.store.journal import Journal
-from macpo.store.manifest import MANIFEST, Manifest, verify
+from macpo.store.manifest import MANIFEST, Manifest, folder_state, verify
 
 PARTIAL = ".partial"
 DAMAGED = ".damaged"
@@ -108,7 +108,8 @@ class Workspace:
 class Store:
     """The artifacts below one folder.
 
-    Every artifact is compared with its checksums once, when this object first meets it.
+    Every artifact is compared with its checksums when this object first meets it, and again when a
+    file of it has changed since.
 
     Attributes:
         times: how long stages took, those of all runs that use the store.
@@ -119,7 +120,7 @@ class Store:
         self.root = Path(root)
         self.times = Journal(self.root / TIMES)
         self.kept = self.root / KEPT
-        self._verified: dict[str, tuple[tuple[int, ...], Artifact]] = {}
+        self._verified: dict[str, tuple[object, Artifact]] = {}
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """Return the artifact, or None when it is absent or was never completed.
@@ -129,11 +130,11 @@ class Store:
             StoreError: it cannot be read, or another version of macpo wrote it.
         """
         folder = self._folder(kind, key)
-        signature = _signature(folder / MANIFEST)
-        if signature is None:
+        if not _is_there(folder / MANIFEST):
             return None
         known = self._verified.get(folder.name)
-        if known is not None and known[0] == signature and known[1].key == key:
+        state = folder_state(folder)
+        if known is not None and known[0] == state and known[1].key == key:
             return known[1]
         return self._remember(folder, verify(folder), kind, key)
 
@@ -249,7 +250,7 @@ class Store:
         fields = {"kind": kind, "key": key, "inputs": dict(inputs), "meta": dict(meta)}
         canonical_json(fields)  # a meta that is not JSON is the caller's fault, found in time
         final = self._folder(kind, key)
-        if final.is_dir() and _signature(final / MANIFEST) is None:
+        if final.is_dir() and not _is_there(final / MANIFEST):
             aside = self.discard(kind, key)
             _log.warning("%s had no %s and was moved to %s", final, MANIFEST, aside)
         manifest = commit_directory(workspace.output, final, fields)
@@ -268,9 +269,7 @@ class Store:
         if not isinstance(fields.get("inputs"), dict) or not isinstance(fields.get("meta"), dict):
             raise StoreError(f"{folder} is not an artifact of a stage: move the folder away")
         artifact = Artifact(kind, key, folder, manifest.digest, fields["inputs"], fields["meta"])
-        signature = _signature(folder / MANIFEST)
-        if signature is not None:
-            self._verified[folder.name] = (signature, artifact)
+        self._verified[folder.name] = (folder_state(folder), artifact)
         return artifact
 
 
@@ -313,16 +312,16 @@ def _is_at(path: Path, descriptor: int) -> bool:
     return os.path.samestat(os.stat(path), os.fstat(descriptor))
 
 
-def _signature(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced: inode, time and size; None when there is no file.
+def _is_there(path: Path) -> bool:
+    """Tell whether there is a file.
 
     Raises:
-        StoreError: the file's folder cannot be read.
+        StoreError: its folder cannot be read.
     """
     try:
-        found = path.stat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return False
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check its mode") from error
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return True

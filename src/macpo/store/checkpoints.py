@@ -22,6 +22,11 @@ _NAME = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
 
+def _name(step: object) -> str:
+    """Return what the folder of a step is called; what is no step gives no name of one."""
+    return f"step-{step:08d}" if isinstance(step, int) else ""
+
+
 class Checkpoints:
     """The checkpoints below `folder`, one process at a time.
 
@@ -45,7 +50,7 @@ class Checkpoints:
         Raises:
             StoreError: the disk is full or fails; earlier checkpoints are still there.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.folder / _name(step)
         if not self._is_safe(final):
             with new_directory(final, {"step": step}) as temporary:
                 write(temporary)
@@ -78,10 +83,13 @@ class Checkpoints:
         if not path.exists():
             return False
         try:
-            verify(path)
+            step = verify(path).fields.get("step")
+            if path.name != _name(step):
+                raise DamagedError(
+                    f"{path} is damaged: it says that it is of step {step}; remove it"
+                )
         except DamagedError as error:
-            fault = str(error).rpartition("; ")[0]  # without the remedy, which is done here
-            _log.warning("checkpoint not used and removed: %s", fault)
+            _log.warning("checkpoint not used and removed: %s", error.fault)
             remove_tree(path)
             return False
         return True

@@ -102,6 +102,11 @@ class Journal:
                 fsync_directory(self.path.parent)
 
 
+def describe_stop(error: BaseException) -> str:
+    """Return the reason that a line `stopped` gives."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the events of a journal, oldest first; none when there is no file.
 

@@ -145,24 +145,57 @@ def parse_manifest(text: str, folder: Path) -> Manifest:
     return Manifest(files, {k: v for k, v in body.items() if k not in _OWN_KEYS})
 
 
-def verify(folder: Path) -> Manifest:
-    """Compare every byte of a committed folder with its manifest.
+def verify(folder: Path, *, sizes_only: bool = False) -> Manifest:
+    """Compare a committed folder with its manifest, byte by byte.
+
+    Args:
+        folder: the folder.
+        sizes_only: compare names and sizes alone, which takes no time.
 
     Raises:
         DamagedError: a file is missing, is not in the manifest, or has other content.
         StoreError: a file cannot be read, or another version of macpo wrote the folder.
     """
     manifest = read_manifest(folder)
+    compare(folder, manifest, sizes_only=sizes_only)
+    return manifest
+
+
+def compare(folder: Path, manifest: Manifest, *, sizes_only: bool = False) -> None:
+    """Compare the files of a folder with a manifest, which may lie elsewhere.
+
+    Raises:
+        DamagedError: a file is missing, is not in the manifest, or has other content.
+        StoreError: a file cannot be read.
+    """
     try:
-        fault = _first_difference(folder, manifest)
+        fault = _first_difference(folder, manifest, sizes_only=sizes_only)
     except OSError as error:
         raise _unreadable(Path(error.filename or folder), error) from error
     if fault is not None:
         raise _damaged(folder, fault)
-    return manifest
 
 
-def _first_difference(folder: Path, manifest: Manifest) -> str | None:
+def folder_state(folder: Path) -> tuple[tuple[str, int, int, int, int], ...] | None:
+    """Return what changes when any file of a folder does: names, inodes, times and sizes.
+
+    A file's ctime cannot be set back, so what stays the same here was not written to. None when
+    there is no such folder, or it holds what is no plain file.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        files = sorted(_list_files(folder).items())
+        found = [(name, path.stat()) for name, path in files]
+    except (FileNotFoundError, NotADirectoryError, _NotPlain):
+        return None
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from error
+    return tuple((n, s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for n, s in found)
+
+
+def _first_difference(folder: Path, manifest: Manifest, *, sizes_only: bool) -> str | None:
     """Say what is wrong with the files of `folder`, cheap checks first; None when nothing is."""
     try:
         present = _list_files(folder)
@@ -177,6 +210,8 @@ def _first_difference(folder: Path, manifest: Manifest) -> str | None:
         size, expected = present[name].stat().st_size, manifest.files[name].size
         if size != expected:
             return f"{name} has {size} bytes instead of {expected}"
+    if sizes_only:
+        return None
     for name, entry in sorted(manifest.files.items()):
         if file_digest(present[name]) != entry.sha256:
             return f"{name} does not match its checksum"
