@@ -1321,8 +1321,8 @@ MUTATIONS = (
     Mutation(
         "what was published before stays",
         "src/macpo/publish.py",
-        "        return dict(read_manifest(folder).fields) == fields\n",
-        "        return bool(read_manifest(folder).fields)\n",
+        "        return dict(verify(folder).fields) == fields\n",
+        "        return bool(verify(folder).fields)\n",
         PUBLISH,
     ),
     # A language model as a judge
