@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,6 +45,48 @@ def execute(folder: Path, do: Callable[[], object]) -> None:
     store = Store(folder / "store")
     executor = LocalExecutor(folder, store, EngineConfig(), torch.device("cpu"), Quiet())
     executor.execute([Failing("round-1/student/train", do)])
+
+
+@dataclass(frozen=True, eq=False)
+class Serving(Failing):
+    """A stage that leaves something at work beside the models, and then does what a test says."""
+
+    kind: ClassVar[str] = "serving"
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        SERVING.append(context.policies.companion("engine", 0, Engine))
+        return super().run(context)
+
+
+class Engine:
+    works = True
+
+    def close(self) -> None:
+        self.works = False
+
+
+SERVING: list[Engine] = []
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("do", [lambda: None, interrupted])
+def test_what_worked_beside_the_models_ends_with_the_run_however_it_ends(
+    tmp_path: Path, do: Callable[[], object]
+) -> None:
+    SERVING.clear()
+    store = Store(tmp_path / "store")
+    executor = LocalExecutor(tmp_path, store, EngineConfig(), torch.device("cpu"), Quiet())
+    stages = [Serving("first", lambda: None), Serving("second", do)]
+
+    with suppress(KeyboardInterrupt):
+        executor.execute(stages)
+
+    first, *others = SERVING
+    assert all(other is first for other in others)
+    assert not first.works
 
 
 def on_a_gpu() -> None:

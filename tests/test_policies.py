@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from macpo import policies
 from macpo.agents import Agent, Policy, assemble_team
 from macpo.config import TuningConfig, load_config
 from macpo.data.stages import content_digest
@@ -425,3 +426,30 @@ def test_pool_without_a_limit_takes_half_of_the_free_memory(tmp_path: Path) -> N
     first = pool.load(Policy(make_agent(model_folder(seed=0)), "positive"))
     pool.load(Policy(make_agent(model_folder(seed=1)), "positive"))
     assert pool.load(Policy(make_agent(model_folder(seed=0)), "positive")).model is first.model
+
+
+class Helper:
+    """A companion that remembers whether it works."""
+
+    def __init__(self) -> None:
+        self.works = True
+
+    def close(self) -> None:
+        self.works = False
+
+
+def test_companions_are_kept_while_there_is_room_and_go_the_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Workbench(tmp_path).pool
+    monkeypatch.setattr(policies, "_free_memory", lambda: 100)
+    first, second = (pool.companion(name, 50, Helper) for name in ("first", "second"))
+
+    assert pool.companion("first", 50, Helper) is first  # so the second is the oldest now
+    monkeypatch.setattr(policies, "_free_memory", lambda: 10 if second.works else 60)
+    third = pool.companion("third", 50, Helper)
+
+    assert (first.works, second.works, third.works) == (True, False, True)
+    pool.close()
+    assert not first.works
+    assert not third.works

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 import macpo.publish as publishing
 from macpo.adapters import quiet_peft
-from macpo.agents import Agent, Policy, assemble_team
+from macpo.agents import Policy, assemble_team
 from macpo.config import TuningConfig, load_config
 from macpo.data.stages import content_digest
 from macpo.errors import ModelError, StoreError
 from macpo.methods.build import build_plan
 from macpo.models.sources import ResolvedModel
-from macpo.policies import LoadedPolicy, PolicyPool, snapshot
+from macpo.policies import PolicyPool, snapshot
 from macpo.publish import merge_adapter, publish
 from macpo.runner import run
 from tests.likelihood.plain import make_model
@@ -230,15 +230,15 @@ def test_adapter_that_peft_loads_as_another_model_is_not_handed_out(
     bench, policy = bench_policy
 
     def spoil(change: dict[str, Any]) -> str:
-        write = publishing._write_adapter
+        write = publishing.write_adapter
 
-        def written(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
-            write(loaded, agent, folder)
+        def written(model: Any, folder: Path, **base: Any) -> None:
+            write(model, folder, **base)
             file = folder / "adapter_config.json"
             file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
 
         with monkeypatch.context() as patch:
-            patch.setattr(publishing, "_write_adapter", written)
+            patch.setattr(publishing, "write_adapter", written)
             with pytest.raises(ModelError) as raised:
                 publish(policy, tmp_path / "out", bench.pool, "card")
         assert not (tmp_path / "out").exists()

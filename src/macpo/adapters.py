@@ -6,10 +6,12 @@ plan says of targets, what a run refuses before its first stage and what is trai
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +157,38 @@ def draw_adapter(trainable: Mapping[str, Tensor], seed: int) -> None:
                 parameter.copy_((2 * draw - 1) * bound)
             else:
                 parameter.zero_()
+
+
+def write_adapter(model: Any, folder: Path, *, base: str, revision: str | None) -> None:
+    """Write adapter weights and config as PEFT names them; equal adapters give equal bytes.
+
+    The config is PEFT's own, with what it made of the targets: experts of a mixture, for example,
+    are parameters there, with ranks of their own, and cannot be found again from tensors' names.
+
+    Args:
+        model: a PEFT model.
+        folder: where `adapter_model.safetensors` and `adapter_config.json` go.
+        base: how others find the base model.
+        revision: of the base, likewise.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in sorted(get_peft_model_state_dict(model).items())
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        **model.peft_config["default"].to_dict(),
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+    }
+    # Sets have no order of their own: sorted, so that equal adapters are equal bytes.
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _check_targets(model: Any, tuning: TuningConfig, model_name: str) -> None:

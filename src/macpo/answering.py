@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from macpo.agents import Agent, Policy
 from macpo.backends import LOCAL, backend_labelled
-from macpo.config import SamplingConfig
-from macpo.generation.protocol import Speaker
+from macpo.config import DECODED_HERE, GenerationConfig, SamplingConfig
+from macpo.generation.protocol import Rests, Speaker
 from macpo.records import (
     Message,
     Prompt,
@@ -35,11 +35,13 @@ class Respond(Stage):
     brings along; the artifact holds the prompts without it. With `away_from`, a policy of the same
     agent, its token scores are pushed away from that one's by `strength`, but for tokens that are
     less than `plausible` times as probable as the likeliest. `backend` is name and version of what
-    makes the answers (`macpo.backends`).
+    makes the answers (`macpo.backends`), `generation` the section with its keys, which say where it
+    is and how it lays out work.
     """
 
     kind: ClassVar[str] = "respond"
     added: ClassVar[frozenset[str]] = frozenset({"plausible"})
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"name", "generation"})
 
     policy: Policy
     data: Stage
@@ -52,11 +54,17 @@ class Respond(Stage):
     strength: float = 0.0
     backend: str = LOCAL.label
     plausible: float = 0.0
+    generation: GenerationConfig = DECODED_HERE
 
     @property
     def agent(self) -> Agent | None:
         """The policy's, if its model answers."""
         return self.policy.agent if backend_labelled(self.backend).runs_policy else None
+
+    @property
+    def decodes_here(self) -> bool:
+        """Whether macpo's own decoder makes the answers, or what stands in for it."""
+        return backend_labelled(self.backend) is LOCAL
 
     def work(self, known: Known) -> Work:
         """Read the prompts and write the answers; twice, if two policies look at every token."""
@@ -82,7 +90,14 @@ class Respond(Stage):
         prompts = read_split_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
         generator = context.generators(
-            Speaker(self.policy, self.backend, self.away_from, self.strength, self.plausible),
+            Speaker(
+                self.policy,
+                self.backend,
+                self.away_from,
+                self.strength,
+                self.plausible,
+                self.generation,
+            ),
             context.policies,
             context.engine,
             context.counter(len(prompts), len(responses)),
@@ -94,6 +109,8 @@ class Respond(Stage):
             responses += [replace(r, prompt_id=p.id) for p, r in zip(shard, answers, strict=True)]
             if len(responses) < len(prompts):
                 context.checkpoints.save(len(responses), _writer(prompts, responses))
+        if isinstance(generator, Rests):
+            generator.rest()
         _writer(prompts, responses)(context.output)
         tokens = sum(len(r.token_ids) for r in responses)
         return {

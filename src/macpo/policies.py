@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,6 +36,16 @@ WEIGHTS_FILE = "weights.safetensors"
 TRIED_TOKENS = 4
 
 _log = logging.getLogger("macpo")
+
+
+class Companion(Protocol):
+    """What works beside the bases and takes memory, such as an engine that serves."""
+
+    def close(self) -> None:
+        """End it; it gives back what it took."""
+
+
+Working = TypeVar("Working", bound=Companion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class PolicyPool:
         self._bases: dict[str, _Base] = {}
         self._guest: tuple[str, Any] | None = None
         self._chats: dict[tuple[Any, ...], Chat] = {}
+        self._companions: dict[str, Companion] = {}
 
     def chat(self, agent: Agent) -> Chat:
         """Return the agent's tokenizer and template, without loading its weights."""
@@ -155,6 +166,31 @@ class PolicyPool:
             self._make_room(expected)
             self._guest = (key, load(self.device))
         return self._guest[1]
+
+    def companion(self, key: str, expected: int, make: Callable[[], Working]) -> Working:
+        """Return what works beside the bases, kept from stage to stage while there is room.
+
+        Others make room in the machine's memory for one that comes new, the least recently used
+        first; `close` ends all.
+
+        Args:
+            key: tells it from others; equal keys, equal companions.
+            expected: bytes of the machine's memory that it will take.
+            make: starts it.
+        """
+        if key in self._companions:
+            self._companions[key] = self._companions.pop(key)  # most recently used last
+            return cast(Working, self._companions[key])
+        while self._companions and _free_memory() < expected:
+            self._companions.pop(next(iter(self._companions))).close()
+        made = make()
+        self._companions[key] = made
+        return made
+
+    def close(self) -> None:
+        """End all companions; bases stay."""
+        while self._companions:
+            self._companions.popitem()[1].close()
 
     def _base(self, agent: Agent) -> _Base:
         key = _key(agent)
@@ -266,6 +302,11 @@ def _bytes_of(model: Any) -> int:
 def _half_of_free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return _free_memory() // 2
+
+
+def _free_memory() -> int:
+    """Return how much of the machine's memory is to be had, in bytes."""
     import psutil  # a dependency of accelerate
 
-    return int(psutil.virtual_memory().available // 2)
+    return int(psutil.virtual_memory().available)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from macpo.agents import Agent, Policy, Team
 from macpo.answering import Respond
-from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.config.guard import GuardConfig
 from macpo.data.stages import DatasetPairs, SplitData
@@ -171,9 +170,11 @@ class Program:
                 a push.
 
         Raises:
-            ConfigError: `away_from` is asked of a backend that cannot push.
+            ConfigError: `away_from` is asked of a backend that cannot push, or the backend's engine
+                is not there.
         """
-        backend = find_backend(self.config.generation.backend)
+        section = self.config.generation
+        backend = section.backend_of(policy.agent.name)
         if away_from is not None and not backend.pushes:
             raise ConfigError(
                 f"generation.backend: {backend.name} cannot push answers away from another policy, "
@@ -199,8 +200,9 @@ class Program:
                 system,
                 away_from,
                 strength,
-                backend.label,
+                backend.labelled(section),
                 plausible,
+                section,
             )
         )
 

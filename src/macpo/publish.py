@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macpo.adapters import quiet_peft
+from macpo.adapters import quiet_peft, write_adapter
 from macpo.agents import Agent, Policy
 from macpo.attention import base_model
 from macpo.errors import DamagedError, ModelError, StoreError
@@ -60,7 +60,11 @@ def publish(
     with new_directory(folder, fields) as partial:
         if policy.agent.tuning.kind == "lora":
             loaded = policies.take(policy)
-            _write_adapter(loaded, policy.agent, partial)
+            base = policy.agent.base
+            revision = base.revision if base.hub_name is not None else None
+            write_adapter(
+                loaded.model, partial, base=base_reference(policy.agent), revision=revision
+            )
             _check_adapter(loaded, policy.agent, partial)
         else:
             policies.load(policy).model.save_pretrained(partial)
@@ -217,39 +221,13 @@ def _is_published(folder: Path, fields: dict[str, Any], note: Callable[[str], No
         return False
 
 
-def _write_adapter(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
-    """Write adapter weights and config as PEFT names them.
-
-    The config is PEFT's own, with what it made of the targets: experts of a mixture, for example,
-    are parameters there, with ranks of their own, and cannot be found again from tensors' names.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in sorted(get_peft_model_state_dict(loaded.model).items())
-    }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        **loaded.model.peft_config["default"].to_dict(),
-        "base_model_name_or_path": base_reference(agent),
-        "revision": agent.base.revision if agent.base.hub_name is not None else None,
-        "inference_mode": True,
-    }
-    # Sets have no order of their own: sorted, so that equal adapters are equal bytes.
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
-    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-
-
 def _check_adapter(loaded: LoadedPolicy, agent: Agent, folder: Path) -> None:
     """Let PEFT load a written adapter over the base, and compare it with the policy.
 
     Args:
         loaded: the policy, whose adapter is taken off its base.
         agent: whose it is.
-        folder: what `_write_adapter` wrote.
+        folder: what `write_adapter` wrote.
 
     Raises:
         ModelError: PEFT cannot load it, or makes another model of it.

@@ -22,7 +22,6 @@ import pandas as pd
 
 from macpo.agents import Policy
 from macpo.answering import SHARD
-from macpo.backends import find_backend
 from macpo.config import RunConfig, SamplingConfig
 from macpo.errors import DataError, StoreError
 from macpo.evaluation.recorded import RecordedTeam
@@ -105,6 +104,8 @@ class Run:
 
     def close(self) -> None:
         """Let go of the models; the next use of a policy loads them again."""
+        if self._pool is not None:
+            self._pool.close()
         self._pool = None
 
     @cached_property
@@ -308,8 +309,9 @@ class RunPolicy:
 
     def _generator(self) -> Generator:
         config = self._run.config
-        backend = find_backend(config.generation.backend).label
-        speaker = Speaker(self._policy, backend)
+        section = config.generation
+        backend = section.backend_of(self._policy.agent.name).labelled(section)
+        speaker = Speaker(self._policy, backend, section=section)
         return make_generator(speaker, self._run.pool, config.engine, lambda _: None)
 
 

@@ -4,6 +4,8 @@ sections   the tree itself, with its defaults
 training   SFT and DPO: optimizers, losses, where a round starts
 methods    the section of the method, which is looked up by name
 evaluators likewise for the list of evaluators
+generation who answers: the section, looked up by its backend
+serving    keys of the backends that answer in another process
 values     the kinds of values in it
 loading    from a file to a checked `RunConfig`
 dumping    and back
@@ -12,6 +14,7 @@ faults     what is said of what is wrong
 """
 
 from macpo.config.base import Section
+from macpo.config.generation import DECODED_HERE, GenerationConfig
 from macpo.config.loading import check_config, load_config
 from macpo.config.methods import MethodConfig, method_name
 from macpo.config.sections import (
@@ -24,7 +27,6 @@ from macpo.config.sections import (
     DataConfig,
     EngineConfig,
     EvaluationConfig,
-    GenerationConfig,
     LimitsConfig,
     ModelConfig,
     RunConfig,
@@ -40,6 +42,7 @@ __all__ = [
     "ALL_LINEAR",
     "AUTO",
     "CHAT_TEMPLATES",
+    "DECODED_HERE",
     "PAPER_TARGETS",
     "AgentConfig",
     "ColumnsConfig",

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from macpo.backends import BACKENDS
 from macpo.config.evaluators import EvaluatorConfig, evaluator_class
+from macpo.config.generation import GenerationConfig, generation_class
 from macpo.config.methods import DEFAULT_METHOD, METHODS, MethodConfig, method_class, method_name
 from macpo.config.sections import RunConfig
 from macpo.config.values import shown, shown_key
@@ -84,6 +86,10 @@ def _where_key_belongs(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> s
         others = [n for n, m in METHODS.all().items() if key in m.model_fields and m is not here]
         if others:
             return f"it belongs to method {' or '.join(others)}, this is {method_name(here)}"
+    if issubclass(here, GenerationConfig):
+        others = [n for n, b in BACKENDS.all().items() if key in (b.section() or here).model_fields]
+        if others and key not in here.model_fields:
+            return f"it belongs to generation.backend: {' or '.join(others)}"
     valid = list(here.model_fields)
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if not difflib.get_close_matches(key, valid, n=1, cutoff=0.75):
@@ -113,6 +119,8 @@ def _section_at(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> type[Bas
             section = method_class(raw) or section
         elif issubclass(section, EvaluatorConfig):
             section = evaluator_class(raw) or section
+        elif issubclass(section, GenerationConfig):
+            section = generation_class(raw) or section
     return section
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from macpo.config.evaluators import EvaluatorConfig, evaluator_class
 from macpo.config.faults import describe_fault
+from macpo.config.generation import generation_class
 from macpo.config.reading import apply_override, parse_yaml
 from macpo.config.sections import CHAT_TEMPLATES, EvaluationConfig, RunConfig
 from macpo.config.values import shown
@@ -163,6 +164,9 @@ def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         anchor_path(section, key, folder)
 
     anchor(raw.get("data"), "source")
+    backend = generation_class(raw.get("generation"))
+    for key in sorted(backend.paths) if backend is not None else ():
+        anchor(raw.get("generation"), key)
     evaluation = raw.get("evaluation")
     evaluators = evaluation.get("evaluators") if isinstance(evaluation, dict) else None
     for evaluator in evaluators if isinstance(evaluators, list) else []:

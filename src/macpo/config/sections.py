@@ -21,10 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from macpo.backends import LOCAL, find_backend
 from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
+from macpo.config.generation import GenerationConfig, read_generation
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
 from macpo.config.recipes import forget, lay_under
 from macpo.config.training import DPOConfig, NegativeSFTConfig, SFTConfig, lay_over
@@ -40,7 +40,6 @@ from macpo.config.values import (
     Text,
     parse_layers,
 )
-from macpo.errors import ConfigError
 from macpo.trackers import TRACKERS
 from macpo.words import Criterion, FormatChoice
 
@@ -273,24 +272,6 @@ class EvaluationConfig(Section):
         return value
 
 
-class GenerationConfig(Section):
-    """Who answers prompts: `local` is the policy's own model.
-
-    `scripted` makes a dry trial: every answer is random words that no model wrote, and all the rest
-    (training, filter, evaluation, what is left behind) is real. Others can be registered.
-    """
-
-    backend: Text = LOCAL.name
-
-    @field_validator("backend")
-    @classmethod
-    def _is_registered(cls, value: str) -> str:
-        try:
-            return find_backend(value).name
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-
-
 class EngineConfig(Section):
     """How work is laid out on the machine; results do not depend on it (but for rounding).
 
@@ -366,7 +347,7 @@ class RunConfig(Section):
     negative_sft: NegativeSFTConfig = NegativeSFTConfig()
     dpo: DPOConfig = DPOConfig()
     sampling: SamplingConfig = SamplingConfig()
-    generation: GenerationConfig = GenerationConfig()
+    generation: SerializeAsAny[GenerationConfig] = GenerationConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
@@ -416,6 +397,11 @@ class RunConfig(Section):
     def _a_method_is_looked_up(cls, value: Any) -> Any:
         return read_method(value)
 
+    @field_validator("generation", mode="before")
+    @classmethod
+    def _a_backend_is_looked_up(cls, value: Any) -> Any:
+        return read_generation(value)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         faults = []
@@ -429,6 +415,7 @@ class RunConfig(Section):
                 "it or add teachers"
             )
         faults += self.method.faults(len(self.active_teachers))
+        faults += self.generation.faults(["student", *names])
         for evaluator in self.evaluation.evaluators or ():
             faults += (
                 f"evaluation.evaluators: {evaluator.name} {fault}"

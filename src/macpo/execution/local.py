@@ -108,7 +108,9 @@ class LocalExecutor:
         self.store.sweep()
         told = self._told()
         self.observer.planned(plan)
-        with _stop_on_signal(self.observer) as stop:
+        with contextlib.ExitStack() as until_end:
+            stop = until_end.enter_context(_stop_on_signal(self.observer))
+            until_end.callback(self._end_companions)
             for number, stage in enumerate(plan, 1):
                 self._to_come = plan[number - 1 :]
                 artifact = self._obtain(stage, number, len(plan), stop, told)
@@ -207,7 +209,11 @@ class LocalExecutor:
         unless macpo's own decoder serves the model.
         """
         agents = {stage.agent.name: stage.agent for stage in self._to_come if stage.agent}
-        answers = {s.agent.name: s for s in self._to_come if isinstance(s, Respond) and s.agent}
+        answers = {
+            s.agent.name: s
+            for s in self._to_come
+            if isinstance(s, Respond) and s.agent and s.decodes_here
+        }
         for agent in reversed(agents.values()):
             if agent.name not in self._inspected:
                 with translate_memory_errors(f"loading {agent.name}"):
@@ -220,6 +226,11 @@ class LocalExecutor:
         if answering is not None:
             written = answering.sampling.max_new_tokens
             refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
+
+    def _end_companions(self) -> None:
+        """End what works beside the bases, such as engines that served."""
+        if "policies" in vars(self):
+            self.policies.close()
 
     def _link(self, stage: Stage, artifact: Artifact) -> None:
         """Show the artifact under its readable name: stages/round-1/student/pairs."""

@@ -2,7 +2,8 @@
 
 An answering stage asks its context's `GeneratorFactory` for a `Generator`. The ordinary factory,
 `make_generator`, takes the backend that the run's config names (`macpo.backends`): of equal rank
-are `macpo.generation.local.LocalGenerator` (a model in this process) and
+are `macpo.generation.local.LocalGenerator` (a model in this process),
+`macpo.generation.served.generator.ServedGenerator` (an engine in another process, or a server) and
 `macpo.generation.scripted.ScriptedGenerator` (no model at all, for tests and dry trials).
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from macpo.agents import Policy
 from macpo.backends import backend_labelled
-from macpo.config import EngineConfig, SamplingConfig
+from macpo.config import DECODED_HERE, EngineConfig, GenerationConfig, SamplingConfig
 from macpo.records import Prompt, Response
 from macpo.seeds import stable_seed
 
@@ -61,11 +62,12 @@ class Speaker:
 
     Attributes:
         policy: whose answers they are.
-        backend: name and version of what makes them, see `macpo.backends.Backend.label`.
+        backend: name and version of what makes them, see `macpo.backends.Backend.labelled`.
         away_from: a policy of the same agent to be pushed away from, see
             `macpo.generation.decode.decode`; only for backends with `pushes`.
         strength: of the push.
         plausible: which tokens the push may make likely, likewise.
+        section: `generation` of the config, with the backend's own keys.
     """
 
     policy: Policy
@@ -73,6 +75,16 @@ class Speaker:
     away_from: Policy | None = None
     strength: float = 0.0
     plausible: float = 0.0
+    section: GenerationConfig = DECODED_HERE
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """A generator that holds memory between its calls, and can give it back until the next."""
+
+    def rest(self) -> None:
+        """Give it back; an answering stage calls this at its end."""
+        ...
 
 
 class GeneratorFactory(Protocol):
