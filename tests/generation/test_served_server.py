@@ -24,6 +24,7 @@ from macpo.generation.protocol import Speaker
 from macpo.generation.served import server as serving
 from macpo.generation.served.engine import Adapter, Drawing, Question
 from macpo.generation.served.server import find_version, server_generator
+from macpo.policies import snapshot
 from tests.generation.test_generators import PARTS, PROMPTS
 from tests.generation.test_served_generator import GREEDY, Mirror, Scene, local
 from tests.workbench import make_agent
@@ -76,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
-        if self.server.wrong == "busy" and len(self.server.bodies) % 3:
+        if self.server.wrong == "busy" and self.server.bodies.count(body) < 3:
             self.reply({"error": "try later"}, 503)
         elif self.path == "/v1/load_lora_adapter" and self.server.wrong == "fixed":
             self.reply({"detail": "Not Found"}, 404)
@@ -119,9 +120,7 @@ def answers(scene: Scene, served: Served, policy: Policy, **changes: Any) -> Any
     return made.respond(PROMPTS, GREEDY, PARTS)
 
 
-def test_a_served_base_answers_with_adapters_that_it_is_given(
-    scene: Scene, served: Served
-) -> None:
+def test_a_served_base_answers_with_adapters_that_it_is_given(scene: Scene, served: Served) -> None:
     for policy in (scene.positive, scene.negative, Policy(scene.positive.agent, "positive")):
         made = answers(scene, served, policy)
         own = local(scene, policy)
@@ -167,7 +166,10 @@ def test_a_server_that_takes_no_adapters_is_told_how_to(scene: Scene, served: Se
     assert "answers 404" in str(raised.value)
 
 
-def test_a_server_that_is_busy_is_asked_again(scene: Scene, served: Served) -> None:
+def test_a_server_that_is_busy_is_asked_again(
+    scene: Scene, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "PAUSES", (0.0, 0.0))
     served.wrong = "busy"
 
     made = answers(scene, served, Policy(scene.positive.agent, "positive"))
@@ -175,15 +177,14 @@ def test_a_server_that_is_busy_is_asked_again(scene: Scene, served: Served) -> N
     assert len(made) == len(PROMPTS)
 
 
-def test_what_a_server_cannot_answer_for_is_refused(
-    scene: Scene, served: Served, tmp_path: Path
-) -> None:
+def test_what_a_server_cannot_answer_for_is_refused(scene: Scene, served: Served) -> None:
     with pytest.raises(ModelError, match=r"generation.adapters does not say in which folder"):
         answers(scene, served, scene.positive, adapters=None)
 
     whole = make_agent(tuning=TuningConfig(kind="full"))
-    policy = Policy(whole, "positive", scene.positive.weights)
-    with pytest.raises(ModelError):
+    weights = snapshot(scene.bench.train_from(whole).trainable)
+    policy = Policy(whole, "positive", scene.bench.write_weights("whole", weights))
+    with pytest.raises(ModelError, match="trains whole, and a server cannot be given"):
         answers(scene, served, policy)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64
 """Requests under way at the same time; a server puts them into batches."""
-ATTEMPTS = 3
+PAUSES = (2.0, 8.0)
+"""Seconds between attempts at a request that a server is too busy for, or that is lost."""
 PROBE_SECONDS = 10.0
 TICK_SECONDS = 0.5
 SAID_LETTERS = 200
@@ -58,7 +60,7 @@ def _version_at(url: str, key: str | None) -> str:
     """Ask a server for its version."""
     parts = urlsplit(url)
     try:
-        answer = _call(f"{parts.scheme}://{parts.netloc}/version", None, key, PROBE_SECONDS)
+        answer = _call(f"{parts.scheme}://{parts.netloc}/version", None, key, PROBE_SECONDS, ())
     except Refused as refused:
         raise ConfigError(
             f"generation.urls: {url} {refused}; start a vLLM server there (docs/vllm.md), or take "
@@ -249,7 +251,11 @@ def read_choice(choice: Mapping[str, Any], *, told: bool) -> Drawn:
 
 
 def _call(
-    url: str, body: Mapping[str, Any] | None, key: str | None, timeout: float
+    url: str,
+    body: Mapping[str, Any] | None,
+    key: str | None,
+    timeout: float,
+    pauses: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Send a request; return the JSON object that comes back, empty for other answers.
 
@@ -261,7 +267,7 @@ def _call(
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     said = ""
-    for _ in range(ATTEMPTS):
+    for pause in (*(PAUSES if pauses is None else pauses), None):
         request = urllib.request.Request(url, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -272,6 +278,8 @@ def _call(
                 raise Refused(said) from None
         except (OSError, ValueError) as error:
             said = f"cannot be reached ({_shown(str(error).encode())})"
+        if pause is not None:
+            time.sleep(pause)
     raise Refused(said)
 
 
