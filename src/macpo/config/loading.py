@@ -19,6 +19,9 @@ from macpo.config.values import shown
 from macpo.errors import ConfigError
 from macpo.shipped import locate, nearest_example
 
+LARGEST_FILE = 1 << 20
+"""Bytes that a YAML file may have."""
+
 START = "`macpo init` writes one, `macpo examples` lists those that ship"
 """What to say to who has no config, or something else in its place."""
 
@@ -84,7 +87,11 @@ def _read_yaml(path: Path, what: str) -> Any:
         ConfigError: it cannot be read.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"{path}: over {LARGEST_FILE >> 20} MiB, which is no {what} file")
+        return parse_yaml(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such {what} file{_nearby_config(path)}") from None
     except IsADirectoryError:

@@ -29,6 +29,8 @@ from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read
 from macpo.config.recipes import forget, lay_under
 from macpo.config.training import DPOConfig, NegativeSFTConfig, SFTConfig, lay_over
 from macpo.config.values import (
+    LARGEST_RANK,
+    MOST_ROUNDS,
     Count,
     CountOrZero,
     Flag,
@@ -181,7 +183,7 @@ class TuningConfig(Section):
     """
 
     kind: Literal["lora", "full"] = "lora"
-    rank: Count = 8
+    rank: Annotated[Count, Field(le=LARGEST_RANK)] = 8
     alpha: Positive = 16
     dropout: Ratio = 0.0
     targets: tuple[Text, ...] = (AUTO,)
@@ -335,7 +337,7 @@ class RunConfig(Section):
     method: SerializeAsAny[MethodConfig] = Field(
         default_factory=lambda: read_method(DEFAULT_METHOD)
     )
-    rounds: Count = 3
+    rounds: Annotated[Count, Field(le=MOST_ROUNDS)] = 3
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from macpo.config.base import Section
-from macpo.config.values import Count, NonNegative, Positive, Ratio
+from macpo.config.values import Count, Epochs, NonNegative, Positive, Ratio
 
 Loss = Literal["sigmoid", "ipo", "ipo-mean", "sppo", "apo-zero", "apo-down"]
 """The losses that contrast chosen and rejected, see `macpo.losses`."""
@@ -22,7 +22,7 @@ Trained = TypeVar("Trained", bound="OptimizerConfig")
 class OptimizerConfig(Section):
     """One optimisation: AdamW, cosine decay to zero, clipping by the global gradient norm."""
 
-    epochs: Count
+    epochs: Epochs
     learning_rate: Positive
     batch_size: Count
     warmup_ratio: Ratio = 0.0
@@ -33,7 +33,7 @@ class OptimizerConfig(Section):
 class SFTConfig(OptimizerConfig):
     """Supervised fine-tuning of a positive policy on answers."""
 
-    epochs: Count = 3
+    epochs: Epochs = 3
     learning_rate: Positive = 5e-5
     batch_size: Count = 32
 
@@ -41,7 +41,7 @@ class SFTConfig(OptimizerConfig):
 class NegativeSFTConfig(OptimizerConfig):
     """Supervised fine-tuning of a negative policy, which starts from the positive one."""
 
-    epochs: Count = 1
+    epochs: Epochs = 1
     learning_rate: Positive = 5e-5
     batch_size: Count = 32
 
@@ -61,7 +61,7 @@ class DPOConfig(OptimizerConfig):
 
     added: ClassVar[frozenset[str]] = frozenset({"loss", "label_smoothing", "end_of_turn"})
 
-    epochs: Count = 1
+    epochs: Epochs = 1
     learning_rate: Positive = 1e-5
     batch_size: Count = 16
     beta: Positive = 0.1

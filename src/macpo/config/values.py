@@ -67,7 +67,12 @@ def _check_size_or_zero(value: Any) -> int | float:
 
 
 Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_check_text)]
+MOST_ROUNDS = 1000
+MOST_EPOCHS = 10_000
+LARGEST_RANK = 1 << 16
+
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
+Epochs = Annotated[Count, Field(le=MOST_EPOCHS)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 Flag = Annotated[bool, Field(strict=True)]

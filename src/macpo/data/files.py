@@ -11,6 +11,7 @@ import codecs
 import difflib
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from macpo.data.rows import RawRow, RowSource
+from macpo.data.rows import LARGEST_ROW, RawRow, RowSource, too_large
 from macpo.data.tables import CELLS_SUFFIXES, TABLE_SUFFIXES, open_table, read_cells
 from macpo.data.turns import BadRow
 from macpo.errors import DataError
@@ -38,6 +39,13 @@ WRAPPERS = ("data", "rows", "examples", "items", "instances", "records", "train"
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 HEAD_BYTES = 65536
+LARGEST_LINE = 6 * LARGEST_ROW
+"""Bytes of a line that holds the largest row, with every character escaped."""
+MOST_SKIPPED = 1 << 28
+"""Bytes of one line that are passed over before it is called no line."""
+LARGEST_WHOLE = 1 << 30
+"""Bytes of a file that is parsed as a whole."""
+MOST_BLANK_LINES = 1_000_000
 
 
 def is_local(source: str) -> bool:
@@ -72,9 +80,10 @@ def open_file(source: str) -> RowSource:
     if not head:
         raise DataError(f"{path}: holds no rows; check that the file was written in full")
     if any(suffix in CELLS_SUFFIXES for suffix in path.suffixes[-2:]):
-        with _reading(path), _open(path) as file:
-            text = _decode(path, file.read().removeprefix(codecs.BOM_UTF8))
-        return RowSource(str(path), "row", read_cells(path, text))
+        raw = _read_whole(path)
+        if raw is None:
+            raise _too_large(path, "write it as parquet or as JSON lines")
+        return RowSource(str(path), "row", read_cells(path, _decode(path, raw)))
     items = _read_object(path, head)
     if head.startswith(b"[") or items is not None:
         items = _read_list(path) if items is None else items
@@ -133,14 +142,10 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
-    """Open a file that zstd packed; it is unpacked as a whole, which preference data bear."""
+    """Open a file that zstd packed; see `_reading` for what reading it can raise."""
     import pyarrow as pa
 
-    try:
-        with pa.input_stream(str(path), compression="zstd") as stream:
-            return io.BytesIO(stream.read())
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged zstd ({error}); fetch the file again") from error
+    return cast(IO[bytes], io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
 
 
 @contextmanager
@@ -151,17 +156,61 @@ def _reading(path: Path) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip ({error}); fetch the file again") from error
     except OSError as error:
+        if "ZSTD" in str(error) or "compressed stream" in str(error):
+            raise DataError(f"{path}: damaged zstd ({error}); fetch the file again") from error
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_lines(path: Path) -> Iterator[RawRow]:
     """Yield one row a line; blank lines hold none."""
+    blank = 0
     with _reading(path), _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number in itertools.count(1):
+            line = file.readline(LARGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LARGEST_LINE:
+                _skip_line(path, file, number)
+                yield too_large(number)
+                continue
             # Files that were joined have a mark in their midst, too.
             text = _decode(path, line.removeprefix(codecs.BOM_UTF8), number)
-            if text.strip():
+            blank = 0 if text.strip() else blank + 1
+            if not blank:
                 yield _parse_line(number, text.rstrip())
+            elif blank > MOST_BLANK_LINES:
+                raise DataError(
+                    f"{path}, line {number}: {blank:,} blank lines one after another; this is no "
+                    "file of rows"
+                )
+
+
+def _skip_line(path: Path, file: IO[bytes], number: int) -> None:
+    """Read on to the end of a line, of which much is read.
+
+    Raises:
+        DataError: it goes on and on, as a few bytes of gzip can.
+    """
+    for _ in range(MOST_SKIPPED // LARGEST_LINE):
+        if file.readline(LARGEST_LINE + 1)[-1:] in (b"\n", b""):
+            return
+    raise DataError(
+        f"{path}, line {number}: longer than {MOST_SKIPPED >> 20} MiB; this is no file of rows"
+    )
+
+
+def _read_whole(path: Path) -> bytes | None:
+    """Read a file that is parsed as a whole, without its mark; None if it is too large for that."""
+    with _reading(path), _open(path) as file:
+        raw = file.read(LARGEST_WHOLE + 1)
+    return None if len(raw) > LARGEST_WHOLE else raw.removeprefix(codecs.BOM_UTF8)
+
+
+def _too_large(path: Path, remedy: str) -> DataError:
+    return DataError(
+        f"{path}: over {LARGEST_WHOLE >> 20} MiB, unpacked, which is too large to be read as a "
+        f"whole; {remedy}"
+    )
 
 
 def _parse_line(number: int, text: str) -> RawRow:
@@ -178,8 +227,10 @@ def _parse_line(number: int, text: str) -> RawRow:
 
 def _read_list(path: Path) -> list[Any]:
     """Read a file that is one JSON list."""
-    with _reading(path), _open(path) as file:
-        text = _decode(path, file.read().removeprefix(codecs.BOM_UTF8))
+    raw = _read_whole(path)
+    if raw is None:
+        raise _too_large(path, "write one object a line (JSON lines), which are read one by one")
+    text = _decode(path, raw)
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -209,8 +260,8 @@ def _read_object(path: Path, head: bytes) -> list[Any] | None:
     line, _, more = head.partition(b"\n")
     if not head.startswith(b"{") or (more.strip() and _parse(line) is not None):
         return None
-    with _reading(path), _open(path) as file:
-        value = _parse(file.read().removeprefix(codecs.BOM_UTF8))
+    raw = _read_whole(path)
+    value = None if raw is None else _parse(raw)
     rows = _unwrap(value) if isinstance(value, dict) else None
     if value is not None and rows is None and more.strip():
         raise DataError(
@@ -257,7 +308,8 @@ def _decode(path: Path, raw: bytes, number: int | None = None) -> str:
         line = raw.count(b"\n", 0, error.start) + 1 if number is None else number
         # In LATIN1 these bytes are control characters, in WINDOWS-1252 quotes and dashes.
         with _open(path) as file:
-            windows = any(0x80 <= byte <= 0x9F for byte in set(file.read()))
+            blocks = iter(lambda: file.read(HEAD_BYTES), b"")
+            windows = any(0x80 <= byte <= 0x9F for block in blocks for byte in set(block))
         raise DataError(
             f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); "
             f"{_recode(path, 'WINDOWS-1252' if windows else 'LATIN1')}"

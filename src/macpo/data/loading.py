@@ -13,7 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from macpo.data.columns import Columns
@@ -25,7 +25,7 @@ from macpo.data.formats import (
     named_shape,
     why_undetected,
 )
-from macpo.data.rows import RawRow, RowSource
+from macpo.data.rows import RawRow, RowSource, bounded
 from macpo.data.sources import find_source, refuse_unused
 from macpo.data.turns import MESSAGE_FIELDS, BadRow, is_absent, join_turns, json_type, prompt_key
 from macpo.errors import DataError
@@ -157,6 +157,7 @@ def read_preferences(config: DataConfig, max_bad_rows: float = math.inf) -> Load
     place = find_source(config.source)
     refuse_unused(place, config)
     source = place.open(config)
+    source = replace(source, rows=bounded(source.rows))
     head = list(itertools.islice(source.rows, DETECTION_ROWS))
     if not head:
         raise DataError(f"{source.name}: holds no rows; check that it was written in full")

@@ -42,6 +42,7 @@ Reason = Literal[
     "system differs",
     "no preference",
     "no final number",
+    "too large",
 ]
 
 ROLE_NAMES: Mapping[str, Role] = {

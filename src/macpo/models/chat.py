@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from macpo.errors import DataError, ModelError
 from macpo.models.encoding import TextEncoder
+from macpo.models.rendering import bounded
 from macpo.models.templates import BUILT_IN
 from macpo.records import Message, Prompt, Response
 from macpo.seeds import digest
@@ -190,16 +191,15 @@ class Chat:
         neutral = [Message(m.role, self._text.neutralise(m.content)) for m in prompt.messages]
         head = neutral[:1] if neutral[0].role == "system" else []
         turns = neutral[len(head) :]
-        dropped = 0
-        while True:
+
+        def encode(dropped: int) -> tuple[int, ...]:
             messages = self._with_system(head, turns[dropped:])
-            ids = self._text.encode(self._render_prompt(messages, prompt.id) + self._opening)
-            if len(ids) <= limit:
-                return EncodedPrompt(ids, dropped)
-            later = [i for i in range(dropped + 1, len(turns)) if turns[i].role == "user"]
-            if not later:
-                raise PromptTooLong(prompt.id, len(ids), limit)
-            dropped = later[0]
+            return self._text.encode(self._render_prompt(messages, prompt.id) + self._opening)
+
+        dropped, ids = _fewest_dropped(turns, encode, limit)
+        if len(ids) > limit:
+            raise PromptTooLong(prompt.id, len(ids), limit)
+        return EncodedPrompt(ids, dropped)
 
     def encode_conversation(self, prompt: Prompt, answer: str, limit: int) -> EncodedPrompt:
         """Encode a whole conversation with its answer, as the template writes it, once.
@@ -216,14 +216,13 @@ class Chat:
         last = Message("assistant", self._text.neutralise(answer))
         head = neutral[:1] if neutral[0].role == "system" else []
         turns = neutral[len(head) :]
-        dropped = 0
-        while True:
+
+        def encode(dropped: int) -> tuple[int, ...]:
             messages = [*self._with_system(head, turns[dropped:]), last]
-            ids = self._text.encode(self._render_whole(messages, prompt.id))
-            later = [i for i in range(dropped + 1, len(turns)) if turns[i].role == "user"]
-            if len(ids) <= limit or not later:
-                return EncodedPrompt(ids[:limit], dropped)
-            dropped = later[0]
+            return self._text.encode(self._render_whole(messages, prompt.id))
+
+        dropped, ids = _fewest_dropped(turns, encode, limit)
+        return EncodedPrompt(ids[:limit], dropped)
 
     def _with_system(self, head: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
         """Put a system turn before the others, or its text in front of the first user turn."""
@@ -316,17 +315,21 @@ class Chat:
             ) from error
 
     def _render(self, messages: Sequence[Message], *, answer_next: bool) -> str:
-        """Render messages with transformers' sandboxed template engine."""
+        """Render messages with transformers' sandboxed template engine, in bounds."""
         dated = FIXED_DATE + self._template if "strftime_now" in self._template else self._template
-        return str(
-            self.tokenizer.apply_chat_template(
-                [message.to_json() for message in messages],
-                chat_template=dated,
-                tokenize=False,
-                add_generation_prompt=answer_next,
-                **self._template_args,
+
+        def render() -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [message.to_json() for message in messages],
+                    chat_template=dated,
+                    tokenize=False,
+                    add_generation_prompt=answer_next,
+                    **self._template_args,
+                )
             )
-        )
+
+        return bounded(render, sum(len(message.content) for message in messages))
 
     def _probe(self, messages: Sequence[Message], *, answer_next: bool) -> str:
         """Render a conversation that every template must accept.
@@ -422,6 +425,40 @@ class Chat:
                 "tokenizer_config.json, or another chat_template"
             )
         return end
+
+
+def _fewest_dropped(
+    turns: Sequence[Message], encode: Callable[[int], tuple[int, ...]], limit: int
+) -> tuple[int, tuple[int, ...]]:
+    """Drop as few of the oldest turns as a limit asks for, so that a user's turn comes first.
+
+    Found from the end, by twos, fours and so on, then by halves: a conversation of thousands of
+    turns is encoded some twenty times, mostly a short end of it.
+
+    Args:
+        turns: the last one is a user's.
+        encode: encodes a conversation without its first so many turns.
+        limit: of tokens.
+
+    Returns:
+        How many turns are dropped, and the ids; over the limit where the last user turn alone is.
+    """
+    ids = encode(0)
+    if len(ids) <= limit:
+        return 0, ids
+    starts = [i for i, turn in enumerate(turns) if i and turn.role == "user"]
+    if not starts:
+        return 0, ids
+    fits, ids, step = len(starts) - 1, encode(starts[-1]), 1
+    fails = -1
+    while len(ids) <= limit and fits > fails + 1:
+        tried = max(fits - step, fails + 1) if fails < 0 else (fits + fails) // 2
+        more = encode(starts[tried])
+        if len(more) <= limit:
+            fits, ids, step = tried, more, 2 * step
+        else:
+            fails = tried
+    return starts[fits], ids
 
 
 def _template_of(tokenizer: Any) -> str:

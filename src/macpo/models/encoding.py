@@ -60,11 +60,15 @@ class TextEncoder:
             controls = self._controls(text)
             if not controls:
                 return text
-            for _, start, end in reversed(controls):
-                if end - start > 1:
-                    text = f"{text[: start + 1]} {text[start + 1 :]}"
-                else:
-                    text = f"{text[:start]} {text[end:]}"
+            pieces: list[str] = []
+            at = 0
+            for _, start, end in controls:
+                if start < at:  # inside of the one before: the next round finds what is left
+                    continue
+                kept = start + 1 if end - start > 1 else start
+                pieces += (text[at:kept], " ")
+                at = kept if end - start > 1 else end
+            text = "".join((*pieces, text[at:]))
         raise DataError(f"text spells special tokens in a way that cannot be undone: {text[:60]!r}")
 
     def encode_following(self, text: str) -> tuple[int, ...]:

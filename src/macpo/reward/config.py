@@ -13,14 +13,14 @@ from macpo.config.base import Section
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_path, override, read_mapping, refusal
 from macpo.config.sections import AGENT_NAME
-from macpo.config.values import Count, CountOrZero, NonNegative, Positive, Size, Text
+from macpo.config.values import Count, CountOrZero, Epochs, NonNegative, Positive, Size, Text
 from macpo.shipped import locate
 
 
 class RewardOptimizerConfig(OptimizerConfig):
     """One epoch at a step size for adapters."""
 
-    epochs: Count = 1
+    epochs: Epochs = 1
     learning_rate: Positive = 2e-4
     batch_size: Count = 16
 
