@@ -8,6 +8,7 @@ import random
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,12 @@ def test_template_that_harms_some_conversations_alone_is_refused_there(
     prompt = Prompt((Message("user", "mark"),))
     with pytest.raises(DataError, match=rf"^prompt {prompt.id}: .*takes more than 0.5 s"):
         reading.encode_prompt(prompt, 100)
+
+
+def test_time_is_bounded_in_other_threads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ModelError, match=r"takes more than 0\.5 s"):
+        pool.submit(chat, LOOP + PLAIN).result()
 
 
 def conversation(turns: int, words: int = 1) -> Prompt:

@@ -1,15 +1,17 @@
 """Rendering a chat template that somebody else wrote, within seconds and a stated memory.
 
 A template is a program. The sandbox of transformers keeps it from files and secrets, not from
-loops in loops or from `'a' * 10 ** 10`. Here its work is counted while it renders: CPU time at
-every line of Python that runs for it, and on Linux the address space that it may add. What is not
-bounded is one operation on little memory that computes for long, such as a power of huge numbers.
+loops in loops or from `'a' * 10 ** 10`. Here it has some seconds of CPU time between lines of
+Python, and on Linux some address space that it may add. What is not bounded is one operation on
+little memory that computes for long, such as a power of huge numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -52,16 +54,39 @@ def bounded(render: Callable[[], str], characters: int) -> str:
 
 @contextlib.contextmanager
 def _limited_time() -> Iterator[None]:
-    """Let this thread's Python code run for some seconds of its own CPU time."""
-    end = time.thread_time() + SECONDS
+    """Let Python code run for some seconds of CPU time.
 
-    def count(frame: FrameType, event: str, argument: Any) -> Any:
+    In the main thread by a timer's signal, which costs nothing; elsewhere signals do not arrive,
+    and every line is traced.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        with _traced(time.thread_time() + SECONDS):
+            yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TemplateError(f"takes more than {SECONDS:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 0.1)  # again, should somebody swallow it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextlib.contextmanager
+def _traced(end: float) -> Iterator[None]:
+    """Look at this thread's CPU time at every line of Python."""
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > end:
             raise TemplateError(f"takes more than {SECONDS:g} s")
-        return count
+        return look
 
     before = sys.gettrace()
-    sys.settrace(count)
+    sys.settrace(look)
     try:
         yield
     finally:
