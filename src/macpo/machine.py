@@ -43,6 +43,15 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
+def use_threads(number: int | None = None) -> int:
+    """Set how many threads a CPU's operators take in this process, if given; return the number."""
+    import torch
+
+    if number is not None:
+        torch.set_num_threads(number)
+    return int(torch.get_num_threads())
+
+
 def matmul_gflops(dtype: str, device: torch.device) -> float:
     """Return the best measured speed of a matrix product, in GFLOP/s (10^9 operations a second).
 

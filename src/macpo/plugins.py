@@ -21,6 +21,8 @@ from macpo.errors import ConfigError
 BUILT_IN = ("macpo.testbed.plugin",)
 GROUP = "macpo.plugins"
 
+_NAMED: dict[str, None] = {}
+
 
 @functools.cache
 def load_plugins() -> None:
@@ -41,6 +43,11 @@ def load_plugins() -> None:
             ) from error
 
 
+def named_plugins() -> tuple[str, ...]:
+    """Return what the user named in this process, in order, for processes that do work of his."""
+    return tuple(_NAMED)
+
+
 def load_plugin(name: str) -> None:
     """Import a plugin that the user names.
 
@@ -52,9 +59,12 @@ def load_plugin(name: str) -> None:
     """
     try:
         if name.endswith(".py"):
-            _import_file(Path(name).expanduser().absolute())
+            path = Path(name).expanduser().absolute()
+            _import_file(path)
+            _NAMED[str(path)] = None
         else:
             importlib.import_module(name)
+            _NAMED[name] = None
     except ConfigError:
         raise
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ RUN/store/                 artifacts by content key
 RUN/stages/                the same under readable names
 RUN/journal.jsonl          what happened when
 RUN/progress.json          where the running stage is
+RUN/progress/              the same of stages that run side by side, on a cluster
 RUN/metrics.jsonl          one line per policy, round and metric
 RUN/final/                 the aligned policies
 RUN/annotations/           what people judged
@@ -293,6 +294,10 @@ class RunDir:
     def progress(self) -> dict[str, Any] | None:
         """Return where the running stage is; see `macpo.store.read_progress`."""
         return read_progress(self.progress_file)
+
+    def progress_of(self, key: str) -> Path:
+        """Return where it stands how far a stage is that runs beside others."""
+        return self.path / "progress" / f"{key[:16]}.json"
 
     def metrics(self) -> list[MetricRow]:
         """Return the rows of metrics.jsonl; none when it is not there.

@@ -18,7 +18,7 @@ from macpo.evaluation.evaluator import chosen_evaluators
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.invocation import command_line, describe_process
-from macpo.machine import choose_device, tune_allocator
+from macpo.machine import choose_device, tune_allocator, use_threads
 from macpo.monitors.tracking import Tracking
 from macpo.run_directory import (
     FINAL,
@@ -67,7 +67,7 @@ def run(
         config: what to run.
         folder: the run directory, made if it is not there.
         observer: is told what happens.
-        executor: makes what runs the stages; by default `macpo.execution.local.LocalExecutor`.
+        executor: makes what runs the stages; by default what `execution` in the config says.
 
     Raises:
         MacpoError: something is wrong; see macpo.errors.
@@ -75,20 +75,25 @@ def run(
     """
     from macpo.agents import assemble_team, say_chosen_targets
     from macpo.data.stages import content_digest
-    from macpo.execution.local import LocalExecutor
+    from macpo.execution.choice import chosen_claims, chosen_executor
     from macpo.methods.build import build_plan
     from macpo.preflight import check_agent
 
     for name in config.track:
         TRACKERS.get(name).load()  # what is missing is said before anybody works
     home = RunDir(folder)
-    device = choose_device(config.device)
+    elsewhere = executor is None and config.execution.backend != "local"
+    device = choose_device("auto" if elsewhere and config.device != "cpu" else config.device)
     caution = find_backend(config.generation.backend).caution
     if caution:
         observer.note(caution)
-    with RunLock(home.lock):
+    with contextlib.ExitStack() as stack:
+        make = executor or stack.enter_context(chosen_executor(config))
+        stack.enter_context(RunLock(home.lock))
         journal = Journal(home.journal_file)
         journal.append("invoked", command=command_line(), **describe_process(), device=str(device))
+        if elsewhere:
+            use_threads(config.execution.cpus_per_stage)  # what is written down holds for stages
         resolved = resolve_once(home.run_file, config.dtype, device, observer.note)
         keep_numerics(resolved, device, observer.note)
         if device.type == "cpu":
@@ -106,10 +111,10 @@ def run(
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         written = describe_plan(plan)
         _write(home.plan_file, json.dumps(written.to_json(), indent=1) + "\n")
-        make = executor or LocalExecutor
+        store = Store(home.store, chosen_claims(config.execution))
         with contextlib.closing(Tracking.start(config, home, observer)) as tracking:
             metrics = _MetricsFile(tracking, home, written)
-            runs = make(home.path, Store(home.store), config.engine, device, metrics)
+            runs = make(home.path, store, config.engine, device, metrics)
             runs.execute(plan)
             measured = metrics.write()
         ended = home.ended()

@@ -53,6 +53,11 @@ class Stage(ABC):
         """Whose model this stage runs; None for a stage that only sorts texts."""
         return None
 
+    @property
+    def uses_model(self) -> bool:
+        """Whether this stage runs any model, its agent's or another, and so wants a GPU."""
+        return self.agent is not None
+
     def work(self, known: Known) -> Work:
         """Reckon the tokens that this stage takes through its agent's model."""
         return Work()
@@ -63,6 +68,11 @@ class Stage(ABC):
         One entry for a stage that answers, chosen and rejected for one that pairs, none for others.
         """
         return ()
+
+    @property
+    def may_end_run(self) -> bool:
+        """Whether `ends_run` can be true of what this stage returns."""
+        return False
 
     def ends_run(self, meta: Mapping[str, Any]) -> bool:
         """Tell from what `run` returned whether the stages after this one are not to run."""

@@ -4,6 +4,7 @@ sections   the tree itself, with its defaults
 training   SFT and DPO: optimizers, losses, where a round starts
 methods    the section of the method, which is looked up by name
 evaluators likewise for the list of evaluators
+execution  where stages run
 generation who answers: the section, looked up by its backend
 serving    keys of the backends that answer in another process
 values     the kinds of values in it
@@ -14,6 +15,7 @@ faults     what is said of what is wrong
 """
 
 from macpo.config.base import Section
+from macpo.config.execution import ExecutionConfig
 from macpo.config.generation import DECODED_HERE, GenerationConfig
 from macpo.config.loading import check_config, load_config
 from macpo.config.methods import MethodConfig, method_name
@@ -50,6 +52,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExecutionConfig",
     "GenerationConfig",
     "LimitsConfig",
     "MethodConfig",

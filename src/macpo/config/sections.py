@@ -24,6 +24,7 @@ from pydantic import (
 from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
+from macpo.config.execution import ExecutionConfig, read_execution
 from macpo.config.generation import GenerationConfig, read_generation
 from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read_method
 from macpo.config.recipes import forget, lay_under
@@ -353,6 +354,7 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+    execution: Annotated[ExecutionConfig, BeforeValidator(read_execution)] = ExecutionConfig()
     track: tuple[Text, ...] = ()
 
     @property

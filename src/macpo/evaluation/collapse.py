@@ -200,6 +200,11 @@ class CheckCollapse(Stage):
     limits: CollapseConfig
     stop: bool
 
+    @property
+    def may_end_run(self) -> bool:
+        """See `Stage.may_end_run`."""
+        return self.stop
+
     def ends_run(self, meta: Mapping[str, Any]) -> bool:
         """See `Stage.ends_run`."""
         return bool(meta["stop"])

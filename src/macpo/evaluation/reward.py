@@ -137,6 +137,11 @@ class ScoreAnswers(Stage):
     metric: str
     options: RewardEvaluator
 
+    @property
+    def uses_model(self) -> bool:
+        """The reward model, which is no agent's."""
+        return True
+
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Write measurements: the mean, its error, and the reward of every answer."""
         found = resolve(self.options.source)

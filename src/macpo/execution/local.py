@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from macpo.agents import Agent, Policy
-from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.execution.protocol import Observer
-from macpo.execution.single import Bench, look, run_stage, translate_memory_errors
-from macpo.generation.local import refuse_mute
+from macpo.execution.record import Record
+from macpo.execution.single import (
+    Bench,
+    examine,
+    find_or_discard,
+    look,
+    run_stage,
+    who_works,
+)
+from macpo.execution.stopping import stop_on_signal
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.run_directory import RunDir
 from macpo.stage import Stage
-from macpo.store import (
-    Artifact,
-    Journal,
-    Progress,
-    Store,
-    describe_stop,
-    translate_write_errors,
-)
+from macpo.store import Artifact, Claim, Progress, Store
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +61,7 @@ class LocalExecutor:
         self.store = store
         self.engine = engine
         self.observer = observer
-        self.run = RunDir(folder)
-        self.journal = Journal(self.run.journal_file)
+        self.record = Record(RunDir(folder), store)
         self.artifacts: dict[str, Artifact] = {}
         self._device = device
         self._to_come: list[Stage] = []
@@ -104,18 +99,18 @@ class LocalExecutor:
         return self._execute(list(stages), "evaluating")
 
     def _execute(self, plan: list[Stage], event: str) -> dict[str, Artifact]:
-        self.journal.append(event, stages=[[stage.name, stage.key] for stage in plan])
+        self.record.planned(plan, event)
         self.store.sweep()
-        told = self._told()
+        told = self.record.told()
         self.observer.planned(plan)
         with contextlib.ExitStack() as until_end:
-            stop = until_end.enter_context(_stop_on_signal(self.observer))
+            stop = until_end.enter_context(stop_on_signal(self.observer))
             until_end.callback(self._end_companions)
             for number, stage in enumerate(plan, 1):
                 self._to_come = plan[number - 1 :]
                 artifact = self._obtain(stage, number, len(plan), stop, told)
                 self.artifacts[stage.key] = artifact
-                self._link(stage, artifact)
+                self.record.link(stage, artifact)
                 if stage.ends_run(artifact.meta):
                     break
         return self.artifacts
@@ -126,22 +121,21 @@ class LocalExecutor:
         """Find a stage's artifact, or run the stage; `told` is what the journal has as done."""
         artifact, _ = look(self.store, stage, self.artifacts)
         if artifact is None:
-            with self.store.claim(stage.kind, stage.key, self._waiting(stage, stop)):
+            with self.store.claim(stage.kind, stage.key, self._waiting(stage, stop)) as claim:
                 artifact = self._find(stage)  # who had the claim before may have made it
                 if artifact is None:
-                    return self._run(stage, number, total, stop)
+                    return self._run(stage, number, total, stop, claim)
         if stage.key not in told:  # another run that shares the store has run it
-            self.journal.append("found", stage=stage.name, key=stage.key)
+            self.record.found(stage)
         self.observer.stage_found(stage, artifact)
         return artifact
 
     def _find(self, stage: Stage) -> Artifact | None:
         """Find the artifact of a claimed stage; one of no use is set aside."""
-        artifact, reason = look(self.store, stage, self.artifacts)
+        artifact, reason = find_or_discard(self.store, stage, self.artifacts)
         if reason is not None:
             self.observer.note(f"{stage.name} is run again: {reason}")
-            self.store.discard(stage.kind, stage.key)
-            self.journal.append("set_aside", stage=stage.name, key=stage.key, reason=reason)
+            self.record.set_aside(stage, reason)
         return artifact
 
     def _waiting(self, stage: Stage, stop: threading.Event) -> Callable[[], None]:
@@ -158,28 +152,21 @@ class LocalExecutor:
 
         return wait
 
-    def _told(self) -> set[str]:
-        """Return the keys of the stages of which the journal says that they are done."""
-        keys: set[str] = set()
-        for event in self.run.journal():
-            if event["event"] in ("finished", "found"):
-                keys.add(event["key"])
-            elif event["event"] == "set_aside":
-                keys.discard(event["key"])
-        return keys
-
-    def _run(self, stage: Stage, number: int, total: int, stop: threading.Event) -> Artifact:
-        """Run one stage and commit its artifact."""
+    def _run(
+        self, stage: Stage, number: int, total: int, stop: threading.Event, claim: Claim
+    ) -> Artifact:
+        """Run one claimed stage and commit its artifact."""
         if stage.agent is not None:
             self._inspect_bases()
         self.observer.stage_started(stage, number, total)
-        self.journal.append("started", stage=stage.name, key=stage.key)
+        self.record.started(stage)
         started = time.monotonic()
-        with Progress(self.run.progress_file, stage.name, stage.key) as progress:
+        with Progress(self.record.run.progress_file, stage.name, stage.key) as progress:
 
             def report(done: int, total: int, **fields: Any) -> None:
                 progress.update(done, total, **fields)
                 self.observer.stage_progress(stage, done, total, **fields)
+                claim.check()
                 if stop.is_set():
                     raise KeyboardInterrupt
 
@@ -187,17 +174,11 @@ class LocalExecutor:
             try:
                 artifact = run_stage(self.store, stage, self.artifacts, bench, report)
             except BaseException as error:
-                seconds = time.monotonic() - started
-                what = describe_stop(error)
                 with contextlib.suppress(Exception):  # the error itself matters more
-                    self.journal.append(
-                        "stopped", stage=stage.name, key=stage.key, seconds=seconds, reason=what
-                    )
-                    self.store.times.append("stopped", key=stage.key, seconds=seconds)
+                    self.record.stopped(stage, time.monotonic() - started, error)
                 raise
         seconds = time.monotonic() - started
-        self.journal.append("finished", stage=stage.name, key=stage.key, seconds=seconds)
-        self.store.times.append("finished", key=stage.key, seconds=seconds)
+        self.record.finished(stage, seconds)
         self.observer.stage_finished(stage, seconds, artifact)
         return artifact
 
@@ -208,65 +189,12 @@ class LocalExecutor:
         is first comes last, and is in memory then. Who is to answer is tried with a few tokens,
         unless macpo's own decoder serves the model.
         """
-        agents = {stage.agent.name: stage.agent for stage in self._to_come if stage.agent}
-        answers = {
-            s.agent.name: s
-            for s in self._to_come
-            if isinstance(s, Respond) and s.agent and s.decodes_here
-        }
-        for agent in reversed(agents.values()):
+        for agent, answering in reversed(who_works(self._to_come)):
             if agent.name not in self._inspected:
-                with translate_memory_errors(f"loading {agent.name}"):
-                    self._inspect(agent, answers.get(agent.name))
+                examine(agent, answering, self.policies)
                 self._inspected.add(agent.name)
-
-    def _inspect(self, agent: Agent, answering: Respond | None) -> None:
-        """Load one base and keep no hold of it: the next one may need the room."""
-        loaded = self.policies.load(Policy(agent, "positive"))
-        if answering is not None:
-            written = answering.sampling.max_new_tokens
-            refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
 
     def _end_companions(self) -> None:
         """End what works beside the bases, such as engines that served."""
         if "policies" in vars(self):
             self.policies.close()
-
-    def _link(self, stage: Stage, artifact: Artifact) -> None:
-        """Show the artifact under its readable name: stages/round-1/student/pairs."""
-        link = self.run.stages / stage.name
-        target = os.path.relpath(artifact.path, link.parent)
-        if link.is_symlink() and os.readlink(link) == target:
-            return
-        with translate_write_errors(link):
-            link.parent.mkdir(parents=True, exist_ok=True)
-            fresh = link.with_name(f".{link.name}.new")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(target)
-            fresh.replace(link)
-
-
-@contextlib.contextmanager
-def _stop_on_signal(observer: Observer) -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a request to stop at the next safe point.
-
-    The second one interrupts at once. Outside the main thread signals are left alone.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        with contextlib.suppress(RuntimeError):  # the signal came while a line was being written
-            observer.note("stopping at the next safe point; once more to stop at once")
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from macpo.agents import Agent, Policy
+from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError, StoreError
+from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.progress import ProgressCallback
 from macpo.stage import Stage, StageContext
@@ -60,6 +63,16 @@ def look(
     if artifact is not None and dict(artifact.inputs) != input_digests(stage, artifacts):
         return None, "it was made from inputs that have changed since"
     return artifact, None
+
+
+def find_or_discard(
+    store: Store, stage: Stage, artifacts: Mapping[str, Artifact]
+) -> tuple[Artifact | None, str | None]:
+    """Find the artifact of a claimed stage; one of no use is set aside, and it is said why."""
+    artifact, reason = look(store, stage, artifacts)
+    if reason is not None:
+        store.discard(stage.kind, stage.key)
+    return artifact, reason
 
 
 def run_stage(
@@ -136,6 +149,34 @@ def check_inputs(store: Store, stage: Stage, artifacts: Mapping[str, Artifact]) 
             f"{stage.name}: {made.name}, which it reads, was changed while the run went on "
             f"({fault}); run again to make it anew"
         )
+
+
+def who_works(stages: Sequence[Stage]) -> list[tuple[Agent, Respond | None]]:
+    """Return the agents of stages, in order, each with a stage in which it decodes here."""
+    agents = {stage.agent.name: stage.agent for stage in stages if stage.agent}
+    answers = {
+        s.agent.name: s for s in stages if isinstance(s, Respond) and s.agent and s.decodes_here
+    }
+    return [(agent, answers.get(name)) for name, agent in agents.items()]
+
+
+def examine(agent: Agent, answering: Respond | None, policies: PolicyPool) -> None:
+    """Load an agent's base and keep no hold of it: a model that will not do is refused here.
+
+    Args:
+        agent: the agent.
+        answering: a stage in which it is to answer, if there is one: it is tried with a few tokens,
+            unless macpo's own decoder serves the model.
+        policies: what to load it with.
+
+    Raises:
+        ModelError: it cannot be loaded, or cannot answer.
+    """
+    with translate_memory_errors(f"loading {agent.name}"):
+        loaded = policies.load(Policy(agent, "positive"))
+        if answering is not None:
+            written = answering.sampling.max_new_tokens
+            refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@
     └── store/              Store
         ├── sft-6f0c…/      a committed artifact: its files and manifest.json
         ├── .partial/       stages under way: an output to commit, and checkpoints to resume from
+        ├── .leases/        who is at work on what, where locks do not reach (lease)
         ├── .damaged/       artifacts that did not match their checksums, set aside
         └── times.jsonl     Journal: how long stages took
 
@@ -24,7 +25,9 @@ from macpo.store.atomic import (
     write_text_atomic,
 )
 from macpo.store.checkpoints import Checkpoints
+from macpo.store.claims import Claim, Claims, LockClaims
 from macpo.store.journal import Journal, Progress, describe_stop, read_journal, read_progress
+from macpo.store.lease import LeaseClaims
 from macpo.store.lock import Holder, RunLock, lock_holder
 from macpo.store.manifest import MANIFEST, Manifest, folder_state, read_manifest, verify
 
@@ -33,8 +36,12 @@ __all__ = [
     "TIMES",
     "Artifact",
     "Checkpoints",
+    "Claim",
+    "Claims",
     "Holder",
     "Journal",
+    "LeaseClaims",
+    "LockClaims",
     "Manifest",
     "Progress",
     "RunLock",

@@ -9,7 +9,7 @@
 
 An artifact holds nothing that differs between two runs of its stage: no times, no host names, no
 absolute paths. Several processes may use one store: each stage is run by the one that holds its
-claim.
+claim (`macpo.store.claims`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 
 from macpo.errors import DamagedError, StoreError
 from macpo.seeds import canonical_json
-from macpo.store import oslock
 from macpo.store.atomic import (
     TRASH,
     commit_directory,
@@ -35,13 +34,16 @@ from macpo.store.atomic import (
     translate_write_errors,
 )
 from macpo.store.checkpoints import Checkpoints
+from macpo.store.claims import Claim, Claims, LockClaims
 from macpo.store.journal import Journal
+from macpo.store.lease import leased, remove_leases
 from macpo.store.manifest import MANIFEST, Manifest, folder_state, verify
 
 PARTIAL = ".partial"
 DAMAGED = ".damaged"
 TIMES = "times.jsonl"
 KEPT = "kept"
+OUTPUT = "output"
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
@@ -71,18 +73,19 @@ class Workspace:
     """The partial folder of one stage, which survives a kill.
 
     `output` was empty when the workspace was opened and becomes the artifact. `checkpoints` are
-    those of an earlier, killed attempt at the same key, or none.
+    those of an earlier, killed attempt at the same key, or none. `attempt` is that of the claim.
     """
 
     store: Store
     kind: str
     key: str
     path: Path
+    attempt: str = ""
 
     @property
     def output(self) -> Path:
         """The folder whose files the artifact will hold."""
-        return self.path / "output"
+        return self.path / f"{OUTPUT}{self.attempt}"
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -99,6 +102,7 @@ class Workspace:
         Raises:
             StoreError: the disk is full or fails, the artifact exists already, or `output` holds
                 a link; the checkpoints are still there.
+            ClaimLostError: another process has taken the stage over.
             TypeError: `meta` holds something that JSON cannot express.
             ValueError: `meta` holds a NaN or an infinity.
         """
@@ -114,13 +118,19 @@ class Store:
     Attributes:
         times: how long stages took, those of all runs that use the store.
         kept: a folder for what is kept besides artifacts, such as verdicts that were paid for.
+
+    Args:
+        root: the folder.
+        claims: how stages are claimed; by default by the operating system's locks.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, claims: Claims | None = None) -> None:
         self.root = Path(root)
+        self.claims: Claims = claims or LockClaims()
         self.times = Journal(self.root / TIMES)
         self.kept = self.root / KEPT
         self._verified: dict[str, tuple[object, Artifact]] = {}
+        self._claimed: dict[str, Claim] = {}
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """Return the artifact, or None when it is absent or was never completed.
@@ -139,12 +149,11 @@ class Store:
         return self._remember(folder, verify(folder), kind, key)
 
     @contextlib.contextmanager
-    def claim(self, kind: str, key: str, wait: Callable[[], None]) -> Iterator[None]:
+    def claim(self, kind: str, key: str, wait: Callable[[], None]) -> Iterator[Claim]:
         """Be the only process at work on a stage while the `with` block runs.
 
-        The claim is a lock of the operating system's on the stage's partial folder: it dies with
-        its holder. Look for the artifact again inside the block, for who held the claim before may
-        have made it.
+        Look for the artifact again inside the block, for who held the claim before may have made
+        it. A commit inside the block makes sure that the claim is still held.
 
         Args:
             kind: of the stage.
@@ -153,18 +162,17 @@ class Store:
                 moment, or raises to give up.
 
         Raises:
-            StoreError: the folder cannot be made or locked.
+            StoreError: the folder cannot be made or claimed.
         """
         path = self.root / PARTIAL / self._folder(kind, key).name
-        while (descriptor := _lock_folder(path)) is None:
+        while (claim := self.claims.take(path)) is None:
             wait()
+        self._claimed[path.name] = claim
         try:
-            yield
+            yield claim
         finally:
-            with contextlib.suppress(OSError):  # it is gone already, or holds checkpoints
-                if _is_at(path, descriptor):  # and not one that the next process has made since
-                    os.rmdir(path)
-            os.close(descriptor)
+            del self._claimed[path.name]
+            claim.release()
 
     def workspace(self, kind: str, key: str) -> Workspace:
         """Open the partial folder of a stage: its output empty, its checkpoints kept.
@@ -174,8 +182,12 @@ class Store:
         Raises:
             StoreError: it cannot be created.
         """
-        workspace = Workspace(self, kind, key, self.root / PARTIAL / self._folder(kind, key).name)
-        remove_tree(workspace.output)
+        name = self._folder(kind, key).name
+        claim = self._claimed.get(name)
+        attempt = "" if claim is None else claim.attempt
+        workspace = Workspace(self, kind, key, self.root / PARTIAL / name, attempt)
+        for left in (workspace.output, *workspace.path.glob(f"{OUTPUT}*")):
+            remove_tree(left)
         make_directory(workspace.output)
         return workspace
 
@@ -218,13 +230,16 @@ class Store:
         with translate_write_errors(partial):
             folders = sorted(p for p in partial.iterdir() if p.is_dir())
         for folder in folders:
-            descriptor = _lock_folder(folder, make=False)
-            if descriptor is None:
+            claim = self.claims.take(folder, make=False)
+            if claim is None:
                 continue
             try:
                 removed += self._sweep_stage(folder)
             finally:
-                os.close(descriptor)
+                claim.release()
+        for name in leased(self.root):
+            if (self.root / name / MANIFEST).is_file():
+                remove_leases(self.root, name)
         return removed
 
     def _sweep_stage(self, folder: Path) -> list[Path]:
@@ -235,7 +250,7 @@ class Store:
         if done or folder.name.startswith(TRASH) or not checkpoints.is_dir():
             stale = [folder]
         else:
-            stale = [p for p in (*leftovers, folder / "output") if p.is_dir()]
+            stale = [p for p in (*leftovers, *sorted(folder.glob(f"{OUTPUT}*"))) if p.is_dir()]
         for path in stale:
             remove_tree(path)
         return stale
@@ -253,7 +268,9 @@ class Store:
         if final.is_dir() and not _is_there(final / MANIFEST):
             aside = self.discard(kind, key)
             _log.warning("%s had no %s and was moved to %s", final, MANIFEST, aside)
-        manifest = commit_directory(workspace.output, final, fields)
+        claim = self._claimed.get(final.name)
+        confirm = None if claim is None else claim.confirm
+        manifest = commit_directory(workspace.output, final, fields, confirm)
         artifact = self._remember(final, manifest, kind, key)
         remove_tree(workspace.path)
         return artifact
@@ -278,38 +295,6 @@ def artifact_folder(root: Path, kind: str, key: str) -> Path:
     if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
         raise ValueError(f"({kind!r}, {key!r}) is not a kind and a key in hexadecimal")
     return root / f"{kind}-{key[:16]}"
-
-
-def _lock_folder(path: Path, *, make: bool = True) -> int | None:
-    """Lock a folder without waiting; return its open descriptor, None if somebody else has it.
-
-    Raises:
-        StoreError: it cannot be made or locked.
-    """
-    if make:
-        make_directory(path)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # removed since, by who held it
-        return None
-    try:
-        held = oslock.lock(descriptor) and _is_at(path, descriptor)
-    except FileNotFoundError:
-        held = False
-    except OSError as error:
-        os.close(descriptor)
-        raise StoreError(
-            f"cannot lock {path}: {error.strerror}; put the store on a disk that knows file locks"
-        ) from error
-    if not held:  # somebody has it, or it was removed or made anew since
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether an open folder is still the one at `path`."""
-    return os.path.samestat(os.stat(path), os.fstat(descriptor))
 
 
 def _is_there(path: Path) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,10 @@ def write_text_atomic(path: Path, text: str, *, durable: bool, alone: bool = Tru
 
 
 def commit_directory(
-    temporary: Path, final: Path, fields: Mapping[str, Any] | None = None
+    temporary: Path,
+    final: Path,
+    fields: Mapping[str, Any] | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> Manifest:
     """Make the finished folder `temporary` appear as `final`, whole and durable.
 
@@ -110,6 +113,7 @@ def commit_directory(
         temporary: a folder on the same file system as `final`, written by nobody any more.
         final: must not exist.
         fields: JSON to put into the manifest beside the files.
+        confirm: called right before the rename; what it raises keeps it from being done.
 
     Returns:
         The manifest as a reader gets it (tuples in `fields` have become lists).
@@ -117,7 +121,7 @@ def commit_directory(
     Raises:
         StoreError: something cannot be written, `final` exists, or `temporary` holds a link.
     """
-    return parse_manifest(_commit(temporary, final, fields or {}), final)
+    return parse_manifest(_commit(temporary, final, fields or {}, confirm), final)
 
 
 @contextlib.contextmanager
@@ -148,7 +152,12 @@ def new_directory(final: Path, fields: Mapping[str, Any] | None) -> Iterator[Pat
         raise
 
 
-def _commit(temporary: Path, final: Path, fields: Mapping[str, Any] | None) -> str:
+def _commit(
+    temporary: Path,
+    final: Path,
+    fields: Mapping[str, Any] | None,
+    confirm: Callable[[], None] | None = None,
+) -> str:
     """Do what `commit_directory` says; return the manifest's text, empty when there is none."""
     if os.path.lexists(final):
         raise StoreError(f"cannot write {final}: it exists already; move it away")
@@ -165,6 +174,8 @@ def _commit(temporary: Path, final: Path, fields: Mapping[str, Any] | None) -> s
             for folder, _, _ in os.walk(temporary, topdown=False):
                 fsync_directory(Path(folder))
             make_directory(final.parent)
+            if confirm is not None:
+                confirm()
             os.rename(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

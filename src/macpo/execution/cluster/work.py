@@ -1,0 +1,209 @@
+"""What a worker does: a stage, as the local executor runs it, told to the driver from here.
+
+A worker's process is kept between tasks on a CPU, and with it the models that it has loaded
+(`_WORKSHOPS`); with a GPU it ends after each, for it would keep memory from the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from macpo.agents import Agent
+from macpo.answering import Respond
+from macpo.config import EngineConfig
+from macpo.errors import MacpoError
+from macpo.execution.cluster.mailbox import Reporter
+from macpo.execution.cluster.visible import await_artifact
+from macpo.execution.single import Bench, examine, find_or_discard, run_stage
+from macpo.machine import choose_device, tune_allocator, use_threads
+from macpo.plugins import load_plugin, load_plugins
+from macpo.stage import Stage
+from macpo.store import Artifact, LeaseClaims, Store
+
+if TYPE_CHECKING:
+    from macpo.policies import PolicyPool
+
+WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all tasks of a run have in common.
+
+    Attributes:
+        store: the folder, by a path that all nodes know.
+        engine: layout of work on one machine.
+        device: `auto`, `cpu` or `cuda`, as the config names it.
+        threads: of a task.
+        plugins: what the user named with `--plugin`.
+        lease_seconds: of claims; None for claims by locks.
+    """
+
+    store: Path
+    engine: EngineConfig
+    device: str
+    threads: int
+    plugins: tuple[str, ...]
+    lease_seconds: float | None
+
+    def open_store(self) -> Store:
+        """Return the store, with the claims that reach all nodes."""
+        seconds = self.lease_seconds
+        return Store(self.store, None if seconds is None else LeaseClaims(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes:
+        artifact: of the stage, if it has one now.
+        seconds: that it ran.
+        ran: whether it ran; else another process had made the artifact meanwhile.
+        error: why it failed.
+        stopped: whether it stopped because it was asked to.
+    """
+
+    artifact: Artifact | None = None
+    seconds: float = 0.0
+    ran: bool = False
+    error: MacpoError | None = None
+    stopped: bool = False
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What a worker's process keeps between tasks: models, where weights are, what was verified."""
+
+    site: Site
+    store: Store
+    places: dict[str, Path] = field(default_factory=dict)
+    pool: PolicyPool | None = None
+
+    def policies(self) -> PolicyPool:
+        """Return what loads policies, made when it is first asked for."""
+        if self.pool is None:
+            from macpo.policies import PolicyPool
+
+            use_threads(self.site.threads)
+            self.pool = PolicyPool(choose_device(self.site.device), self.places.__getitem__)
+        return self.pool
+
+
+class Task(Protocol):
+    """Something for a worker to do."""
+
+    def __call__(self, workshop: Workshop, reporter: Reporter) -> Outcome:
+        """Do it.
+
+        Raises:
+            MacpoError: it failed.
+            KeyboardInterrupt: the driver asked it to stop.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunStage:
+    """Finds or runs a stage; `artifacts` are those of its inputs, by stage key."""
+
+    stage: Stage
+    artifacts: Mapping[str, Artifact]
+
+    def __call__(self, workshop: Workshop, reporter: Reporter) -> Outcome:
+        """See `Task`."""
+        stage, store = self.stage, workshop.store
+        for artifact in self.artifacts.values():
+            await_artifact(artifact)
+        workshop.places |= {key: artifact.path for key, artifact in self.artifacts.items()}
+        said = False
+
+        def wait() -> None:
+            nonlocal said
+            if not said:
+                reporter.tell("waiting")
+                said = True
+            if reporter.wait_to_stop(WAIT_SECONDS):
+                raise KeyboardInterrupt
+
+        with store.claim(stage.kind, stage.key, wait) as claim:
+            found, reason = find_or_discard(store, stage, self.artifacts)
+            if reason is not None:
+                reporter.tell("set_aside", text=reason)
+            if found is not None:
+                return Outcome(found)
+            reporter.tell("started", node=socket.gethostname(), pid=os.getpid())
+            started = time.monotonic()
+
+            def report(done: int, total: int, **fields: Any) -> None:
+                reporter.tell("progress", done=done, total=total, **fields)
+                claim.check()
+                if reporter.stopping:
+                    raise KeyboardInterrupt
+
+            bench = Bench(workshop.policies, workshop.site.engine)
+            artifact = run_stage(store, stage, self.artifacts, bench, report)
+            return Outcome(artifact, time.monotonic() - started, ran=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Loads an agent's base, so that one that will not do is refused before anybody works."""
+
+    agent: Agent
+    answering: Respond | None
+
+    def __call__(self, workshop: Workshop, reporter: Reporter) -> Outcome:
+        """See `Task`."""
+        examine(self.agent, self.answering, workshop.policies())
+        return Outcome()
+
+
+_WORKSHOPS: dict[Site, Workshop] = {}
+"""This process's one workshop, by the run that it belongs to: the next run's takes its place."""
+
+
+def do_task(site: Site, mailbox: Any, job: str, task: bytes) -> Outcome:
+    """Do a task in a worker's process; the function that is called through Ray.
+
+    Args:
+        site: what all tasks of the run have in common.
+        mailbox: the handle of the `Mailbox`.
+        job: this task's name in it.
+        task: a pickled `Task`: the classes of its stages may be a plugin's, loaded here first.
+    """
+    from ray import cloudpickle
+
+    workshop = _open_workshop(site)
+    with Reporter(mailbox, job) as reporter, reporter.warnings():
+        try:
+            if reporter.stopping:
+                return Outcome(stopped=True)
+            outcome: Outcome = cloudpickle.loads(task)(workshop, reporter)
+            return outcome
+        except MacpoError as error:
+            return Outcome(error=error)
+        except KeyboardInterrupt:
+            return Outcome(stopped=True)
+        finally:
+            if workshop.pool is not None:
+                workshop.pool.close()  # engines that served would outlive this process
+
+
+def _open_workshop(site: Site) -> Workshop:
+    """Return this process's workshop for a run."""
+    if site not in _WORKSHOPS:
+        load_plugins()
+        for name in site.plugins:
+            load_plugin(name)
+        _WORKSHOPS.clear()
+        _WORKSHOPS[site] = Workshop(site, site.open_store())
+        if site.device != "cuda":
+            tune_allocator()
+    return _WORKSHOPS[site]

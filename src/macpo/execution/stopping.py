@@ -1,0 +1,37 @@
+"""Being asked to stop: by Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from macpo.execution.protocol import Observer
+
+
+@contextlib.contextmanager
+def stop_on_signal(observer: Observer) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a request to stop at the next safe point.
+
+    The second one interrupts at once. Outside the main thread signals are left alone.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        with contextlib.suppress(RuntimeError):  # the signal came while a line was being written
+            observer.note("stopping at the next safe point; once more to stop at once")
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
