@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, ClassVar
 from macpo.agents import Agent, Policy
 from macpo.backends import LOCAL, backend_labelled
 from macpo.config import DECODED_HERE, GenerationConfig, SamplingConfig
-from macpo.generation.protocol import Rests, Speaker
+from macpo.generation.protocol import Generator, Rests, Speaker
+from macpo.generation.sharing import SharedGenerator
 from macpo.records import (
     Message,
     Prompt,
@@ -66,6 +68,11 @@ class Respond(Stage):
         """Whether macpo's own decoder makes the answers, or what stands in for it."""
         return backend_labelled(self.backend) is LOCAL
 
+    @property
+    def by_all_ranks(self) -> bool:
+        """Whether several ranks answer a share each; else rank 0 asks for all answers."""
+        return self.decodes_here
+
     def work(self, known: Known) -> Work:
         """Read the prompts and write the answers; twice, if two policies look at every token."""
         if self.agent is None:
@@ -89,19 +96,7 @@ class Respond(Stage):
         """Write prompts.jsonl and responses.jsonl, in the same order."""
         prompts = read_split_prompts(context.path(self.data), self.split)[: self.limit]
         responses = self._saved(context)
-        generator = context.generators(
-            Speaker(
-                self.policy,
-                self.backend,
-                self.away_from,
-                self.strength,
-                self.plausible,
-                self.generation,
-            ),
-            context.policies,
-            context.engine,
-            context.counter(len(prompts), len(responses)),
-        )
+        generator = self._generator(context, context.counter(len(prompts), len(responses)))
         while len(responses) < len(prompts):
             shard = prompts[len(responses) : len(responses) + SHARD]
             asked = [under_system_prompt(prompt, self.system) for prompt in shard]
@@ -119,6 +114,25 @@ class Respond(Stage):
             "empty": sum(r.is_empty for r in responses),
             "finished": sum(r.finished for r in responses),
         }
+
+    def _generator(self, context: StageContext, count: Callable[[int], None]) -> Generator:
+        """Make what answers, by all ranks where there are several."""
+        make = functools.partial(
+            context.generators,
+            Speaker(
+                self.policy,
+                self.backend,
+                self.away_from,
+                self.strength,
+                self.plausible,
+                self.generation,
+            ),
+            context.policies,
+            context.engine,
+        )
+        if context.ranks.size == 1:
+            return make(count)
+        return SharedGenerator(make, context.ranks, count)
 
     @staticmethod
     def _saved(context: StageContext) -> list[Response]:

@@ -28,7 +28,8 @@ class Resolved:
 
     `matmul_gflops` are the speeds of matrix products by dtype (GFLOP/s), empty when they were not
     timed; `threads` those of torch on the CPU, `instructions` which of them torch's kernels use
-    (`AVX2`). Fields that an older macpo did not write are empty.
+    (`AVX2`), `processes` how many ranks share the work. Fields that an older macpo did not write
+    are empty.
     """
 
     dtype: str
@@ -40,6 +41,7 @@ class Resolved:
     transformers: str = ""
     peft: str = ""
     instructions: str = ""
+    processes: int = 1
 
 
 def read_resolved(path: Path) -> Resolved | None:
@@ -78,6 +80,7 @@ def resolve_once(
     note: Callable[[str], None],
     *,
     whose: str = "",
+    processes: int = 1,
 ) -> Resolved:
     """Return what was resolved before, or decide now and keep it.
 
@@ -88,6 +91,7 @@ def resolve_once(
         device: on which to time.
         note: is told of a decision, and of an earlier one that another machine made.
         whose: the dtype is, in that note: ` for all cells`.
+        processes: how many ranks share the work, to be kept beside it.
 
     Raises:
         StoreError: the file cannot be read or written.
@@ -106,12 +110,14 @@ def resolve_once(
         dtype, measured = machine.fastest_dtype(device)
         speeds = ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in measured.items())
         note(f"dtype: {dtype}{whose} ({speeds} measured here)")
-    resolved = _describe(dtype, device, measured)
+    resolved = _describe(dtype, device, measured, processes)
     write_text_atomic(path, json.dumps(asdict(resolved), indent=1) + "\n", durable=True)
     return resolved
 
 
-def _describe(dtype: str, device: torch.device, measured: Mapping[str, float]) -> Resolved:
+def _describe(
+    dtype: str, device: torch.device, measured: Mapping[str, float], processes: int
+) -> Resolved:
     """Put a decision beside where it was made."""
     import torch
 
@@ -121,24 +127,34 @@ def _describe(dtype: str, device: torch.device, measured: Mapping[str, float]) -
         machine=platform.node(),
         matmul_gflops={name: round(speed, 1) for name, speed in measured.items()},
         threads=torch.get_num_threads(),
+        processes=processes,
         **_present(device),
     )
 
 
-def keep_numerics(before: Resolved, device: torch.device, note: Callable[[str], None]) -> None:
+def keep_numerics(
+    before: Resolved, device: torch.device, note: Callable[[str], None], processes: int = 1
+) -> None:
     """Compute as a run began: with its number of threads on a CPU; note what else has changed.
 
     Sums come in another order with another number of threads, so that a resumed run would end in
-    other bytes than one that was not stopped.
+    other bytes than one that was not stopped. With another number of processes it does anyhow.
 
     Args:
         before: what was resolved when the run began.
         device: where it goes on.
         note: is told of what differs.
+        processes: how many ranks share the work now.
     """
     import torch
 
-    if device.type == "cpu" and before.threads and before.threads != torch.get_num_threads():
+    if processes != before.processes:
+        note(
+            f"computing with {processes} process{'es' if processes > 1 else ''}, and not with "
+            f"{before.processes} as the run began: finished stages stay, and what is made from now "
+            "on differs by rounding from what it would have been"
+        )
+    elif device.type == "cpu" and before.threads and before.threads != torch.get_num_threads():
         note(
             f"computing with {before.threads} threads, as the run began, and not with "
             f"{torch.get_num_threads()}; other numbers end in other bytes"

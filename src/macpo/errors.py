@@ -6,6 +6,7 @@
     ├── ModelError         a model or tokenizer cannot be found, loaded or served
     ├── TrainingError      a stage had to stop (for example a NaN loss)
     ├── ClusterError       a cluster cannot be used, or loses stages
+    ├── RanksError         one of several processes at the same work was lost, or differs
     └── StoreError         the run directory cannot be used
         ├── RunLockedError     another process holds it
         ├── ClaimLostError     another process has taken over a stage
@@ -40,6 +41,10 @@ class TrainingError(MacpoError):
 
 class ClusterError(MacpoError):
     """A cluster cannot be used for a run, or its processes die with a stage again and again."""
+
+
+class RanksError(MacpoError):
+    """One of several processes at the same work was lost, did not start, or is not like others."""
 
 
 class StoreError(MacpoError):

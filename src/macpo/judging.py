@@ -319,7 +319,7 @@ def _probabilities(
         completions = [loaded.chat.encode_completion(w, limits.response_tokens) for w in words]
         groups.append(PromptGroup(ids, tuple(completions)))
         places.append(place)
-    engine = loaded.engine(context.engine.pack_tokens)
+    engine = loaded.engine(context.engine.pack_tokens, context.ranks)
     scored = engine.score(groups, context.counter(len(groups)))
     said: list[list[float] | None] = [None] * len(questions)
     for place, scores in zip(places, scored, strict=True):

@@ -26,21 +26,34 @@ TRIM_THRESHOLD = 2**31 - 1
 MMAP_THRESHOLDS = (2**30, 2**25)  # glibc before 2.35 takes no more than the second
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(asked: str, processes: int = 1, local_rank: int = 0) -> torch.device:
     """Return the device of a run.
 
     Args:
         asked: `auto`, `cpu` or `cuda`.
+        processes: ranks on this machine; each has a GPU of its own.
+        local_rank: which of them this one is.
 
     Raises:
-        ConfigError: a GPU is asked for and none is here.
+        ConfigError: a GPU is asked for and none is here, or there are fewer than processes.
     """
     import torch
 
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError("device: cuda, but torch finds no GPU; use device: cpu or auto")
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+    if not available or asked == "cpu":
+        return torch.device("cpu")
+    if processes == 1:
+        return torch.device("cuda")
+    found = torch.cuda.device_count()
+    if processes > found:
+        raise ConfigError(
+            f"{processes} processes are to run on this machine, one to a GPU, but it has {found}; "
+            "lower engine.processes, or set device: cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def use_threads(number: int | None = None) -> int:

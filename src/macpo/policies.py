@@ -31,6 +31,7 @@ from macpo.models.folders import weight_files
 from macpo.models.loading import empty_model, load_model
 from macpo.models.quantised import hint, stays_quantised
 from macpo.probe import TRIAL_ERRORS, first_line, own_logits, probe_ids
+from macpo.ranks import ALONE, Ranks
 
 WEIGHTS_FILE = "weights.safetensors"
 TRIED_TOKENS = 4
@@ -63,9 +64,16 @@ class LoadedPolicy:
     trainable: dict[str, torch.nn.Parameter]
     examined: dict[int, Any] = field(default_factory=dict)
 
-    def engine(self, pack_tokens: int) -> LikelihoodEngine:
-        """Return a likelihood engine over this policy."""
-        return LikelihoodEngine(self.model, pack_tokens=pack_tokens, architecture=self.architecture)
+    def engine(self, pack_tokens: int, ranks: Ranks = ALONE) -> LikelihoodEngine:
+        """Return a likelihood engine over this policy.
+
+        Args:
+            pack_tokens: most tokens in one forward pass.
+            ranks: who scores together; each has loaded the policy.
+        """
+        return LikelihoodEngine(
+            self.model, pack_tokens=pack_tokens, architecture=self.architecture, ranks=ranks
+        )
 
 
 @dataclass(slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,15 @@ from macpo.backends import find_backend
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.dtype import keep_numerics, resolve_once
-from macpo.errors import StoreError
+from macpo.errors import ConfigError, StoreError
 from macpo.evaluation.evaluator import chosen_evaluators
 from macpo.evaluation.gather import Measured, write_metrics
 from macpo.execution.relay import Relay
 from macpo.invocation import command_line, describe_process
 from macpo.machine import choose_device, tune_allocator, use_threads
 from macpo.monitors.tracking import Tracking
+from macpo.ranks import ALONE, Ranks
+from macpo.ranks.launch import launched, started
 from macpo.run_directory import (
     FINAL,
     EarlyEnd,
@@ -31,6 +35,8 @@ from macpo.run_directory import (
 )
 from macpo.store import Artifact, Journal, RunLock, Store, describe_stop, write_text_atomic
 from macpo.trackers import TRACKERS
+
+WORKER = (sys.executable, "-m", "macpo.execution.worker")
 
 if TYPE_CHECKING:
     from macpo.agents import Policy, Team
@@ -60,6 +66,7 @@ def run(
     folder: str | Path,
     observer: Observer,
     executor: ExecutorFactory | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Run a config in a run directory; what was finished there before is not run again.
 
@@ -68,11 +75,52 @@ def run(
         folder: the run directory, made if it is not there.
         observer: is told what happens.
         executor: makes what runs the stages; by default what `execution` in the config says.
+        ranks: who runs stages together under the local one, this process being rank 0 and the
+            others in `macpo.execution.following.follow`; by default `engine.processes` are started.
 
     Raises:
         MacpoError: something is wrong; see macpo.errors.
         KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
     """
+    from macpo.execution.following import Orders
+
+    local = executor is None and config.execution.backend == "local"
+    with _assembled(config, ranks) if local else contextlib.nullcontext(ALONE) as together:
+        result = _run(config, folder, observer, executor, together)
+        Orders(together).end()
+    return result
+
+
+@contextlib.contextmanager
+def _assembled(config: RunConfig, ranks: Ranks | None) -> Iterator[Ranks]:
+    """Yield the ranks that are given, or that the config asks for.
+
+    Raises:
+        ConfigError: it asks for more than there are GPUs, or a launcher has started others.
+        RanksError: they do not start.
+    """
+    size = config.engine.processes or 1
+    if ranks is not None or size == 1:
+        yield ranks or ALONE
+        return
+    if launched(os.environ) is not None:
+        raise ConfigError(
+            f"engine.processes: {size} processes are to be started, but a launcher has started "
+            "some; under it call `macpo run`, or give its ranks to macpo.runner.run"
+        )
+    choose_device(config.device, size)
+    with started(size, WORKER) as group:
+        yield group
+
+
+def _run(
+    config: RunConfig,
+    folder: str | Path,
+    observer: Observer,
+    executor: ExecutorFactory | None,
+    ranks: Ranks,
+) -> RunResult:
+    """Do what `run` says, as rank 0 of `ranks`."""
     from macpo.agents import assemble_team, say_chosen_targets
     from macpo.data.stages import content_digest
     from macpo.execution.choice import chosen_claims, chosen_executor
@@ -83,19 +131,23 @@ def run(
         TRACKERS.get(name).load()  # what is missing is said before anybody works
     home = RunDir(folder)
     elsewhere = executor is None and config.execution.backend != "local"
-    device = choose_device("auto" if elsewhere and config.device != "cpu" else config.device)
+    asked = "auto" if elsewhere and config.device != "cpu" else config.device
+    device = choose_device(asked, ranks.on_this_machine, ranks.local_rank)
     caution = find_backend(config.generation.backend).caution
     if caution:
         observer.note(caution)
     with contextlib.ExitStack() as stack:
-        make = executor or stack.enter_context(chosen_executor(config))
+        make = executor or stack.enter_context(chosen_executor(config, ranks))
         stack.enter_context(RunLock(home.lock))
         journal = Journal(home.journal_file)
-        journal.append("invoked", command=command_line(), **describe_process(), device=str(device))
+        process = describe_process() | {"device": str(device), "processes": ranks.size}
+        journal.append("invoked", command=command_line(), **process)
         if elsewhere:
             use_threads(config.execution.cpus_per_stage)  # what is written down holds for stages
-        resolved = resolve_once(home.run_file, config.dtype, device, observer.note)
-        keep_numerics(resolved, device, observer.note)
+        resolved = resolve_once(
+            home.run_file, config.dtype, device, observer.note, processes=ranks.size
+        )
+        keep_numerics(resolved, device, observer.note, ranks.size)
         if device.type == "cpu":
             tune_allocator()
         _write(home.config_file, dump_config(config))

@@ -150,7 +150,7 @@ def _score(
     groups = [encode_group(loaded.chat, policy.agent, p, rs) for p, rs in kept]
     if without_ends:
         groups = [cut_ends(group, loaded.chat.stop_ids) for group in groups]
-    engine = loaded.engine(context.engine.pack_tokens)
+    engine = loaded.engine(context.engine.pack_tokens, context.ranks)
     say_cost(policy.name, engine, groups, gradients=False)
     scores = engine.score(groups, context.counter(len(groups)))
     scored = [

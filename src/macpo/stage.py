@@ -23,6 +23,7 @@ from macpo.agents import Agent, Policy
 from macpo.config import EngineConfig, Section
 from macpo.generation.protocol import GeneratorFactory
 from macpo.progress import ProgressCallback
+from macpo.ranks import ALONE, Ranks
 from macpo.seeds import digest
 from macpo.store import Artifact, Checkpoints
 from macpo.work import Answers, Known, Work
@@ -56,6 +57,15 @@ class Stage(ABC):
     @property
     def uses_model(self) -> bool:
         """Whether this stage runs any model, its agent's or another, and so wants a GPU."""
+        return self.agent is not None
+
+    @property
+    def by_all_ranks(self) -> bool:
+        """Whether all ranks run this stage where there are several; else rank 0 does, alone.
+
+        Then all of them call `run`, and only what rank 0 writes counts. Where they share out work
+        by `StageContext.ranks` each of them has less to do.
+        """
         return self.agent is not None
 
     def work(self, known: Known) -> Work:
@@ -127,6 +137,7 @@ class StageContext:
         progress: tells how far the stage is.
         kept: a folder of the store for what is worth keeping besides artifacts, because it was paid
             for; it need not be there yet, and other processes may use it at the same time.
+        ranks: who runs the stage together; what the others write into their outputs is lost.
     """
 
     output: Path
@@ -137,6 +148,7 @@ class StageContext:
     engine: EngineConfig
     progress: ProgressCallback = field(repr=False)
     kept: Path
+    ranks: Ranks = ALONE
 
     @property
     def policies(self) -> PolicyPool:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macpo.cli.run import refuse_many_processes
-from macpo.errors import ConfigError
+from macpo.ranks.launch import Launched, check_processes
 from macpo.report.console import ConsoleObserver
 from macpo.run_status import StatusReport, status
 from macpo.stage import Stage
@@ -162,26 +161,74 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
     assert "\x07" not in refused.err
 
 
-def test_launcher_with_several_processes_is_refused(
+LAUNCHED = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_launcher_that_disagrees_with_the_config_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    config = write_config(tmp_path, engine={"processes": asked})
+
+    refused = run_cli(["run", config, "--out", tmp_path / "run"])
+
+    assert refused.code == 1
+    assert refused.err == (
+        f"macpo: engine.processes is {asked}, but the launcher has started 4 processes "
+        "(WORLD_SIZE); remove the key, or start as many\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_launcher_that_does_not_say_which_process_this_is_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
 
     refused = run_cli(["run", write_config(tmp_path), "--out", tmp_path / "run"])
 
     assert refused.code == 1
-    assert refused.err == (
-        "macpo: started as one of 4 processes (WORLD_SIZE), but a run is one process at present; "
-        "start it with plain `macpo run`, without torchrun or accelerate launch\n"
-    )
+    assert "one of 4 processes (WORLD_SIZE), but 'RANK' is not set" in refused.err
+
+
+def test_comparison_under_a_launcher_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+
+    refused = run_cli(["compare", tmp_path / "none.yaml"])
+
+    assert refused.code == 1
+    assert refused.err.startswith("macpo: started as one of 4 processes (WORLD_SIZE)")
 
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}])
 def test_one_process_is_not_refused(environment: dict[str, str]) -> None:
-    refuse_many_processes(environment)
+    assert check_processes(4, environment) is None
+    assert check_processes(4, {**environment, **LAUNCHED}) == Launched(0, 4, 0, 4)
 
-    with pytest.raises(ConfigError, match="one of 2 processes"):
-        refuse_many_processes({**environment, "WORLD_SIZE": "2"})
+
+def test_more_processes_than_gpus_are_refused_before_work_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = write_config(tmp_path, device="cuda", engine={"processes": 3})
+
+    refused = run_cli(["run", config, "--out", tmp_path / "run"])
+
+    assert refused.code == 1
+    assert refused.err.splitlines()[-1] == (
+        "macpo: 3 processes are to run on this machine, one to a GPU, but it has 1; lower "
+        "engine.processes, or set device: cpu"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

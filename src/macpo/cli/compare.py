@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,6 @@ from macpo.cli.run import (
     PluginOption,
     SetOption,
     load_named,
-    refuse_many_processes,
     with_data,
 )
 
@@ -65,7 +65,7 @@ def command(
     ] = False,
 ) -> None:
     """Run every cell of FILE, shared stages once; run it again to go on where it stopped."""
-    refuse_many_processes(os.environ)
+    refuse_launcher(os.environ)
     load_named(plugins)
     from macpo.agents import STUDENT
     from macpo.compare import load_design
@@ -89,6 +89,24 @@ def command(
         raise typer.Exit(130) from None
     if failures:
         raise typer.Exit(1)
+
+
+def refuse_launcher(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes, which would all run the whole comparison.
+
+    Raises:
+        ConfigError: a launcher (torchrun, accelerate launch) has started more than one.
+    """
+    from macpo.errors import ConfigError
+    from macpo.ranks.launch import launched
+
+    found = launched(environment)
+    if found is not None:
+        raise ConfigError(
+            f"started as one of {found.size} processes (WORLD_SIZE), but a comparison starts those "
+            "of its runs itself; set engine.processes and start it without torchrun or accelerate "
+            "launch"
+        )
 
 
 def _show_plan(design: Design, folder: Path, store: Path | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from macpo.config import AgentConfig, RunConfig
+    from macpo.ranks import Ranks
 
 EXAMPLES = """\
 Examples:
@@ -55,11 +55,16 @@ def command(
     plugins: PluginOption = None,
 ) -> None:
     """Run CONFIG from end to end; run it again to go on where it stopped."""
-    refuse_many_processes(os.environ)
     load_named(plugins)
     from macpo.config import load_config
+    from macpo.ranks.launch import check_processes, joined
 
     loaded = load_config(config, with_data(overrides, data))
+    launched = check_processes(loaded.engine.processes, os.environ)
+    ranks = None if launched is None else joined(launched)
+    if ranks is not None and not ranks.leads:
+        follow(ranks)
+        return
     folder = run_folder(loaded, out)
     print(describe(loaded, folder), file=sys.stderr, flush=True)
     try:
@@ -70,7 +75,7 @@ def command(
         from macpo.runner import run
 
         with quiet_libraries(), ConsoleObserver() as observer:
-            result = run(loaded, folder, observer)
+            result = run(loaded, folder, observer, ranks=ranks)
             report = leave_report(lambda: write_run_report(folder), observer.note)
         print_result(result)
         if report is not None:
@@ -109,20 +114,24 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*named, *(overrides or [])]
 
 
-def refuse_many_processes(environment: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes, which would all run the whole config.
+def follow(ranks: Ranks) -> None:
+    """Stand by rank 0 of those that a launcher has started, and say nothing.
 
     Raises:
-        ConfigError: a launcher (torchrun, accelerate launch) has started more than one.
+        Exit: the ranks were asked to stop.
     """
-    from macpo.errors import ConfigError
+    import logging
 
-    processes = environment.get("WORLD_SIZE", "1")
-    if processes.strip() not in ("", "1"):
-        raise ConfigError(
-            f"started as one of {processes} processes (WORLD_SIZE), but a run is one process at "
-            "present; start it with plain `macpo run`, without torchrun or accelerate launch"
-        )
+    from macpo.cli.quiet import quiet_libraries
+    from macpo.execution.following import follow as follow_orders
+    from macpo.execution.stopping import stop_on_signal
+
+    logging.disable(logging.WARNING)  # rank 0 says the same
+    try:
+        with quiet_libraries(), stop_on_signal(lambda text: None) as stop:
+            follow_orders(ranks, stop)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def describe(config: RunConfig, folder: Path) -> str:

@@ -133,7 +133,7 @@ class ScoreQuestions(Stage):
         for question in questions:
             options = [dataset_response(question.prompt, text) for text in question.options]
             groups.append(encode_group(loaded.chat, self.agent, question.prompt, options))
-        engine = loaded.engine(context.engine.pack_tokens)
+        engine = loaded.engine(context.engine.pack_tokens, context.ranks)
         scored = engine.score(groups, context.counter(len(groups)))
         answered = [
             (question, min(range(len(scores)), key=lambda option: scores[option].mean_nll))

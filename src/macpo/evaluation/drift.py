@@ -75,7 +75,7 @@ class MeasureKL(Stage):
         for policy in (self.policy, self.initial):
             loaded = context.policies.load(policy)
             groups = [encode_group(loaded.chat, policy.agent, p, [r]) for p, r in asked]
-            scores = loaded.engine(context.engine.pack_tokens).score(groups, count)
+            scores = loaded.engine(context.engine.pack_tokens, context.ranks).score(groups, count)
             scored.append([score for (score,) in scores])
         items = [
             Item(prompt.id, {"kl_initial": now.sum_logprob - then.sum_logprob})

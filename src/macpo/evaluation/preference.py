@@ -90,7 +90,7 @@ class Evaluate(Stage):
             )
             for e in examples
         ]
-        engine = loaded.engine(context.engine.pack_tokens)
+        engine = loaded.engine(context.engine.pack_tokens, context.ranks)
         scored = engine.score(groups, context.counter(len(groups)))
         # Answers that are the same tokens, perhaps after the cut, tie: rounding must not decide.
         pairs = [

@@ -8,12 +8,17 @@ from functools import partial
 
 from macpo.config import ExecutionConfig, RunConfig
 from macpo.execution.protocol import ExecutorFactory
+from macpo.ranks import Ranks
 from macpo.store import Claims, LeaseClaims
 
 
 @contextlib.contextmanager
-def chosen_executor(config: RunConfig) -> Iterator[ExecutorFactory]:
+def chosen_executor(config: RunConfig, ranks: Ranks) -> Iterator[ExecutorFactory]:
     """Yield what makes the executor of a config; a cluster is connected to while the block runs.
+
+    Args:
+        config: the run.
+        ranks: who runs stages together under the local one.
 
     Raises:
         ConfigError: what it needs is not installed.
@@ -22,7 +27,7 @@ def chosen_executor(config: RunConfig) -> Iterator[ExecutorFactory]:
     if config.execution.backend == "local":
         from macpo.execution.local import LocalExecutor
 
-        yield LocalExecutor
+        yield partial(LocalExecutor, ranks=ranks)
         return
     from macpo.execution.cluster.executor import ClusterExecutor
     from macpo.execution.cluster.ray import open_cluster

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo.config import EngineConfig
+from macpo.execution.following import Orders
 from macpo.execution.protocol import Observer
 from macpo.execution.record import Record
 from macpo.execution.single import (
@@ -23,6 +24,7 @@ from macpo.execution.single import (
 )
 from macpo.execution.stopping import stop_on_signal
 from macpo.generation.protocol import GeneratorFactory, make_generator
+from macpo.ranks import ALONE, Ranks
 from macpo.run_directory import RunDir
 from macpo.stage import Stage
 from macpo.store import Artifact, Claim, Progress, Store
@@ -45,6 +47,7 @@ class LocalExecutor:
         device: where models go, or a function that finds it out when the first model is asked for.
         observer: is told what happens.
         generators: makes policies able to answer; by default by the backend of each stage.
+        ranks: who runs stages together. This is rank 0; the others `macpo.execution.following`.
     """
 
     def __init__(
@@ -55,8 +58,11 @@ class LocalExecutor:
         device: torch.device | Callable[[], torch.device],
         observer: Observer,
         generators: GeneratorFactory = make_generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.folder = folder
+        self.ranks = ranks
+        self.orders = Orders(ranks)
         self.generators = generators
         self.store = store
         self.engine = engine
@@ -103,8 +109,9 @@ class LocalExecutor:
         self.store.sweep()
         told = self.record.told()
         self.observer.planned(plan)
+        self.orders.plan(self.folder, self.store.root, plan)
         with contextlib.ExitStack() as until_end:
-            stop = until_end.enter_context(stop_on_signal(self.observer))
+            stop = until_end.enter_context(stop_on_signal(self.observer.note))
             until_end.callback(self._end_companions)
             for number, stage in enumerate(plan, 1):
                 self._to_come = plan[number - 1 :]
@@ -170,8 +177,9 @@ class LocalExecutor:
                 if stop.is_set():
                     raise KeyboardInterrupt
 
-            bench = Bench(lambda: self.policies, self.engine, self.generators)
+            bench = Bench(lambda: self.policies, self.engine, self.generators, self.ranks)
             try:
+                self.orders.stage(stage, self.artifacts)
                 artifact = run_stage(self.store, stage, self.artifacts, bench, report)
             except BaseException as error:
                 with contextlib.suppress(Exception):  # the error itself matters more
@@ -189,10 +197,12 @@ class LocalExecutor:
         is first comes last, and is in memory then. Who is to answer is tried with a few tokens,
         unless macpo's own decoder serves the model.
         """
-        for agent, answering in reversed(who_works(self._to_come)):
-            if agent.name not in self._inspected:
-                examine(agent, answering, self.policies)
-                self._inspected.add(agent.name)
+        found = [w for w in reversed(who_works(self._to_come)) if w[0].name not in self._inspected]
+        if found:
+            self.orders.load([agent for agent, _ in found])
+        for agent, answering in found:
+            examine(agent, answering, self.policies)
+            self._inspected.add(agent.name)
 
     def _end_companions(self) -> None:
         """End what works beside the bases, such as engines that served."""

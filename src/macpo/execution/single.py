@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo.agents import Agent, Policy
@@ -19,8 +21,9 @@ from macpo.errors import DamagedError, ModelError, StoreError
 from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.progress import ProgressCallback
+from macpo.ranks import ALONE, Ranks
 from macpo.stage import Stage, StageContext
-from macpo.store import Artifact, Store, Workspace, translate_write_errors
+from macpo.store import Artifact, Store, translate_write_errors
 
 if TYPE_CHECKING:
     from macpo.policies import PolicyPool
@@ -36,11 +39,13 @@ class Bench:
         pool: returns what loads policies; asked only by stages that need one, for it needs torch.
         engine: how work is laid out on this machine.
         generators: makes policies able to answer; by default by the backend of each stage.
+        ranks: who runs stages together; a stage that is not `by_all_ranks` is rank 0's alone.
     """
 
     pool: Callable[[], PolicyPool]
     engine: EngineConfig
     generators: GeneratorFactory = make_generator
+    ranks: Ranks = ALONE
 
 
 def look(
@@ -84,6 +89,8 @@ def run_stage(
 ) -> Artifact:
     """Run a stage in this process and commit its artifact.
 
+    Of several ranks this is what rank 0 calls, while the others call `help_stage`.
+
     Args:
         store: where the artifact goes; the caller has claimed the stage in it.
         stage: the stage.
@@ -97,30 +104,53 @@ def run_stage(
     """
     check_inputs(store, stage, artifacts)
     workspace = store.workspace(stage.kind, stage.key)
-    context = stage_context(store, workspace, artifacts, bench, progress)
+    context = stage_context(store, stage, workspace.output, artifacts, bench, progress)
     with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
         meta = stage.run(context)
+    context.ranks.gather(None)  # who has not come so far may fail still
     check_inputs(store, stage, artifacts)
     return workspace.commit(input_digests(stage, artifacts), meta)
 
 
+def help_stage(
+    store: Store,
+    stage: Stage,
+    artifacts: Mapping[str, Artifact],
+    bench: Bench,
+    progress: ProgressCallback,
+) -> None:
+    """Run a stage as one of the ranks that stand by rank 0; arguments as in `run_stage`.
+
+    Raises:
+        MacpoError: the stage failed, in one line.
+    """
+    with tempfile.TemporaryDirectory(prefix="macpo-rank-") as unused:
+        context = stage_context(store, stage, Path(unused), artifacts, bench, progress)
+        with translate_memory_errors(stage.name):
+            stage.run(context)
+        context.ranks.gather(None)
+
+
 def stage_context(
     store: Store,
-    workspace: Workspace,
+    stage: Stage,
+    output: Path,
     artifacts: Mapping[str, Artifact],
     bench: Bench,
     progress: ProgressCallback,
 ) -> StageContext:
-    """Return what a stage is given that runs in a workspace; arguments as in `run_stage`."""
+    """Return what a stage is given that writes into `output`; arguments as in `run_stage`."""
+    ranks = bench.ranks if stage.by_all_ranks else ALONE
     return StageContext(
-        output=workspace.output,
-        checkpoints=workspace.checkpoints,
+        output=output,
+        checkpoints=store.checkpoints(stage.kind, stage.key, ranks),
         artifacts=artifacts,
         pool=bench.pool,
         generators=bench.generators,
         engine=bench.engine,
         progress=progress,
         kept=store.kept,
+        ranks=ranks,
     )
 
 

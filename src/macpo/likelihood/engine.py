@@ -24,6 +24,7 @@ from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
 from macpo.probe import forget_lengths
+from macpo.ranks import ALONE, Ranks, Told, shares
 from macpo.records import CompletionScore
 
 
@@ -31,7 +32,12 @@ class LikelihoodEngine:
     """Scores completions under a model (transformers causal LM, or a PEFT model over one)."""
 
     def __init__(
-        self, model: Any, *, pack_tokens: int = 2048, architecture: Architecture | None = None
+        self,
+        model: Any,
+        *,
+        pack_tokens: int = 2048,
+        architecture: Architecture | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Inspect the model once.
 
@@ -39,11 +45,13 @@ class LikelihoodEngine:
             model: policy to score with; whichever adapter is active when scoring counts.
             pack_tokens: most tokens in one forward pass (a longer group goes alone).
             architecture: what the model allows, if known; otherwise inspected here.
+            ranks: who scores together, each with the same model.
         """
         self.model = model
         self.pack_tokens = pack_tokens
         self.causal_lm = base_model(model)
         self.architecture = architecture or inspect_architecture(self.causal_lm)
+        self.ranks = ranks
 
     def packs(self, groups: Sequence[PromptGroup]) -> list[Pack]:
         """Divide groups into packs for `score_pack`."""
@@ -141,10 +149,29 @@ class LikelihoodEngine:
     ) -> list[list[CompletionScore]]:
         """Score all groups without gradients; one list per group, one score per completion.
 
+        Ranks score a share each, of as many tokens, and all of them get all scores.
+
         Args:
             groups: any number of groups.
-            progress: called after each pack with the number of groups it held.
+            progress: called after each pack with the number of groups scored since the last call.
         """
+        dealt = shares([group.tokens for group in groups], self.ranks.size)
+        mine = [groups[place] for place in dealt[self.ranks.rank]]
+        told = None if progress is None else Told(progress, len(mine), len(groups))
+        scored = self._score(mine, told)
+        said = self.ranks.gather([[[s.sum_logprob, s.tokens] for s in group] for group in scored])
+        results: list[list[CompletionScore]] = [[] for _ in groups]
+        for places, found in zip(dealt, said, strict=True):
+            for place, group in zip(places, found, strict=True):
+                results[place] = [CompletionScore(*score) for score in group]
+        if told is not None:
+            told.finish()
+        return results
+
+    def _score(
+        self, groups: Sequence[PromptGroup], progress: Callable[[int], None] | None
+    ) -> list[list[CompletionScore]]:
+        """Score this rank's groups; see `score`."""
         results: list[list[CompletionScore]] = [[] for _ in groups]
         with torch.inference_mode():
             for pack in self.packs(groups):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo.errors import DamagedError, StoreError
+from macpo.ranks import Ranks
 from macpo.seeds import canonical_json
 from macpo.store.atomic import (
     TRASH,
@@ -40,6 +41,7 @@ from macpo.store.lease import leased, remove_leases
 from macpo.store.manifest import MANIFEST, Manifest, folder_state, verify
 
 PARTIAL = ".partial"
+CHECKPOINTS = "checkpoints"
 DAMAGED = ".damaged"
 TIMES = "times.jsonl"
 KEPT = "kept"
@@ -90,7 +92,7 @@ class Workspace:
     @property
     def checkpoints(self) -> Checkpoints:
         """Where the stage saves its state on the way; gone once the artifact is committed."""
-        return Checkpoints(self.path / "checkpoints")
+        return Checkpoints(self.path / CHECKPOINTS)
 
     def commit(self, inputs: Mapping[str, str], meta: Mapping[str, Any]) -> Artifact:
         """Turn `output` into the artifact and remove what is left of the workspace.
@@ -191,6 +193,10 @@ class Store:
         make_directory(workspace.output)
         return workspace
 
+    def checkpoints(self, kind: str, key: str, ranks: Ranks) -> Checkpoints:
+        """Return the checkpoints of a stage at which several ranks are at work."""
+        return Checkpoints(self.root / PARTIAL / self._folder(kind, key).name / CHECKPOINTS, ranks)
+
     def discard(self, kind: str, key: str) -> Path | None:
         """Set an artifact aside, so that its stage runs again; nothing is deleted.
 
@@ -246,7 +252,7 @@ class Store:
         """Remove what is of no use in a stage's partial folder, or all of it."""
         done = (self.root / folder.name / MANIFEST).is_file()
         leftovers = sorted(folder.glob(f"{TRASH}*"))
-        checkpoints = folder / "checkpoints"
+        checkpoints = folder / CHECKPOINTS
         if done or folder.name.startswith(TRASH) or not checkpoints.is_dir():
             stale = [folder]
         else:

@@ -1,24 +1,27 @@
-"""The training loop, on accelerate: whatever is trained is trained here.
+"""The training loop: whatever is trained is trained here.
 
 For each optimizer step: the batch's examples are packed, each pack is forwarded and its share of
 the batch's loss is sent back, gradients are clipped, AdamW steps. The gradient is that of the mean
 loss over the whole batch, whatever the packing.
 
+Several ranks share out each batch's examples, of as many tokens each, add up their gradients once
+per step and then take the same step: all hold the same weights.
+
 The state after n steps is a function of the start, the data and the seed alone: order and learning
-rate are computed from n, dropout is seeded from n, and a checkpoint holds the weights, AdamW's two
-moments and the log. So a run that was killed continues to the same bytes (on one machine's CPU).
+rate are computed from n, dropout is seeded from n (and the rank), and a checkpoint holds the
+weights, AdamW's two moments and the log. So a run that was killed continues to the same bytes (on
+one machine's CPU, with as many ranks).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from macpo.errors import TrainingError
 from macpo.likelihood import LikelihoodEngine
 from macpo.policies import LoadedPolicy, restore, save_weights
 from macpo.progress import ProgressCallback
+from macpo.ranks import ALONE, Ranks, shares
 from macpo.records import read_jsonl, write_jsonl
 from macpo.seeds import stable_seed
 from macpo.store import Checkpoints
@@ -50,6 +54,7 @@ class Trainer:
         engine: layout of the work, and how often to save a checkpoint.
         checkpoints: where to save, and where an earlier attempt may have saved.
         progress: told after every step.
+        ranks: who trains together, each the same policy.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Trainer:
         engine: EngineConfig,
         checkpoints: Checkpoints,
         progress: ProgressCallback,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.policy = policy
         self.objective = objective
@@ -70,9 +76,9 @@ class Trainer:
         self.checkpoint_steps = engine.checkpoint_steps
         self.checkpoints = checkpoints
         self.progress = progress
-        self.engine: LikelihoodEngine = policy.engine(engine.pack_tokens)
+        self.ranks = ranks
+        self.engine: LikelihoodEngine = policy.engine(engine.pack_tokens, ranks)
         self.parameters = list(policy.trainable.values())
-        self.accelerator = Accelerator(cpu=self.engine.causal_lm.device.type == "cpu")
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -89,6 +95,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or a checkpoint does not fit.
+            RanksError: a rank was lost, or its weights have become others.
         """
         first = self._resume()
         started, tokens = time.monotonic(), 0
@@ -100,17 +107,23 @@ class Trainer:
                 tokens += step_tokens
                 rate = tokens / max(time.monotonic() - started, 1e-9)
                 shown = {k: v for k, v in row.items() if k in ("loss", "margin")}
-                try:
-                    self.progress(step + 1, self.steps, **shown, tokens_per_second=rate)
-                except KeyboardInterrupt:  # asked to stop, between two steps: lose nothing
-                    self.checkpoints.save(step + 1, self._save)
-                    raise
+                if self._asked_to_stop(step + 1, **shown, tokens_per_second=rate):
+                    self._checkpoint(step + 1)  # between two steps: lose nothing
+                    raise KeyboardInterrupt
                 if (step + 1) % self.checkpoint_steps == 0 and step + 1 < self.steps:
-                    self.checkpoints.save(step + 1, self._save)
+                    self._checkpoint(step + 1)
         finally:
             self._set_dropout(training=False)
             self.optimizer.zero_grad(set_to_none=True)
         return self.log
+
+    def _asked_to_stop(self, done: int, **shown: float) -> bool:
+        """Tell how far the training is; return whether any rank was asked to stop."""
+        try:
+            self.progress(done, self.steps, **shown)
+        except KeyboardInterrupt:
+            return any(self.ranks.gather(True))
+        return any(self.ranks.gather(False))
 
     def _step(self, step: int) -> tuple[dict[str, Any], int]:
         """Take one optimizer step; return its log row and the number of tokens forwarded."""
@@ -120,21 +133,8 @@ class Trainer:
         rate = learning_rate_at(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        totals: dict[str, float] = {"loss": 0.0}
-        tokens = 0
-        device = self.engine.causal_lm.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(stable_seed(self.seed, "dropout", step))
-            for pack in self.engine.packs([self.objective.groups[i] for i in batch]):
-                indices = [batch[i] for i in pack.indices]
-                scored = self.objective.forward(self.engine, pack, indices, step / self.steps)
-                loss = scored.losses.sum() / len(batch)
-                self.accelerator.backward(loss)
-                totals["loss"] += loss.item()
-                for name, values in scored.shown.items():
-                    totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
-                tokens += pack.tokens
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        totals, tokens = self._add_up(*self._backward(step, batch))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {step + 1} of {self.steps}: loss {totals['loss']:g}, gradient norm "
@@ -144,6 +144,60 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"step": step + 1, "learning_rate": rate, **totals, "grad_norm": norm}, tokens
+
+    def _backward(self, step: int, batch: Sequence[int]) -> tuple[dict[str, float], int]:
+        """Send this rank's share of a batch's loss back.
+
+        Returns:
+            Its share of the batch's loss and of the means to be shown, and its number of tokens.
+        """
+        dealt = shares([self.objective.groups[i].tokens for i in batch], self.ranks.size)
+        mine = [batch[place] for place in dealt[self.ranks.rank]]
+        totals: dict[str, float] = {"loss": 0.0}
+        tokens = 0
+        device = self.engine.causal_lm.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self._dropout_seed(step))
+            for pack in self.engine.packs([self.objective.groups[i] for i in mine]):
+                indices = [mine[i] for i in pack.indices]
+                scored = self.objective.forward(self.engine, pack, indices, step / self.steps)
+                loss = scored.losses.sum() / len(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                totals["loss"] += loss.item()
+                for name, values in scored.shown.items():
+                    totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
+                tokens += pack.tokens
+        return totals, tokens
+
+    def _dropout_seed(self, step: int) -> int:
+        """Return what dropout is drawn from: no two ranks drop the same places of their rows."""
+        rank = () if self.ranks.size == 1 else (self.ranks.rank, self.ranks.size)
+        return stable_seed(self.seed, "dropout", step, *rank)
+
+    def _add_up(self, totals: dict[str, float], tokens: int) -> tuple[dict[str, float], int]:
+        """Add up gradients, totals and tokens over the ranks.
+
+        A parameter that has no gradient on any rank (an expert without tokens) keeps none, for
+        AdamW passes over it then.
+        """
+        if self.ranks.size == 1:
+            return totals, tokens
+        missing = [i for i, p in enumerate(self.parameters) if p.grad is None]
+        said = self.ranks.gather([totals, tokens, missing])
+        nowhere = set.intersection(*(set(absent) for _, _, absent in said))
+        used = [p for i, p in enumerate(self.parameters) if i not in nowhere]
+        for parameter in used:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient.contiguous()
+        self.ranks.sum([p.grad for p in used if p.grad is not None])
+        names = dict.fromkeys(name for theirs, _, _ in said for name in theirs)
+        summed = {name: sum(theirs.get(name, 0.0) for theirs, _, _ in said) for name in names}
+        return summed, sum(read for _, read, _ in said)
+
+    def _checkpoint(self, done: int) -> None:
+        """Save the state after `done` steps, which is the same on all ranks."""
+        digest = 0 if self.ranks.size == 1 else bits_of(self.parameters)
+        self.checkpoints.save(done, self._save, digest)
 
     def _set_dropout(self, *, training: bool) -> None:
         """Turn LoRA's dropout on or off; the base model never has any."""
@@ -191,6 +245,15 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = state[key].to(parameter.device)
             self.optimizer.state[parameter] = state
+
+
+def bits_of(parameters: Iterable[Tensor]) -> int:
+    """Return a sum over the bits of parameters, which is another one if any one bit is."""
+    total = 0
+    for parameter in parameters:
+        whole = torch.int16 if parameter.element_size() == 2 else torch.int32
+        total += int(parameter.detach().contiguous().view(whole).sum(dtype=torch.int64))
+    return total
 
 
 def summary(log: list[dict[str, Any]]) -> dict[str, float]:

@@ -341,6 +341,7 @@ def _train(
         engine=context.engine,
         checkpoints=context.checkpoints,
         progress=context.progress,
+        ranks=context.ranks,
     )
     say_cost(stage.start.name, trainer.engine, objective.groups, gradients=True)
     log = trainer.train()
@@ -349,7 +350,8 @@ def _train(
     if isinstance(stage, RoundStage) and stage.initial is not None:
         weights, lost = _go_back(loaded, stage.initial, stage.anchor, context)
         anchored = {"anchor_lost": lost}
-    save_weights(weights, context.output / WEIGHTS_FILE)
+    if context.ranks.leads:
+        save_weights(weights, context.output / WEIGHTS_FILE)
     write_jsonl(context.output / "log.jsonl", log)
     answers = (tokens for group in objective.groups for tokens in group.completions)
     learned = stage.config.epochs * sum(map(len, answers))

@@ -108,7 +108,7 @@ class ClusterExecutor:
         record.planned(plan, "planned")
         self.store.sweep()
         self.observer.planned(plan)
-        with stop_on_signal(self.observer) as stop:
+        with stop_on_signal(self.observer.note) as stop:
             walk = _Walk(self, plan, record, site, gpus, stop)
             try:
                 walk.go()
