@@ -232,7 +232,7 @@ def test_more_processes_than_gpus_are_refused_before_work_begins(
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("macpo.runner"), "run", interrupted)
@@ -292,7 +292,7 @@ def test_signal_stops_the_run_and_the_same_command_goes_on(
 
 
 def test_bug_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(importlib.import_module("macpo.runner"), "run", broken)
