@@ -81,7 +81,7 @@ def _imported(what: Any) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-LOCAL = Backend("local", 1, "macpo.generation.local:local_generator", pushes=True, splits=True)
+LOCAL = Backend("local", 1, "macpo.generation.local:local_generator", pushes=True)
 SCRIPTED = Backend(
     "scripted",
     1,
