@@ -212,12 +212,12 @@ class _Others:
         rank = min(codes, key=lambda rank: codes[rank] == LOST, default=None)
         if rank is None:
             return None
-        code = codes[rank]
-        who = f"rank {rank} of {self._size} (process {self._processes[rank - 1].pid})"
+        code, pid = codes[rank], self._processes[rank - 1].pid
         if code < 0:
-            return f"{who} was killed by {signal.Signals(-code).name}"
-        said = self._last_words(rank)
-        return f"{who} ended with status {code}{': ' + said if said else ''}"
+            name = signal.Signals(-code).name
+            return f"rank {rank} of {self._size} (process {pid}) was killed by {name}"
+        said = self._last_words(rank) or f"it ended with status {code}"
+        return f"rank {rank} of {self._size}: {said}"
 
     def _last_words(self, rank: int) -> str:
         """Return the last line that a rank wrote on its stderr."""
