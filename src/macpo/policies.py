@@ -64,15 +64,22 @@ class LoadedPolicy:
     trainable: dict[str, torch.nn.Parameter]
     examined: dict[int, Any] = field(default_factory=dict)
 
-    def engine(self, pack_tokens: int, ranks: Ranks = ALONE) -> LikelihoodEngine:
+    def engine(
+        self, pack_tokens: int, ranks: Ranks = ALONE, *, checkpoint_activations: bool = False
+    ) -> LikelihoodEngine:
         """Return a likelihood engine over this policy.
 
         Args:
             pack_tokens: most tokens in one forward pass.
             ranks: who scores together; each has loaded the policy.
+            checkpoint_activations: see `LikelihoodEngine`.
         """
         return LikelihoodEngine(
-            self.model, pack_tokens=pack_tokens, architecture=self.architecture, ranks=ranks
+            self.model,
+            pack_tokens=pack_tokens,
+            architecture=self.architecture,
+            ranks=ranks,
+            checkpoint_activations=checkpoint_activations,
         )
 
 

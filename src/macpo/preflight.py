@@ -15,6 +15,7 @@ from macpo.adapters import with_adapter
 from macpo.agents import Agent
 from macpo.errors import ModelError
 from macpo.likelihood.architecture import refuse_unusable
+from macpo.likelihood.recompute import recomputable_layers
 from macpo.models.folders import CONFIG, read_config
 from macpo.models.loading import empty_model
 from macpo.models.quantised import refuse_quantised
@@ -26,13 +27,17 @@ OFFSET = 8
 """By how many rows at most such a table is longer than the positions it serves (OPT: 2)."""
 
 
-def check_agent(agent: Agent) -> None:
+def check_agent(agent: Agent, *, recomputes: bool = False) -> None:
     """Refuse a model that can be seen not to do; one whose config is not here passes.
+
+    Args:
+        agent: whose model is looked at.
+        recomputes: its layers are to be computed again (`engine.checkpoint_activations`).
 
     Raises:
         ModelError: its weights are quantised in a way that will not do, the engine cannot score
-            with it, its targets do not fit it, or prompts and
-            answers may have more tokens than it has positions.
+            with it or compute its layers again, its targets do not fit it, or prompts and answers
+            may have more tokens than it has positions.
     """
     if not (Path(agent.base.location) / CONFIG).is_file():
         return
@@ -42,6 +47,8 @@ def check_agent(agent: Agent) -> None:
         refuse_quantised(config, agent.base.name, whole=agent.tuning.kind == "full")
         model = empty_model(agent.base)
         refuse_unusable(model)
+        if recomputes:
+            recomputable_layers(model)
         _check_positions(model, agent)
         if agent.tuning.kind == "lora":
             with_adapter(model.requires_grad_(False), agent.tuning, agent.base.name)

@@ -156,7 +156,7 @@ def _run(
         if chosen := say_chosen_targets(config, team):
             observer.note(chosen)
         for agent in team.agents:
-            check_agent(agent)
+            check_agent(agent, recomputes=config.engine.checkpoint_activations)
         for evaluator in chosen_evaluators(config):
             for caution in evaluator.preflight(config):
                 observer.note(caution)

@@ -118,7 +118,13 @@ def test_sft_options_change_everything_after_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"pack_tokens": 64}, {"checkpoint_steps": 1}, {"decode_memory_gib": 0.5}]
+    "option",
+    [
+        {"pack_tokens": 64},
+        {"checkpoint_steps": 1},
+        {"decode_memory_gib": 0.5},
+        {"checkpoint_activations": True},
+    ],
 )
 def test_layout_of_the_work_changes_no_key(option: dict[str, Any]) -> None:
     assert not changed(engine=option)

@@ -281,13 +281,16 @@ class EngineConfig(Section):
     `pack_tokens` is the most tokens in one forward pass, `decode_memory_gib` what keys and values
     may take while answers are decoded, `checkpoint_steps` how many optimizer steps at most are
     lost when a training stage is killed. `processes` is how many ranks share the work of each
-    stage; without it one, or as many as a launcher has started.
+    stage; without it one, or as many as a launcher has started. With `checkpoint_activations`
+    training keeps only what goes into each decoder layer and computes the rest again on the way
+    back: a third more work for a fraction of the memory.
     """
 
     pack_tokens: Count = 2048
     decode_memory_gib: Positive = 2.0
     checkpoint_steps: Count = 20
     processes: Count | None = None
+    checkpoint_activations: Flag = False
 
 
 class AgentConfig(Section):

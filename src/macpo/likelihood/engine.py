@@ -23,6 +23,7 @@ from macpo.likelihood.groups import Pack, PromptGroup, pack_alike, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
+from macpo.likelihood.recompute import recomputed_layers
 from macpo.probe import forget_lengths
 from macpo.ranks import ALONE, Ranks, Told, shares
 from macpo.records import CompletionScore
@@ -38,6 +39,7 @@ class LikelihoodEngine:
         pack_tokens: int = 2048,
         architecture: Architecture | None = None,
         ranks: Ranks = ALONE,
+        checkpoint_activations: bool = False,
     ) -> None:
         """Inspect the model once.
 
@@ -46,9 +48,12 @@ class LikelihoodEngine:
             pack_tokens: most tokens in one forward pass (a longer group goes alone).
             architecture: what the model allows, if known; otherwise inspected here.
             ranks: who scores together, each with the same model.
+            checkpoint_activations: decoder layers are computed again on the way back; completions
+                then never go on from copies of a state, which no layer may write to twice.
         """
         self.model = model
         self.pack_tokens = pack_tokens
+        self.checkpoint_activations = checkpoint_activations
         self.causal_lm = base_model(model)
         self.architecture = architecture or inspect_architecture(self.causal_lm)
         self.ranks = ranks
@@ -113,6 +118,13 @@ class LikelihoodEngine:
 
     def _hidden(self, pack: Pack) -> Tensor:
         """Forward a pack; return the hidden states that predict, `[tokens, width]`."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            with recomputed_layers(self.causal_lm):
+                return self._forward(pack)
+        return self._forward(pack)
+
+    def _forward(self, pack: Pack) -> Tensor:
+        """See `_hidden`."""
         found, device = self.architecture, self.causal_lm.device
         if found.rope_limit is not None:
             forget_lengths(self.causal_lm)
@@ -131,6 +143,7 @@ class LikelihoodEngine:
         if self.architecture.allows_tree(longest):
             return "tree"
         shares = any(len(group.completions) > 1 for group in groups)
+        shares = shares and not (gradients and self.checkpoint_activations)
         if shares and self.architecture.allows_branching(longest, gradients):
             return "branched"
         return "padded"

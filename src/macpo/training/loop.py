@@ -77,7 +77,9 @@ class Trainer:
         self.checkpoints = checkpoints
         self.progress = progress
         self.ranks = ranks
-        self.engine: LikelihoodEngine = policy.engine(engine.pack_tokens, ranks)
+        self.engine: LikelihoodEngine = policy.engine(
+            engine.pack_tokens, ranks, checkpoint_activations=engine.checkpoint_activations
+        )
         self.parameters = list(policy.trainable.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
