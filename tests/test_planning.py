@@ -17,6 +17,7 @@ from macpo.errors import DataError, ModelError
 from macpo.planning import PlanReport, plan
 from macpo.planning.report import hub_offline
 from macpo.report.plan import render_plan
+from macpo.report.text import format_count
 from tests.likelihood.plain import make_model
 from tests.runs import SOURCES, write_config
 from tests.tiny import tiny_tokenizer
@@ -124,19 +125,23 @@ def test_paper_config_plans_without_weights_data_or_network(
 
     assert asked == []
     student = report.agents[0]
-    assert (student.parameters, student.parameters_estimated) == (70_000_000_000, True)
+    # 80 layers of 855,654,400, a last norm, embedding and head of 8,192 x 32,000: as released
+    assert (student.parameters, student.parameters_estimated) == (68_976_648_192, False)
     assert student.memory is not None
-    # 70e9 weights of 2 bytes
-    assert student.memory.weights == pytest.approx(130.4, abs=0.1)
-    assert student.memory.training is None
-    assert [agent.parameters for agent in report.agents[1:]] == [7e9, 7e9, 8e9]
+    # 68.98e9 weights of 2 bytes
+    assert student.memory.weights == pytest.approx(128.5, abs=0.1)
+    assert student.memory.training is not None
+    teachers = [6_738_415_616, 7_241_732_096, 8_030_261_248]
+    assert [agent.parameters for agent in report.agents[1:]] == teachers
     assert not any(agent.local for agent in report.agents)
     assert report.dtype == "bfloat16"
     stages = by_name(report)
     assert stages["round-3/student/train"].work.trained == 5000 * (512 + 2 * 512)
-    assert stages["round-3/student/train"].operations == 4 * 7e10 * 5000 * 1536
+    met, head = 80 * 855_654_400 + 8192, 8192 * 32000
+    trained = 4 * 5000 * (met * 1536 + head * 1024)
+    assert stages["round-3/student/train"].operations == trained
     text = " ".join(shown(report).split())
-    assert "meta-llama/Llama-2-70b-hf * LoRA ~70G 130 unknown 132" in text
+    assert re.search(r"meta-llama/Llama-2-70b-hf \* LoRA 69G 128 \d+ 13\d", text)
     assert "at most" in text
     assert "lengths for student, llama-2-7b, mistral-7b, llama-3-8b are the limits" in text
     assert "sizes are those of data.splits, with one pair a prompt" in text
@@ -152,6 +157,15 @@ def test_offline_mode_of_the_hub_is_put_back() -> None:
         raise KeyError
 
     assert before == (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+
+
+def test_model_known_by_its_name_alone_is_estimated(planned: Planner) -> None:
+    student = planned("student.model=some/llama-65b").agents[0]
+
+    assert (student.parameters, student.parameters_estimated) == (65_000_000_000, True)
+    assert student.memory is not None
+    assert student.memory.weights == pytest.approx(65e9 * 4 / 2**30)
+    assert student.memory.training is None
 
 
 def test_model_of_unknown_size_stays_unknown(planned: Planner) -> None:
@@ -216,21 +230,32 @@ def test_dtype_and_speed_come_from_the_run(planned: Planner, tmp_path: Path) -> 
     assert (report.dtype, report.gflops) == ("bfloat16", 200.0)
     assert report.notes == ()
     stage = by_name(report)["round-1/student/train"]
-    assert stage.seconds == pytest.approx(stage.operations / 200e9)
-    assert "at the 200 GFLOP/s measured in this run" in shown(report)
+    assert stage.seconds == pytest.approx(stage.operations / (0.7 * 200e9))
+    answers = by_name(report)["round-1/student/test-answers"]
+    assert answers.seconds == pytest.approx(answers.operations / (0.3 * 200e9))
+    text = " ".join(shown(report).split())
+    assert "at 70% (answers 30%) of the 200 GFLOP/s of matrix products measured" in text
 
 
-def test_another_dtype_than_the_runs_has_no_measured_speed(
-    planned: Planner, tmp_path: Path
+def test_another_dtype_than_the_runs_is_measured_here(
+    planned: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolved = {"dtype": "bfloat16", "matmul_gflops": {}}
+    resolved = {"dtype": "bfloat16", "matmul_gflops": {"bfloat16": 200.0}}
     (tmp_path / "run.json").write_text(json.dumps(resolved), encoding="utf-8")
+    asked = []
+
+    def measure(dtype: str, device: Any) -> float:
+        asked.append((dtype, device.type))
+        return 50.0
+
+    monkeypatch.setattr("macpo.planning.report.measured_gflops", measure)
 
     report = planned("dtype=float32", folder=tmp_path)
 
-    assert (report.dtype, report.gflops) == ("float32", None)
-    assert {stage.seconds for stage in report.stages if stage.agent is not None} == {None}
-    assert "time:" not in shown(report)
+    assert asked == [("float32", "cpu")]
+    assert (report.dtype, report.gflops) == ("float32", 50.0)
+    assert all(stage.seconds is not None for stage in report.stages)
+    assert "time: at most about" in shown(report)
 
 
 def test_plan_of_a_folder_that_is_not_there_makes_none(planned: Planner, tmp_path: Path) -> None:
@@ -286,7 +311,7 @@ def test_totals_add_up(planned: Planner) -> None:
     text = shown(report)
     total = sum(stage.operations for stage in report.stages)
     assert f"{len(report.stages)} of {len(report.stages)} stages to run" in text
-    assert f"operations: at most {total / 1e9:.3g}G" in text
+    assert f"operations: at most {format_count(total)}" in text
 
 
 STRICT = (

@@ -83,6 +83,7 @@ class Respond(Stage):
             read=answers.count * lengths.prompt,
             written=answers.count * answers.tokens,
             at_most=answers.at_most or not lengths.measured,
+            answers=answers.count,
         )
         return once if self.away_from is None else once * 2
 

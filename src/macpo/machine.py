@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import sys
 import time
@@ -19,6 +20,7 @@ DTYPES = ("float32", "bfloat16")
 TOKENS, WIDTH, INNER = 2048, 576, 1536
 REPEATS, ROUNDS = 4, 3
 ALTERNATIONS = 2
+COPIED_BYTES = 2**28
 
 # mallopt's parameters, of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -65,7 +67,9 @@ def use_threads(number: int | None = None) -> int:
     return int(torch.get_num_threads())
 
 
-def matmul_gflops(dtype: str, device: torch.device) -> float:
+def matmul_gflops(
+    dtype: str, device: torch.device, *, rounds: int = ROUNDS, repeats: int = REPEATS
+) -> float:
     """Return the best measured speed of a matrix product, in GFLOP/s (10^9 operations a second).
 
     Takes a fraction of a second. The best of several rounds counts: others use the machine too.
@@ -77,14 +81,47 @@ def matmul_gflops(dtype: str, device: torch.device) -> float:
     weight = torch.ones(INNER, WIDTH, dtype=kind, device=device)
     best = float("inf")
     with torch.inference_mode():
-        for _ in range(ROUNDS + 1):  # the first one warms up
+        for _ in range(rounds + 1):  # the first one warms up
             started = time.perf_counter()
-            for _ in range(REPEATS):
+            for _ in range(repeats):
                 torch.nn.functional.linear(x, weight)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - started)
-    return REPEATS * 2 * TOKENS * WIDTH * INNER / best / 1e9
+    return repeats * 2 * TOKENS * WIDTH * INNER / best / 1e9
+
+
+@functools.cache
+def measured_gflops(dtype: str, device: torch.device) -> float:
+    """Return `matmul_gflops`, measured once in a process and with a few products only."""
+    return matmul_gflops(dtype, device, rounds=1, repeats=1)
+
+
+def copied_gbps(device: torch.device) -> float:
+    """Return how fast a device's memory is read and written while it is copied, in GB/s."""
+    import torch
+
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(ROUNDS + 1):
+        started = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * COPIED_BYTES / best / 1e9
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return all the memory that a device has, in GiB."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[1] / 2**30
+    import psutil  # a dependency of accelerate
+
+    return float(psutil.virtual_memory().total / 2**30)
 
 
 def fastest_dtype(device: torch.device) -> tuple[str, dict[str, float]]:

@@ -9,7 +9,7 @@ these counts in `macpo.planning.costs`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -43,13 +43,19 @@ class Work:
     """Tokens that a stage takes through its model.
 
     `read` without gradients (prompts to answer, answers to score), `written` one by one as
-    answers, `trained` forward and backward. `at_most`: some lengths are upper bounds.
+    answers, `trained` forward and backward. `at_most`: some lengths are upper bounds. `scored` and
+    `learned` are the tokens of `read` and of `trained` that are predicted, so that the LM head runs
+    for them; `answers` is the number of answers that `written` belongs to. These three are no
+    tokens of their own, and a stage may leave them out.
     """
 
     read: float = 0.0
     written: float = 0.0
     trained: float = 0.0
     at_most: bool = False
+    scored: float = field(default=0.0, compare=False)
+    learned: float = field(default=0.0, compare=False)
+    answers: float = field(default=0.0, compare=False)
 
     @property
     def tokens(self) -> float:
@@ -62,10 +68,21 @@ class Work:
             self.written + other.written,
             self.trained + other.trained,
             self.at_most or other.at_most,
+            self.scored + other.scored,
+            self.learned + other.learned,
+            self.answers + other.answers,
         )
 
     def __mul__(self, times: int) -> Work:
-        return Work(times * self.read, times * self.written, times * self.trained, self.at_most)
+        return Work(
+            times * self.read,
+            times * self.written,
+            times * self.trained,
+            self.at_most,
+            times * self.scored,
+            times * self.learned,
+            times * self.answers,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +170,12 @@ class Known:
         lengths = self.lengths[agent.name]
         count = max(a.count for a in answers)
         prompts = len(answers) if agent.name in self.by_rows else 1
-        tokens = count * (prompts * (lengths.prompt + beside) + sum(a.tokens for a in answers))
-        return Work(read=tokens, at_most=not lengths.measured or any(a.at_most for a in answers))
+        predicted = count * sum(a.tokens for a in answers)
+        tokens = count * prompts * (lengths.prompt + beside) + predicted
+        bound = not lengths.measured or any(a.at_most for a in answers)
+        return Work(read=tokens, at_most=bound, scored=predicted)
 
     def training(self, agent: Agent, answers: Sequence[Answers], epochs: int) -> Work:
         """Return the work of training on such groups."""
         once = self.reading(agent, answers)
-        return Work(trained=epochs * once.read, at_most=once.at_most)
+        return Work(trained=epochs * once.read, at_most=once.at_most, learned=epochs * once.scored)

@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from macpo.config import ModelConfig
 from macpo.errors import ModelError
 from macpo.models.folders import generation_stops
-from macpo.models.loading import load_chat, load_model, load_tokenizer, parameter_count
+from macpo.models.loading import (
+    ParameterCount,
+    load_chat,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+)
 from macpo.models.sources import ResolvedModel, resolve
 from tests.tiny import ARCHITECTURES, CHATML, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -139,8 +145,8 @@ def test_weights_are_counted_without_reading_them(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("meta-llama/Llama-2-70b-hf", 70_000_000_000),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", 135_000_000),
+        ("some-org/Llama-2-70b-hf", 70_000_000_000),
+        ("some-org/SmolLM2-135M-Instruct", 135_000_000),
         ("Qwen/Qwen1.5-0.5B", 500_000_000),
         ("Qwen/Qwen3-30B-A3B", 30_000_000_000),
         ("mistralai/Mixtral-8x7B-v0.1", 56_000_000_000),
@@ -154,6 +160,30 @@ def test_size_is_read_off_the_name_when_there_is_no_config(name: str, expected: 
     count = parameter_count(named(name))
     assert (None if count is None else count.count) == expected
     assert count is None or count.estimated
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # as their safetensors files count
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.1-70B", 70_553_706_496),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B", 3_212_749_824),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("Qwen/Qwen3-14B", 14_768_307_200),
+        ("Qwen/Qwen3-32B", 32_762_123_264),
+    ],
+)
+def test_well_known_models_are_counted_without_a_config(name: str, expected: int) -> None:
+    assert parameter_count(named(name)) == ParameterCount(expected, estimated=False)
 
 
 def test_size_of_an_unknown_number_of_layers_is_not_guessed() -> None:

@@ -44,6 +44,13 @@ def is_complete(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and bool(files) and all(path.is_file() for path in files)
 
 
+def holds_config_alone(folder: Path) -> bool:
+    """Say whether `folder` holds a model's config, and weights in no form at all."""
+    pickled = any(path for pattern in PICKLED for path in folder.glob(pattern))
+    named = (folder / INDEX).exists() or weight_files(folder)
+    return (folder / CONFIG).is_file() and not named and not pickled
+
+
 def check_folder(folder: Path) -> None:
     """Make sure that `folder` holds a model with safetensors weights.
 

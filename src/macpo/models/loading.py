@@ -20,6 +20,7 @@ from macpo.models.folders import (
 )
 from macpo.models.pruning import pruned_config
 from macpo.models.quantised import read_model
+from macpo.models.shapes import known_config
 from macpo.models.sources import ResolvedModel
 from macpo.models.templates import read_template
 
@@ -152,15 +153,16 @@ def load_chat(
 def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:
     """Return how many weights a model has, without reading them.
 
-    Counted on a model without weights when its config is here; else read off the name, such as
-    70e9 for `Llama-2-70b`; None when the name does not say, or when layers are to be cut out of
-    a model whose layers are not known.
+    Counted on a model without weights when its config is here or its shape is known; else read off
+    the name, such as 65e9 for `llama-65b`; None when the name does not say, or when layers are to
+    be cut out of a model whose layers are not known.
 
     Raises:
         ModelError: the config cannot be read, or `layers` names a layer that it lacks.
     """
-    if (Path(resolved.location) / CONFIG).is_file():
-        weights = empty_model(resolved).parameters()  # tied weights count once
+    model = outline(resolved)
+    if model is not None:
+        weights = model.parameters()  # tied weights count once
         return ParameterCount(sum(weight.numel() for weight in weights), estimated=False)
     if resolved.layers:
         return None
@@ -178,10 +180,29 @@ def empty_model(resolved: ResolvedModel) -> Any:
         ModelError: the config cannot be read, is of no causal language model, or lacks a layer that
             `layers` names.
     """
+    trust = resolved.trust_remote_code
+    return _empty(resolved, read_config(Path(resolved.location), with_code=trust))
+
+
+def outline(resolved: ResolvedModel) -> Any:
+    """Return a model without weights that has the shape of `resolved`; None if it is not known.
+
+    From its config where that is here, else from `macpo.models.shapes`.
+
+    Raises:
+        ModelError: see `empty_model`.
+    """
+    if (Path(resolved.location) / CONFIG).is_file():
+        return empty_model(resolved)
+    config = known_config(resolved.location)
+    return None if config is None else _empty(resolved, config)
+
+
+def _empty(resolved: ResolvedModel, config: Any) -> Any:
+    """Build a model without weights, on the meta device."""
     import torch
 
     trust = resolved.trust_remote_code
-    config = read_config(Path(resolved.location), with_code=trust)
     if resolved.layers:
         config = pruned_config(config, resolved.layers, resolved.name)
     try:

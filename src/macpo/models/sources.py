@@ -26,6 +26,7 @@ from macpo.models.folders import (
     CONFIG,
     check_folder,
     folder_digest,
+    holds_config_alone,
     is_complete,
     near_path,
     read_config,
@@ -85,7 +86,7 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
     if of_scheme is not None:
         base = of_scheme(model, fetch)
     elif Path(source).expanduser().is_dir():
-        base = _folder(model)
+        base = _folder(model, fetch)
     elif source.endswith(".gguf"):
         base = _gguf(model, fetch)
     elif hub.HUB_NAME.fullmatch(source):
@@ -142,10 +143,19 @@ def _merged(base: ResolvedModel, adapter: Path, fetch: bool) -> ResolvedModel:
     return _made_of(base, f"{base.name}+{adapter.name}", parts, make if fetch else None)
 
 
-def _folder(model: ModelConfig) -> ResolvedModel:
-    """Take a local folder as it is."""
+def _folder(model: ModelConfig, fetch: bool) -> ResolvedModel:
+    """Take a local folder as it is; to plan with, a config is enough."""
     refuse_options(model, "a local folder", "revision")
     folder = Path(model.source).expanduser().absolute()
+    if not fetch and holds_config_alone(folder):
+        return ResolvedModel(
+            name=folder.name,
+            location=str(folder),
+            revision=None,
+            digest=None,
+            local=False,
+            trust_remote_code=model.trust_remote_code,
+        )
     check_folder(folder)
     return ResolvedModel(
         name=folder.name,

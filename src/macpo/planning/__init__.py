@@ -8,11 +8,16 @@ machine the plan is made from their names, and says so.
 | report | `plan`, and the report it returns |
 | recorded | what a run directory already has of the plan |
 | measured | sizes of the splits and lengths of texts, where data and tokenizers are here |
-| costs | operations and memory, by arithmetic on what stages say of their work |
+| costs | operations, by arithmetic on what stages say of their work |
+| cards | devices that a run may be planned for |
+| memory | memory of one device by part |
+| placement | which layout of the work fits some devices |
+| times | how long it takes there |
 """
 
 from __future__ import annotations
 
+from macpo.planning.placement import Place
 from macpo.planning.report import AgentPlan, PlanReport, StagePlan, plan
 
-__all__ = ["AgentPlan", "PlanReport", "StagePlan", "plan"]
+__all__ = ["AgentPlan", "Place", "PlanReport", "StagePlan", "plan"]

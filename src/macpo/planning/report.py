@@ -16,10 +16,12 @@ from macpo.data.cuts import Cuts
 from macpo.data.splits import DataSplits
 from macpo.data.stages import content_digest
 from macpo.dtype import Resolved, known_dtype
+from macpo.machine import choose_device, copied_gbps, measured_gflops, memory_gib
 from macpo.methods.build import build_plan
 from macpo.models.chat import Chat
-from macpo.models.loading import parameter_count
-from macpo.planning.costs import Memory, flops, memory, model_shape, state_layers
+from macpo.models.loading import ParameterCount, parameter_count
+from macpo.planning.cards import CPU, Card, Hardware, read_hardware
+from macpo.planning.costs import flops, model_shape, state_layers
 from macpo.planning.measured import (
     find_chat,
     find_cuts,
@@ -28,7 +30,10 @@ from macpo.planning.measured import (
     split_sizes,
     system_note,
 )
+from macpo.planning.memory import Memory, Model
+from macpo.planning.placement import Placement, place
 from macpo.planning.recorded import Recorded, StageState
+from macpo.planning.times import Asked, loading_seconds, stage_seconds
 from macpo.preflight import check_agent
 from macpo.program import Plan
 from macpo.run_directory import RunDir
@@ -56,7 +61,7 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
-    """One agent: its model and the memory it takes; None is unknown."""
+    """One agent: its model, the memory it takes, and where its work goes; None is unknown."""
 
     name: str
     model: str
@@ -65,17 +70,22 @@ class AgentPlan:
     parameters: int | None
     parameters_estimated: bool
     memory: Memory | None
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
     """What `plan` found.
 
-    `gflops` is the measured speed of matrix products in `dtype`, None when it was not measured.
-    `paced` holds the kinds of stages whose times are estimated at the pace of this run's finished
-    ones of that kind; those of other kinds are at the speed of matrix products alone, so too short.
-    `notes` say what the plan could not know, and what is lost. `cuts` has what an agent's limits
-    cut off a sample of the pairs, by the agent's name, where data and tokenizer are here.
+    `gflops` is the measured speed of matrix products in `dtype` on this machine, None for other
+    hardware. `paced` holds the kinds of stages whose times are estimated at the pace of this run's
+    finished ones of that kind; those of other kinds are at shares of the hardware's speed
+    (`macpo.planning.times`). `notes` say what the plan could not know, and what is lost. `cuts` has
+    what an agent's limits cut off a sample of the pairs, by the agent's name, where data and
+    tokenizer are here. `hardware` is what it is planned for; `asked_for` says that it was named,
+    and is not this machine as it is. `loading` are the seconds in which bases are loaded for the
+    stages to run, None where that is not estimated; `price` is that of a device and hour, and
+    `utilisation` the share of its matrix products that was asked for.
     """
 
     name: str
@@ -88,7 +98,27 @@ class PlanReport:
     agents: tuple[AgentPlan, ...]
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...]
+    hardware: Hardware
+    asked_for: bool
     cuts: Mapping[str, Cuts] = field(default_factory=dict)
+    loading: float | None = None
+    price: float | None = None
+    utilisation: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of all stages that are to run, with loading; None where one is not known."""
+        known = [stage.seconds for stage in self.to_run if stage.seconds is not None]
+        if len(known) < len(self.to_run):
+            return None
+        return sum(known) + (self.loading or 0.0)
+
+    @property
+    def cost(self) -> float | None:
+        """What that costs; None without a price."""
+        if self.price is None or self.seconds is None:
+            return None
+        return self.seconds / 3600 * self.hardware.count * self.price
 
     @property
     def to_run(self) -> tuple[StagePlan, ...]:
@@ -98,17 +128,36 @@ class PlanReport:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         folder = None if self.folder is None else str(self.folder)
-        return {**asdict(self), "folder": folder, "paced": sorted(self.paced)}
+        return {
+            **asdict(self),
+            "folder": folder,
+            "paced": sorted(self.paced),
+            "seconds": self.seconds,
+            "cost": self.cost,
+        }
 
 
-def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
+def plan(
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    hardware: str | None = None,
+    price: float | None = None,
+    utilisation: float | None = None,
+) -> PlanReport:
     """Lay out a run without running it.
 
     Args:
         config: the run.
         folder: its run directory, to find what is done; None for a run from nothing.
+        hardware: what to plan for, such as `8xH100-80GB` (`macpo.planning.cards`); None for this
+            machine.
+        price: of one device and hour, in any currency.
+        utilisation: the share of its matrix products that hardware reaches, above 0 and up to 1;
+            None for what is usual (`macpo.planning.times`).
 
     Raises:
+        ConfigError: there is no such hardware.
         DataError: the data is here but cannot be read, or is too small for its splits.
         ModelError: a model folder that is here cannot be used, or will not do for this run.
         StoreError: the run directory cannot be read.
@@ -117,11 +166,12 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     notes = [note for note in (caution, say_recipe(config)) if note]
     resolved = None if folder is None else RunDir(folder).resolved()
     dtype = _dtype(config, resolved, notes)
+    device, gflops = _machine(config, hardware, resolved, dtype)
     team = assemble_team(config, dtype, fetch=False)
     if chosen := say_chosen_targets(config, team):
         notes.append(chosen)
     for agent in team.agents:
-        check_agent(agent)
+        check_agent(agent, recomputes=config.engine.checkpoint_activations)
     with hub_offline():
         digest = content_digest(config.data, fetch=False)
     layout = build_plan(config, team, digest)
@@ -135,12 +185,18 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
     _note_missing(lengths, team, notes)
     cuts = _find_cuts(team, chats, splits, notes)
     _note_system(team, chats, splits, layout, notes)
-    agents = {agent.name: _agent_plan(config, agent) for agent in team.agents}
+    counts = {agent.name: parameter_count(agent.base) for agent in team.agents}
+    models = {agent.name: _model(agent, counts[agent.name]) for agent in team.agents}
+    agents = {
+        agent.name: _agent_plan(config, agent, counts[agent.name], models[agent.name], device)
+        for agent in team.agents
+    }
     known = None if sizes is None else Known(sizes, lengths, recorded.answers())
-    stages = _stage_plans(layout, recorded, known, agents)
+    clock = _Clock(config, device, models, agents, known, utilisation)
+    stages = _stage_plans(layout, recorded, known, models)
     _note_states(team, layout, recorded, known, notes)
-    gflops = _speed(resolved, dtype)
-    pace = _pace(stages)
+    pace = _pace(stages) if hardware is None else {}
+    timed = tuple(clock.timed(stage, pace) for stage in stages)
     return PlanReport(
         name=config.name,
         folder=folder,
@@ -150,9 +206,14 @@ def plan(config: RunConfig, folder: Path | None = None) -> PlanReport:
         data=config.data.source,
         sizes=sizes,
         agents=tuple(agents.values()),
-        stages=tuple(_with_time(stage, pace, gflops) for stage in stages),
+        stages=timed,
         notes=tuple(notes),
+        hardware=device,
+        asked_for=hardware is not None,
         cuts=cuts,
+        loading=None if device.is_cpu else clock.loading(timed),
+        price=price,
+        utilisation=utilisation,
     )
 
 
@@ -185,9 +246,20 @@ def _dtype(config: RunConfig, resolved: Resolved | None, notes: list[str]) -> st
     return "float32"
 
 
-def _speed(resolved: Resolved | None, dtype: str) -> float | None:
-    """Return the measured GFLOP/s of matrix products in a dtype."""
-    return None if resolved is None else resolved.matmul_gflops.get(dtype) or None
+def _machine(
+    config: RunConfig, asked: str | None, resolved: Resolved | None, dtype: str
+) -> tuple[Hardware, float | None]:
+    """Return the hardware to plan for, and the GFLOP/s of this machine if that is it."""
+    if asked is not None and not asked.lower().endswith(CPU):
+        return read_hardware(asked), None
+    device = choose_device("cpu" if asked else config.device)
+    recorded = None if resolved is None else resolved.matmul_gflops.get(dtype)
+    gflops = recorded or measured_gflops(dtype, device)
+    here = Card(CPU, memory_gib(device), gflops / 1e3, 0.0, 0.0, "measured")
+    if device.type == CPU:
+        return read_hardware(asked or CPU, here), gflops
+    speed = copied_gbps(device)
+    return Hardware(1, replace(here, name="this GPU", memory_gbps=speed)), gflops
 
 
 def _note_missing(lengths: Mapping[str, Lengths], team: Team, notes: list[str]) -> None:
@@ -268,13 +340,29 @@ def _find_cuts(
     return found
 
 
-def _agent_plan(config: RunConfig, agent: Agent) -> AgentPlan:
-    """Describe one agent's model."""
-    counted = parameter_count(agent.base)
-    taken = None
-    if counted is not None:
-        shape = model_shape(agent)
-        taken = memory(counted.count, agent.dtype, agent.tuning.kind, shape, config.engine)
+def _model(agent: Agent, counted: ParameterCount | None) -> Model | None:
+    """Describe one agent's model; None where its size is not known."""
+    if counted is None:
+        return None
+    return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent))
+
+
+def _agent_plan(
+    config: RunConfig,
+    agent: Agent,
+    counted: ParameterCount | None,
+    model: Model | None,
+    hardware: Hardware,
+) -> AgentPlan:
+    """Describe one agent."""
+    memory = placement = None
+    if model is not None:
+        limits = agent.limits
+        longest = limits.prompt_tokens + 2 * limits.response_tokens
+        placement = place(model, hardware, config.engine, longest, config.generation.backend)
+        training, answering = placement.training.parts, placement.answering.parts
+        assert answering is not None
+        memory = Memory(model.gib, None if training is None else training.total, answering.total)
     return AgentPlan(
         name=agent.name,
         model=agent.base.name,
@@ -282,7 +370,8 @@ def _agent_plan(config: RunConfig, agent: Agent) -> AgentPlan:
         tuning=agent.tuning.kind,
         parameters=None if counted is None else counted.count,
         parameters_estimated=counted is not None and counted.estimated,
-        memory=taken,
+        memory=memory,
+        placement=placement,
     )
 
 
@@ -290,19 +379,19 @@ def _stage_plans(
     layout: Plan,
     recorded: Recorded,
     known: Known | None,
-    agents: Mapping[str, AgentPlan],
+    models: Mapping[str, Model | None],
 ) -> list[StagePlan]:
     """Describe the stages; of time only what is recorded."""
     found = []
     for stage in layout:
         agent = stage.agent
         work = None if known is None else stage.work(known)
-        parameters = None if agent is None else agents[agent.name].parameters
+        model = None if agent is None else models[agent.name]
         operations: float | None = None
         if agent is None:
             operations = 0.0
-        elif work is not None and parameters is not None:
-            operations = flops(work, parameters, agent.tuning.kind)
+        elif work is not None and model is not None:
+            operations = _operations(work, model)
         found.append(
             StagePlan(
                 name=stage.name,
@@ -318,6 +407,13 @@ def _stage_plans(
     return found
 
 
+def _operations(work: Work, model: Model) -> float:
+    """Return the operations of a stage; without a shape all weights count for every token."""
+    if model.shape is None:
+        return flops(work, model.parameters, model.tuning)
+    return flops(work, model.shape.met, model.tuning, model.shape.head)
+
+
 def _pace(stages: Sequence[StagePlan]) -> dict[str, float]:
     """Return the seconds an operation took, by kind of stage, over those that are done."""
     seconds: dict[str, float] = {}
@@ -329,14 +425,60 @@ def _pace(stages: Sequence[StagePlan]) -> dict[str, float]:
     return {kind: seconds[kind] / operations[kind] for kind in seconds}
 
 
-def _with_time(stage: StagePlan, pace: Mapping[str, float], gflops: float | None) -> StagePlan:
-    """Add the estimated time of a stage that is not done."""
-    if stage.state == "done" or stage.operations is None:
-        return stage
-    if not stage.operations:
-        return replace(stage, seconds=0.0)
-    if stage.kind in pace:
-        return replace(stage, seconds=stage.operations * pace[stage.kind])
-    if gflops is None:
-        return stage
-    return replace(stage, seconds=stage.operations / (gflops * 1e9))
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Estimates the times of stages that are not done."""
+
+    config: RunConfig
+    hardware: Hardware
+    models: Mapping[str, Model | None]
+    agents: Mapping[str, AgentPlan]
+    known: Known | None
+    utilisation: float | None
+
+    def timed(self, stage: StagePlan, pace: Mapping[str, float]) -> StagePlan:
+        """Add the estimated time of a stage that is not done.
+
+        Args:
+            stage: as planned.
+            pace: seconds an operation took, by kind of stage.
+        """
+        if stage.state == "done" or stage.operations is None:
+            return stage
+        if not stage.operations:
+            return replace(stage, seconds=0.0)
+        if stage.kind in pace:
+            return replace(stage, seconds=stage.operations * pace[stage.kind])
+        model, placement = self._of(stage)
+        assert stage.work is not None
+        assert stage.agent is not None
+        assert self.known is not None
+        asked = Asked(stage.work, self.known.lengths[stage.agent].prompt)
+        seconds = stage_seconds(
+            asked,
+            model,
+            placement,
+            self.hardware,
+            pack_tokens=self.config.engine.pack_tokens,
+            utilisation=self.utilisation,
+        )
+        return replace(stage, seconds=seconds)
+
+    def loading(self, stages: Sequence[StagePlan]) -> float:
+        """Estimate the seconds in which bases are loaded for the stages to run."""
+        uses = []
+        for stage in stages:
+            if stage.state == "done" or not stage.operations or stage.agent is None:
+                continue
+            model, placement = self._of(stage)
+            assert stage.work is not None
+            busy = placement.answering if stage.work.written else placement.training
+            uses.append((stage.agent, busy.way, model.gib))
+        return loading_seconds(uses)
+
+    def _of(self, stage: StagePlan) -> tuple[Model, Placement]:
+        """Return the model of a stage that has operations, and where it is."""
+        model, placement = self.models[stage.agent or ""], self.agents[stage.agent or ""].placement
+        assert model is not None
+        assert placement is not None
+        return model, placement

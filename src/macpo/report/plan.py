@@ -9,19 +9,42 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from macpo.planning.times import (
+    CARD_UTILISATION,
+    CPU_ANSWERING,
+    CPU_UTILISATION,
+    LOADING_GIB,
+    MEMORY_SHARE,
+    STARTING,
+)
 from macpo.report.text import format_count, format_seconds, plain_line, plural
 
 if TYPE_CHECKING:
-    from macpo.planning import AgentPlan, PlanReport, StagePlan
+    from macpo.planning import AgentPlan, Place, PlanReport, StagePlan
 
 UNKNOWN, AT_MOST, MISSING = "unknown", "≤ ", " *"
+PARTS = {
+    "weights": "weights",
+    "adapters": "adapter",
+    "gradients": "grads",
+    "optimizer": "Adam",
+    "activations": "activ.",
+    "logits": "logits",
+    "cache": "cache",
+    "overhead": "rest",
+}
+"""What the table calls the parts of `macpo.planning.memory.Parts`."""
 
 
 def render_plan(report: PlanReport) -> RenderableType:
     """Return a plan as something that rich prints."""
     parts: list[RenderableType] = [Text(line, overflow="fold") for line in _heading(report)]
-    parts += [_agents_table(report), _stages_table(report)]
+    parts.append(_agents_table(report))
+    if report.asked_for:
+        parts.append(_memory_table(report))
+    parts.append(_stages_table(report))
     parts += [Text(line) for line in _totals(report)]
+    parts += [Text(line, style="red") for line in _remedies(report)]
     parts += [Text(f"note: {note}", style="yellow") for note in report.notes]
     return Group(*parts)
 
@@ -71,6 +94,50 @@ def _sizes(agent: AgentPlan) -> list[str]:
     ]
 
 
+def _memory_table(report: PlanReport) -> Table:
+    """Show what fills a device, for each agent's two kinds of work."""
+    card = report.hardware.card
+    title = f"memory of one device by part, in GiB; {report.hardware.name} has {card.memory_gib:g}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("agent", no_wrap=True)
+    table.add_column("work", no_wrap=True)
+    table.add_column("layout", no_wrap=True)
+    for heading in PARTS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("all", justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    for agent in report.agents:
+        if agent.placement is None:
+            continue
+        places = {"trains": agent.placement.training, "answers": agent.placement.answering}
+        for work, place in places.items():
+            table.add_row(Text(agent.name), work, _layout(place), *_parts(place), _fits(place))
+    return table
+
+
+def _layout(place: Place) -> str:
+    """Say over how many devices a base is divided, and how often it is there."""
+    if place.shards > 1:
+        sets = "" if place.replicas == 1 else f"{place.replicas} x "
+        return f"{sets}{place.way} over {place.shards}"
+    return place.way if place.replicas == 1 else f"{place.replicas} x {place.way}"
+
+
+def _parts(place: Place) -> list[str]:
+    """Write the parts, and their sum."""
+    if place.parts is None:
+        return [UNKNOWN] * (len(PARTS) + 1)
+    sizes = [getattr(place.parts, name) for name in PARTS]
+    return [f"{gib:.2f}" if gib else "-" for gib in sizes] + [f"{place.parts.total:.1f}"]
+
+
+def _fits(place: Place) -> str:
+    """Say whether it fits."""
+    if place.fits is None:
+        return UNKNOWN
+    return "yes" if place.fits else "no"
+
+
 def _stages_table(report: PlanReport) -> Table:
     """List the stages in the order in which they run."""
     table = Table(
@@ -117,22 +184,64 @@ def _totals(report: PlanReport) -> list[str]:
     operations = [stage.operations for stage in left if stage.operations is not None]
     if len(operations) == len(left):
         lines.append(f"operations: {bound}{format_count(sum(operations))}")
-    seconds = [stage.seconds for stage in left if stage.seconds is not None]
-    if len(seconds) == len(left):
-        lines.append(f"time: {bound}about {format_seconds(sum(seconds))}, {_basis(report)}")
+    if report.seconds is not None:
+        lines.append(f"time: {bound}about {format_seconds(report.seconds)}, {_basis(report)}")
+    if report.loading:
+        lines.append(
+            f"of that {format_seconds(report.loading)} to load bases, at {LOADING_GIB:g} GiB/s and "
+            f"{STARTING:g} s for each start of vLLM: assumed"
+        )
+    if report.cost is not None:
+        lines.append(
+            f"cost: {bound}about {report.cost:,.2f}, at {report.price:g} for each of "
+            f"{plural(report.hardware.count, 'device')} and hour"
+        )
+    return lines
+
+
+def _remedies(report: PlanReport) -> list[str]:
+    """Say what does not fit, and what to change for it."""
+    lines = []
+    for agent in report.agents:
+        if agent.placement is None:
+            continue
+        places = {"training": agent.placement.training, "answering": agent.placement.answering}
+        for work, place in places.items():
+            if place.fits is False and report.asked_for:
+                what = f"{agent.name}: {work} does not fit {report.hardware.name}"
+                lines.append(f"{what}; what would do: {place.remedy}")
+            elif place.remedy and report.asked_for:
+                lines.append(
+                    f"{agent.name}: {work} is planned with {place.way}, since the base does not "
+                    f"fit one device beside its cache; set {place.remedy}"
+                )
     return lines
 
 
 def _basis(report: PlanReport) -> str:
     """Say what the estimated time stands on."""
     kinds = {stage.kind for stage in report.to_run if stage.operations}
-    slow = (
-        f"of matrix products alone at the {report.gflops or 0:,.0f} GFLOP/s measured in this run; "
-        "small batches and answers take longer"
-    )
+    shares = _shares(report)
     if not kinds & report.paced:
-        return slow
+        return shares
     if kinds <= report.paced:
         return "at the pace of the stages that are done"
     rest = ", ".join(sorted(kinds - report.paced))
-    return f"at the pace of the stages that are done; {rest}: {slow}"
+    return f"at the pace of the stages that are done; {rest}: {shares}"
+
+
+def _shares(report: PlanReport) -> str:
+    """Say at which shares of the hardware's speed work is reckoned."""
+    asked = report.utilisation
+    if report.hardware.is_cpu:
+        work, answers = asked or CPU_UTILISATION, asked or CPU_ANSWERING
+        return (
+            f"at {work:.0%} (answers {answers:.0%}) of the {report.gflops or 0:,.0f} GFLOP/s of "
+            "matrix products measured on this machine"
+        )
+    card = report.hardware.card
+    return (
+        f"at {asked or CARD_UTILISATION:.0%} of {card.tflops:,.0f} TFLOP/s a device ("
+        f"{'asked for' if asked else 'assumed'}), answers at {MEMORY_SHARE:.0%} of "
+        f"{card.memory_gbps:,.0f} GB/s (assumed)"
+    )

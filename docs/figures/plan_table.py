@@ -1,0 +1,124 @@
+"""Write the table of the README: which model trains on which card, and how long the paper takes.
+
+    python docs/figures/plan_table.py --write
+
+Everything is what `macpo plan` says, by arithmetic on shapes: no weights, no data, no network. A
+test compares the README with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from macpo.agents import Agent
+from macpo.config import (
+    AUTO,
+    DPOConfig,
+    EngineConfig,
+    LimitsConfig,
+    NegativeSFTConfig,
+    SFTConfig,
+    TuningConfig,
+    load_config,
+)
+from macpo.models.loading import parameter_count
+from macpo.models.sources import ResolvedModel
+from macpo.planning import Place, PlanReport, plan
+from macpo.planning.cards import read_hardware
+from macpo.planning.costs import model_shape
+from macpo.planning.memory import Model
+from macpo.planning.placement import place
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+START, END = "<!-- plan table: make plan-table -->\n", "<!-- end of plan table -->\n"
+MODELS = {
+    "Llama-3.2-1B": "meta-llama/Llama-3.2-1B",
+    "Qwen3-8B": "Qwen/Qwen3-8B",
+    "Qwen3-32B": "Qwen/Qwen3-32B",
+    "Llama-2-70B": "meta-llama/Llama-2-70b-hf",
+}
+TUNINGS = {
+    "8, q and v": TuningConfig(rank=8, targets=(AUTO,)),
+    "64, all linear": TuningConfig(rank=64, targets=("all-linear",)),
+}
+LENGTHS = (1024, 4096)
+"""Prompt and answer together, half each, as the paper's 1,024."""
+HARDWARE = ("1xRTX4090-24GB", "1xA100-80GB", "8xA100-80GB", "8xH100-80GB", "8xH200-141GB")
+PAPER = "example:paper-hh-helpful"
+
+
+def cell(name: str, tuning: TuningConfig, length: int, hardware: str) -> str:
+    """Return what the table says of one model on one machine."""
+    base = ResolvedModel(name, name, None, None, local=False, hub_name=name)
+    limits = LimitsConfig(prompt_tokens=length // 2, response_tokens=length // 2)
+    rest = (tuning, limits, SFTConfig(), NegativeSFTConfig(), DPOConfig())
+    agent = Agent("student", base, None, "bfloat16", *rest)
+    counted = parameter_count(base)
+    assert counted is not None
+    model = Model(counted.count, "bfloat16", "lora", model_shape(agent))
+    longest = limits.prompt_tokens + 2 * limits.response_tokens
+
+    def trains(checkpoint_activations: bool) -> Place:
+        engine = EngineConfig(checkpoint_activations=checkpoint_activations)
+        return place(model, read_hardware(hardware), engine, longest, "vllm").training
+
+    plain, recomputed = trains(False), trains(True)
+    if plain.fits:
+        return "yes" if plain.shards == 1 else "divided"
+    if recomputed.fits:
+        return "yes, c" if recomputed.shards == 1 else "divided, c"
+    return "no"
+
+
+def table() -> str:
+    """Return the rows."""
+    lines = [
+        "| model | rank, layers | tokens | " + " | ".join(HARDWARE) + " |",
+        "|---|---|---|" + "---|" * len(HARDWARE),
+    ]
+    for shown, name in MODELS.items():
+        for rank, tuning in TUNINGS.items():
+            for length in LENGTHS:
+                cells = (cell(name, tuning, length, hardware) for hardware in HARDWARE)
+                lines.append(f"| {shown} | {rank} | {length:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def paper() -> str:
+    """Return a sentence on the paper's setting."""
+    report = plan(load_config(PAPER), hardware="8xH100-80GB")
+    full = _hours(report)
+    return (
+        f"The paper's setting (70B student, three teachers of 7 and 8B, 5,000 prompts, three "
+        f"rounds) takes at most {full:.1f} hours on 8xH100-80GB, with every answer as long as it "
+        f"may be."
+    )
+
+
+def _hours(report: PlanReport) -> float:
+    assert report.seconds is not None
+    return report.seconds / 3600
+
+
+def section() -> str:
+    """Return all that stands between the marks."""
+    return f"{START}{table()}\n\n{paper()}\n{END}"
+
+
+def main() -> None:
+    """Print the section, or put it into the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put it into README.md")
+    if not parser.parse_args().write:
+        print(section())
+        return
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    README.write_text(before + section() + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Planning for hardware that is not here: cards, layouts, times, money."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macpo.config import EngineConfig, load_config
+from macpo.errors import ConfigError
+from macpo.planning import PlanReport, plan
+from macpo.planning.cards import CARDS, Card, Hardware, read_hardware
+from macpo.planning.costs import GIB, ModelShape
+from macpo.planning.memory import Model
+from macpo.planning.placement import SERVED, place
+from macpo.planning.times import Asked, loading_seconds, stage_seconds
+from macpo.report.plan import render_plan
+from macpo.work import Work
+from tests.runs import SOURCES, write_config
+
+PAPER = SOURCES.parent / "examples" / "paper-hh-helpful.yaml"
+CARD = Card("test-80GB", 80, 1000, 2000, 100, "made up")
+LLAMA_70B = ModelShape(80, 8192, 28672, 64, 2048, 32000, 68 * 10**9, 855 * 10**6, 16 * 10**6)
+LLAMA_7B = ModelShape(32, 4096, 11008, 32, 8192, 32000, 6.5 * 10**9, 202 * 10**6, 4 * 10**6)
+BIG = Model(69 * 10**9, "bfloat16", "lora", LLAMA_70B)
+SMALL = Model(67 * 10**8, "bfloat16", "lora", LLAMA_7B)
+
+
+def show(report: PlanReport) -> str:
+    import io
+
+    from rich.console import Console
+
+    file = io.StringIO()
+    Console(file=file, width=160).print(render_plan(report))
+    return " ".join(file.getvalue().split())
+
+
+@pytest.fixture(scope="module")
+def paper() -> PlanReport:
+    return plan(load_config(PAPER), hardware="8xH100-80GB", price=2.5)
+
+
+def test_cards_are_asked_for_by_number_and_name() -> None:
+    assert read_hardware("8xH100-80GB") == Hardware(8, CARDS[2])
+    assert read_hardware("a100-40gb").card.name == "A100-40GB"
+    assert read_hardware("a100-40gb").count == 1
+    given = read_hardware("2x48/181/864").card
+    assert (given.memory_gib, given.tflops, given.memory_gbps) == (48, 181, 864)
+    assert read_hardware("4x80/989/3350/450").card.link_gbps == 450
+    assert len({card.name for card in CARDS}) == len(CARDS)
+    assert all(card.source for card in CARDS)
+
+
+def test_processes_on_one_cpu_share_it() -> None:
+    here = Card("cpu", 16, 0.2, 0, 0, "measured")
+    two = read_hardware("2xcpu", here)
+    assert (two.count, two.card.memory_gib, two.card.tflops) == (2, 8, 0.1)
+    assert two.is_cpu
+
+
+def test_a_card_that_nobody_knows_is_one_line_with_those_that_are_and_how_to_give_numbers() -> None:
+    with pytest.raises(ConfigError) as error:
+        read_hardware("8xH900")
+    said = str(error.value)
+    assert "\n" not in said
+    assert said.startswith("--hardware 8xH900: no such card; known are B200-180GB, ")
+    assert "COUNTxGB/TFLOPS/GBPS" in said
+    with pytest.raises(ConfigError, match="at least"):
+        read_hardware("0xH100-80GB")
+    with pytest.raises(ConfigError, match="above 0"):
+        read_hardware("1x0/1/1")
+
+
+def test_what_fits_is_whole_on_every_device_and_what_does_not_is_divided() -> None:
+    small = place(SMALL, Hardware(8, CARD), EngineConfig(), 1536, "local")
+    assert (small.training.way, small.training.shards, small.training.replicas) == ("whole", 1, 8)
+    assert (small.answering.way, small.answering.replicas) == ("local", 8)
+    assert small.training.fits
+    assert not small.answering.remedy
+
+    big = place(BIG, Hardware(8, CARD), EngineConfig(), 1536, "local")
+    assert (big.training.way, big.training.shards, big.training.fits) == ("FSDP", 8, True)
+    assert (big.answering.way, big.answering.shards, big.answering.replicas) == (SERVED, 4, 2)
+    assert big.answering.remedy == "generation.backend: vllm"
+    asked = place(BIG, Hardware(8, CARD), EngineConfig(), 1536, "vllm")
+    assert not asked.answering.remedy
+
+
+def test_what_does_not_fit_is_told_with_the_least_change_that_would_do() -> None:
+    four = place(BIG, Hardware(4, CARD), EngineConfig(), 1536, "vllm").training
+    assert not four.fits
+    assert four.remedy == "engine.checkpoint_activations: true"
+    engine = EngineConfig(checkpoint_activations=True)
+    assert place(BIG, Hardware(4, CARD), engine, 1536, "vllm").training.fits
+
+    one = place(BIG, Hardware(1, CARD), EngineConfig(), 1536, "vllm")
+    assert not one.training.fits
+    assert one.training.remedy == "2xtest-80GB, with engine.checkpoint_activations: true"
+    assert not one.answering.fits
+    assert one.answering.remedy == "4xtest-80GB"
+    huge = Model(10**14, "bfloat16", "lora", LLAMA_70B)
+    lost = place(huge, Hardware(1, CARD), EngineConfig(), 1536, "vllm").training
+    assert lost.remedy == "no number of such devices holds it"
+
+
+def seconds(work: Work, model: Model = SMALL, count: int = 1, backend: str = "vllm") -> float:
+    hardware = Hardware(count, CARD)
+    placement = place(model, hardware, EngineConfig(), 1536, backend)
+    found = stage_seconds(
+        Asked(work, prompt=100),
+        model,
+        placement,
+        hardware,
+        pack_tokens=2048,
+        utilisation=0.5,
+    )
+    assert found is not None
+    return found
+
+
+def test_time_of_training_is_its_operations_at_the_utilisation() -> None:
+    # 4 x 6.5e9 x 1e6 body and 4 x 4096 x 32000 x 2e5 head, at 500 TFLOP/s
+    work = Work(trained=1e6, learned=2e5)
+    alone = seconds(work)
+    assert alone == pytest.approx((4 * 6.5e15 + 4 * 4096 * 32000 * 2e5) / 500e12)
+    assert seconds(work, count=8) == pytest.approx(alone / 8)
+
+
+def test_time_of_a_divided_base_over_slow_links_is_that_of_gathering_it() -> None:
+    # each of 8 devices gathers 7/8 of 138 GB twice for each of 1e6 / 8 / 2048 packs, at 70 GB/s
+    work = Work(trained=1e6)
+    gathering = 2 * 1e6 / 8 / 2048 * 138e9 * 7 / 8 / 70e9
+    products = 4 * 68e9 * 1e6 / (8 * 500e12)
+    assert gathering > products
+    assert seconds(work, BIG, 8) == pytest.approx(gathering)
+
+
+def test_time_of_answers_is_that_of_reading_weights_and_cache_for_every_step() -> None:
+    # 64 rows; a step reads 13.4 GB, and 64 x 140 tokens x 32 layers x 8,192 numbers x 2 bytes
+    work = Work(written=64 * 80, answers=64)
+    read = 13.4e9 + 64 * 140 * 32 * 8192 * 2
+    assert seconds(work) == pytest.approx(80 * read / (2000e9 * 0.6))
+    assert seconds(work, count=2) < seconds(work)
+    assert seconds(work, backend="local") > seconds(work)
+
+
+def test_bases_are_loaded_when_another_one_was_used_or_in_another_way() -> None:
+    uses = [("a", "whole", 4.0), ("a", "whole", 4.0), ("a", SERVED, 4.0), ("b", "whole", 2.0)]
+    assert loading_seconds(uses) == (4 + 4 + 2) / 2 + 60
+    assert loading_seconds([]) == 0
+
+
+def test_papers_setting_fits_eight_cards_and_says_how_long_it_takes(paper: PlanReport) -> None:
+    student = paper.agents[0]
+    assert student.placement is not None
+    assert student.placement.training.fits
+    assert student.placement.training.way == "FSDP"
+    assert all(agent.placement.answering.fits for agent in paper.agents if agent.placement)
+    assert paper.seconds is not None
+    assert 1 < paper.seconds / 3600 < 12
+    assert paper.cost == pytest.approx(paper.seconds / 3600 * 8 * 2.5)
+    said = show(paper)
+    assert "memory of one device by part, in GiB; 8xH100-80GB has 80" in said
+    assert "FSDP over 8" in said
+    assert "at 40% of 989 TFLOP/s a device (assumed)" in said
+    assert "at 2.5 for each of 8 devices and hour" in said
+    assert "set generation.backend: vllm" in said
+
+
+def test_plan_for_a_card_that_is_too_small_says_what_would_do() -> None:
+    said = show(plan(load_config(PAPER), hardware="1xL4-24GB"))
+    assert "student: training does not fit 1xL4-24GB; what would do: 16xL4-24GB" in said
+
+
+def test_asked_utilisation_stretches_the_time(paper: PlanReport) -> None:
+    slower = plan(load_config(PAPER), hardware="8xH100-80GB", utilisation=0.2)
+    named = {stage.name: stage.seconds for stage in slower.stages}
+    train = "round-1/student/train"
+    [before] = [s.seconds for s in paper.stages if s.name == train]
+    assert before is not None
+    assert named[train] == pytest.approx(2 * before)
+    assert "at 20% of 989 TFLOP/s a device (asked for)" in show(slower)
+
+
+def test_two_processes_on_a_cpu_are_planned_with_its_measured_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macpo.planning.report.measured_gflops", lambda *_: 100.0)
+    config = load_config(write_config(tmp_path))
+    report = plan(config, hardware="2xcpu")
+    assert report.hardware.name == "2xcpu"
+    train = next(s for s in report.stages if s.name == "round-1/student/train")
+    assert train.operations is not None
+    assert train.seconds == pytest.approx(train.operations / (100e9 * 0.7))
+    assert "2 x whole" in show(report)
+    assert plan(config).seconds == pytest.approx(report.seconds)
+
+
+def test_a_folder_with_nothing_but_a_config_is_planned_and_not_run(tmp_path: Path) -> None:
+    from macpo.config import ModelConfig
+    from macpo.errors import ModelError
+    from macpo.models.sources import resolve
+
+    config = load_config(write_config(tmp_path))
+    folder = tmp_path / "models" / "student"
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    report = plan(config, hardware="1xL4-24GB")
+    student = report.agents[0]
+    assert (student.local, student.parameters_estimated) == (False, False)
+    assert student.memory is not None
+    assert student.memory.training is not None
+    assert any("weights of student (student) are not on this machine" in n for n in report.notes)
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        resolve(ModelConfig(source=str(folder)), fetch=True)
+
+
+def test_report_for_hardware_is_json(paper: PlanReport) -> None:
+    value: dict[str, Any] = json.loads(json.dumps(paper.to_json()))
+    assert value["hardware"]["card"]["name"] == "H100-80GB"
+    assert value["cost"] > 0
+    parts = value["agents"][0]["placement"]["training"]["parts"]
+    assert parts["weights"] > 69e9 * 2 / 8 / GIB
