@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation bench-vllm clean
+=======
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures plan-table dist bounds bench-dpo bench-generation clean
+>>>>>>> 346b6d5 (README: which models fit which cards, written by make plan-table and held by a test)
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -77,6 +81,9 @@ docs: $(READY) ## build the pages and the API reference in build/docs; broken li
 
 figures: $(READY) ## draw the figures of docs/results.md out of docs/figures/*.csv
 	$(BIN)/python docs/figures/draw.py
+
+plan-table: $(READY) ## write the README's table of models and cards
+	$(BIN)/python docs/figures/plan_table.py --write
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .

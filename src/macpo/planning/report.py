@@ -359,7 +359,8 @@ def _agent_plan(
     if model is not None:
         limits = agent.limits
         longest = limits.prompt_tokens + 2 * limits.response_tokens
-        placement = place(model, hardware, config.engine, longest, config.generation.backend)
+        backend = config.generation.backend_of(agent.name).name
+        placement = place(model, hardware, config.engine, longest, backend)
         training, answering = placement.training.parts, placement.answering.parts
         assert answering is not None
         memory = Memory(model.gib, None if training is None else training.total, answering.total)
