@@ -6,11 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures dist bounds bench-dpo bench-generation bench-vllm clean
-=======
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-browser test-quantised mutants check format docs figures plan-table dist bounds bench-dpo bench-generation clean
->>>>>>> 346b6d5 (README: which models fit which cards, written by make plan-table and held by a test)
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures plan-table dist bounds bench-dpo bench-generation bench-vllm clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
