@@ -305,6 +305,33 @@ def test_attempt_that_was_killed_is_told_while_the_next_one_runs(writer: Writer)
     assert report.last_stop.time == "2025-01-31T12:00:01.000Z"
 
 
+def test_stages_that_run_side_by_side_are_all_shown(writer: Writer) -> None:
+    """On a cluster: a start names a node, and ends no other stage."""
+    for name in ("data", "sft", "dpo"):
+        writer.event("started", name, node="node-1")
+    writer.event("finished", "data", seconds=1.0)
+    file = writer.run.progress_of(KEYS["dpo"])
+    file.parent.mkdir()
+
+    with RunLock(writer.run.lock), Progress(file, "dpo", KEYS["dpo"]) as progress:
+        progress.update(5, 20)
+        report = status(writer.folder)
+
+    assert report.running is not None
+    assert [stage.name for stage in (report.running, *report.beside)] == ["sft", "dpo"]
+    assert report.beside[0].done == 5
+    assert report.last_stop is None
+    assert shown(report).count("now: ") == 2
+    writer.event("started", "sft", node="node-2")  # the process on the first node died
+    with RunLock(writer.run.lock):
+        again = status(writer.folder)
+    assert again.last_stop is not None
+    assert (again.last_stop.stage, len(again.beside)) == ("sft", 1)
+    killed = status(writer.folder)
+    assert (killed.running, killed.beside) == (None, ())
+    assert killed.last_stop is not None
+
+
 def write_plan(run: RunDir, *policies: tuple[str, int, str, str | None]) -> None:
     """Write a plan: who, after which round, the keys of what measures and of what trained them."""
     keys = [key for _, _, *both in policies for key in both if key is not None]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from macpo.errors import DamagedError, RunLockedError, StoreError
 from macpo.evaluation.gather import Measured, gather_metrics
 from macpo.run_directory import FINAL, EarlyEnd, RunDir, RunPlan, find_runs
-from macpo.store import MANIFEST, Holder, lock_holder, read_manifest, verify
+from macpo.store import MANIFEST, Holder, lock_holder, read_manifest, read_progress, verify
 
 SHOWN_RUNS = 5
 _PUBLISHING = ""
@@ -80,6 +80,7 @@ class StatusReport:
     pairs (0 where an older macpo did not write that down). `ended` says where a run ended early,
     whose `total` then counts the stages up to there. `faults` are lines on what is missing or
     damaged of finished stages and of what was handed out; a run that has some is not finished.
+    `beside` are the stages that run beside `running`, on a cluster.
     """
 
     folder: Path
@@ -94,6 +95,7 @@ class StatusReport:
     metrics: tuple[Mapping[str, Any], ...]
     ended: EarlyEnd | None = None
     faults: tuple[str, ...] = ()
+    beside: tuple[RunningStage, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -137,19 +139,21 @@ def status(folder: str | Path, *, thorough: bool = False) -> StatusReport:
         faults += _faults_of_final(run, plan, ended, thorough=thorough)
         state = "stopped" if faults else "finished"
     measured = _measured(run, plan, done - damaged.keys())
+    at_work = [_running_stage(run, history, start) for start in history.open.values() if held]
     return StatusReport(
         folder=run.path,
         state=state,
         holder=holder,
         total=total,
         finished=finished,
-        running=_running_stage(run, history) if held else None,
+        running=at_work[0] if at_work else None,
         last_stop=history.stop,
         worked_seconds=history.worked_seconds,
         pairs=measured.pairs,
         metrics=tuple(row.to_json() for row in measured.rows),
         ended=ended,
         faults=tuple(faults),
+        beside=tuple(at_work[1:]),
     )
 
 
@@ -159,7 +163,8 @@ class _History:
 
     `planned` holds the keys of the run's stages as last laid out, `evaluating` those of
     evaluations after it, `latest` the key that each stage name last had, `attempts` how often a key
-    was started. `open` is a start without an end, `publishing` when handing out began without one.
+    was started. `open` are starts without an end, by key, several on a cluster; `publishing` is
+    when handing out began without one.
     """
 
     planned: frozenset[str] | None = None
@@ -167,7 +172,7 @@ class _History:
     done: dict[str, FinishedStage] = field(default_factory=dict)
     latest: dict[str, str] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
-    open: Mapping[str, Any] | None = None
+    open: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     publishing: str | None = None
     stop: LastStop | None = None
     worked_seconds: float = 0.0
@@ -183,12 +188,13 @@ class _History:
             self.stop = self.stop_in_run  # where an earlier evaluation stopped is past
             self.evaluating |= {key for _, key in event["stages"]}
         elif kind == "started":
-            self.end_without_a_word()
-            self.open = event
+            if "node" not in event or key in self.open:  # else it may run beside others
+                self.end_without_a_word(key if "node" in event else None)
+            self.open[key] = event
             self.latest[event["stage"]] = key
             self.attempts[key] += 1
         elif kind == "finished":
-            self.open = None
+            self.open.pop(key, None)
             self.done[key] = FinishedStage(event["stage"], key, event["seconds"], event["time"])
             self._forget_stop_at(key)
         elif kind == "found":  # another run made it, or this one, killed before it could say so
@@ -201,18 +207,22 @@ class _History:
             self.publishing = None
             self._forget_stop_at(_PUBLISHING)
         elif kind == "stopped":
-            self.open = self.publishing = None
+            self.open.pop(key, None)
+            self.publishing = None
             self.stop = LastStop(event["stage"], key, event["time"], event["reason"])
         elif kind == "set_aside":
             self.done.pop(key, None)
 
-    def end_without_a_word(self) -> None:
-        """Take in that the process at work has ended."""
-        if self.open is not None:
-            self.stop = _killed(self.open["stage"], self.open["key"], self.open["time"])
+    def end_without_a_word(self, only: str | None = None) -> None:
+        """Take in that the process at work has ended, or that of one stage, by key."""
+        ended = [start for key, start in self.open.items() if only in (None, key)]
+        if ended:
+            start = ended[-1]
+            self.stop = _killed(start["stage"], start["key"], start["time"])
         elif self.publishing is not None:
             self.stop = _killed(FINAL, _PUBLISHING, self.publishing)
-        self.open = self.publishing = None
+        self.publishing = None
+        self.open = {key: start for key, start in self.open.items() if only not in (None, key)}
 
     def _forget_stop_at(self, key: str) -> None:
         """Forget where the run stopped if that is past."""
@@ -310,19 +320,17 @@ def _who_holds(lock: Path) -> tuple[bool, Holder | None]:
     return holder is not None, holder
 
 
-def _running_stage(run: RunDir, history: _History) -> RunningStage | None:
-    """Describe the stage at work; None between two stages."""
-    start = history.open
-    if start is None:
-        return None
+def _running_stage(run: RunDir, history: _History, start: Mapping[str, Any]) -> RunningStage:
+    """Describe a stage at work."""
     began = datetime.fromisoformat(start["time"].replace("Z", "+00:00"))
     seconds = max((datetime.now(UTC) - began).total_seconds(), 0.0)
     stage = RunningStage(start["stage"], start["key"], seconds)
-    progress = run.progress()
+    file = run.progress_of(stage.key) if "node" in start else run.progress_file
+    progress = read_progress(file)
     if progress is None or progress.get("key") != stage.key:
         return stage
     try:
-        quiet = max(time.time() - run.progress_file.stat().st_mtime, 0.0)
+        quiet = max(time.time() - file.stat().st_mtime, 0.0)
     except OSError:  # it ended just now
         return stage
     done, total, at_work = progress["done"], progress["total"], progress["seconds"]

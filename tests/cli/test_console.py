@@ -191,6 +191,33 @@ def test_terminal_shows_the_stages_to_come() -> None:
     assert "to come: round-1/s3, round-1/s4, round-1/s5 and 7 more" in file.getvalue()
 
 
+def test_terminal_shows_all_stages_that_run_side_by_side() -> None:
+    file = Terminal()
+    console = Console(file=file, force_terminal=True, width=120, color_system=None)
+    plan = [stage(f"s{number}") for number in range(1, 6)]
+
+    with ConsoleObserver(console, Clock()) as observer:
+        observer.planned(plan)
+        observer.stage_found(plan[0], artifact())
+        for number in (3, 2):
+            observer.stage_started(plan[number - 1], number, 5)
+        observer.stage_progress(plan[1], 1, 8, loss=0.5)
+        observer.stage_progress(plan[2], 7, 9, loss=0.25)
+        observer._bar._progress.refresh()  # type: ignore[union-attr]
+        both = file.getvalue()
+        observer.stage_finished(plan[2], 1.0, artifact(steps=9))
+        file.truncate(0)
+        observer._bar._progress.refresh()  # type: ignore[union-attr]
+        one = file.getvalue()
+
+    assert "1 of 8, loss 0.5" in both
+    assert "7 of 9, loss 0.25" in both
+    assert "1 of 5" in both
+    assert "to come: s4, s5" in both
+    assert "1 of 8, loss 0.5" in one
+    assert "7 of 9" not in one
+
+
 @pytest.mark.parametrize(
     ("width", "line"),
     [

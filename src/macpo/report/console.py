@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from macpo.metrics import metric
@@ -44,7 +44,7 @@ class ConsoleObserver:
     """Shows a run on stderr; a `macpo.execution.protocol.Observer`, used as a context manager.
 
     One line for each finished stage, one for all that were found, and under them, on a terminal
-    only, what the running stage does. Elsewhere (CI, a log file) there are no control codes, and a
+    only, what the running stages do. Elsewhere (CI, a log file) there are no control codes, and a
     long stage writes a line a minute.
 
     Args:
@@ -61,11 +61,14 @@ class ConsoleObserver:
         self.live = bool(isatty()) and self.console.is_interactive
         self._clock = clock
         self._bar: _LiveBar | None = None
-        self._stages: list[str] = []
+        self._plan: list[str] = []
+        self._begun: set[str] = set()
+        self._running: dict[str, Pace] = {}
+        self._side_by_side = False
         self._found = 0  # not yet told
         self._found_before = 0  # told
         self._ran = 0
-        self._pace = Pace(clock)
+        self._done = 0  # of the plan
         self._last_line = clock()
 
     def __enter__(self) -> ConsoleObserver:
@@ -83,24 +86,33 @@ class ConsoleObserver:
 
     def planned(self, stages: Sequence[Stage]) -> None:
         """See `Observer`."""
-        self._stages = [stage.name for stage in stages]
+        self._plan = [stage.name for stage in stages]
+        self._begun.clear()
+        self._done, self._side_by_side = 0, False
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         """See `Observer`."""
         self._tell_found(total)
-        self._pace = Pace(self._clock)
         self._last_line = self._clock()
+        self._begun.add(stage.name)
+        self._running[stage.name] = Pace(self._clock)
+        self._side_by_side |= len(self._running) > 1
         if self.live:
             if self._bar is None:
                 self._bar = _LiveBar(self.console)
-            self._bar.start_stage(stage.name, number, total, self._stages[number:])
+            # One after another, all that stands before it is done; on a cluster that is counted.
+            done = self._done if self._side_by_side else number - 1
+            later = self._plan if self._side_by_side else self._plan[number:]
+            to_come = [name for name in later if name not in self._begun]
+            self._bar.start_stage(stage.name, done, total, to_come)
 
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
         """See `Observer`."""
-        self._pace.update(done, total)
-        shown = running_numbers(fields, self._pace.seconds_left)
+        pace = self._running.setdefault(stage.name, Pace(self._clock))
+        pace.update(done, total)
+        shown = running_numbers(fields, pace.seconds_left)
         if self._bar is not None:
-            self._bar.update(done, total, shown)
+            self._bar.update(stage.name, done, total, shown)
         elif self._clock() - self._last_line >= HEARTBEAT_SECONDS:
             numbers = f", {shown}" if shown else ""
             self._line(f"  {stage.name}: {done:,} of {total:,}{numbers}", style="dim")
@@ -108,6 +120,10 @@ class ConsoleObserver:
     def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
         """See `Observer`."""
         self._ran += 1
+        self._done += 1
+        self._running.pop(stage.name, None)
+        if self._bar is not None:
+            self._bar.end_stage(stage.name)
         numbers = telling_numbers(stage.kind, artifact.meta, seconds)
         line = f"{stage.name:<{NAME_WIDTH}} {format_seconds(seconds):>11}  {numbers}"
         self._line(line.rstrip(), style="yellow" if artifact.meta.get("signs") else "")
@@ -115,6 +131,8 @@ class ConsoleObserver:
     def stage_found(self, stage: Stage, artifact: Artifact) -> None:
         """See `Observer`."""
         self._found += 1
+        self._done += 1
+        self._begun.add(stage.name)
 
     def note(self, text: str) -> None:
         """See `Observer`."""
@@ -184,13 +202,14 @@ class Pace:
 
 
 class _StageProgress(Progress):
-    """Bars with a line under them: what comes next."""
+    """Bars, the one of all stages last, with a line under them: what comes next."""
 
     to_come: Sequence[str] = ()
+    of_all: TaskID | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the bars, and the stages to come as far as they fit on a line."""
-        yield self.make_tasks_table(self.tasks)
+        yield self.make_tasks_table(sorted(self.tasks, key=lambda task: task.id == self.of_all))
         if self.to_come:
             yield Text(to_come_line(self.to_come, self.console.width), style="dim")
 
@@ -212,7 +231,7 @@ def to_come_line(names: Sequence[str], width: int) -> str:
 
 
 class _LiveBar:
-    """The live lines at the bottom: the running stage, all stages, and those to come."""
+    """The live lines at the bottom: the running stages, all stages, and those to come."""
 
     def __init__(self, console: Console) -> None:
         self._progress = _StageProgress(
@@ -224,22 +243,31 @@ class _LiveBar:
             transient=True,
             refresh_per_second=4,
         )
-        self._stage = self._progress.add_task("", total=None, shown="")
+        self._stages: dict[str, TaskID] = {}
         self._all = self._progress.add_task(f"{'all stages':<{NAME_WIDTH}}", total=None, shown="")
+        self._progress.of_all = self._all
         self._progress.start()
 
-    def start_stage(self, name: str, number: int, total: int, to_come: Sequence[str]) -> None:
-        """Begin a stage, `number` of `total` from 1, after which others come."""
+    def start_stage(self, name: str, done: int, total: int, to_come: Sequence[str]) -> None:
+        """Begin a stage, when `done` of `total` are done and others come after it."""
+        self.end_stage(name)
         self._progress.to_come = to_come
         description = f"{name:<{NAME_WIDTH}}"
-        self._progress.reset(self._stage, description=description, total=None, shown="")
-        shown = f"{number - 1:,} of {total:,}"
-        self._progress.update(self._all, completed=number - 1, total=total, shown=shown)
+        self._stages[name] = self._progress.add_task(description, total=None, shown="")
+        shown = f"{done:,} of {total:,}"
+        self._progress.update(self._all, completed=done, total=total, shown=shown)
 
-    def update(self, done: int, total: int, shown: str) -> None:
-        """Show how far the stage is."""
+    def update(self, name: str, done: int, total: int, shown: str) -> None:
+        """Show how far a stage is."""
         shown = f"{done:,} of {total:,}" + (f", {shown}" if shown else "")
-        self._progress.update(self._stage, completed=done, total=total, shown=shown)
+        if name in self._stages:
+            self._progress.update(self._stages[name], completed=done, total=total, shown=shown)
+
+    def end_stage(self, name: str) -> None:
+        """Remove a stage's line, if it has one."""
+        task = self._stages.pop(name, None)
+        if task is not None:
+            self._progress.remove_task(task)
 
     def close(self) -> None:
         """Remove the lines."""

@@ -35,7 +35,8 @@ def render_status(report: StatusReport, width: int) -> RenderableType:
         )
     )
     if report.running is not None:
-        parts.append(_line(f"now: {_running(report.running)}", "cyan"))
+        for stage in (report.running, *report.beside):
+            parts.append(_line(f"now: {_running(stage)}", "cyan"))
     if report.last_stop is not None:
         stop = report.last_stop
         reason = "asked to stop (Ctrl-C or SIGTERM)"

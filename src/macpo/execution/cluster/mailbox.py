@@ -66,14 +66,14 @@ class Reporter:
         self._thread = threading.Thread(target=self._keep_posting, name="reports", daemon=True)
 
     def __enter__(self) -> Reporter:
-        self._flush()
+        self.post()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._flush()
+        self.post()
 
     @property
     def stopping(self) -> bool:
@@ -89,6 +89,15 @@ class Reporter:
         with self._lock:
             self._messages.append(Message(kind, fields))
 
+    def post(self) -> None:
+        """Post what there is now, and hear whether to stop."""
+        import ray
+
+        with self._lock:
+            messages, self._messages = self._messages, []
+        if ray.get(self._mailbox.post.remote(self._job, messages)):
+            self._stop.set()
+
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:
         """Pass on macpo's warnings as notes while the block runs: nobody reads a worker's log."""
@@ -101,15 +110,7 @@ class Reporter:
 
     def _keep_posting(self) -> None:
         while not self._ended.wait(FLUSH_SECONDS):
-            self._flush()
-
-    def _flush(self) -> None:
-        import ray
-
-        with self._lock:
-            messages, self._messages = self._messages, []
-        if ray.get(self._mailbox.post.remote(self._job, messages)):
-            self._stop.set()
+            self.post()
 
 
 class _Notes(logging.Handler):

@@ -6,7 +6,6 @@ A worker's process is kept between tasks on a CPU, and with it the models that i
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Mapping
@@ -138,7 +137,8 @@ class RunStage:
                 reporter.tell("set_aside", text=reason)
             if found is not None:
                 return Outcome(found)
-            reporter.tell("started", node=socket.gethostname(), pid=os.getpid())
+            reporter.tell("started", node=socket.gethostname())
+            reporter.post()  # now: it may die at once
             started = time.monotonic()
 
             def report(done: int, total: int, **fields: Any) -> None:
