@@ -15,11 +15,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from macpo.config import SamplingConfig
 from macpo.errors import DataError
+from macpo.paths import user_path
 from macpo.records import Message, Prompt, Response
 from macpo.report.text import PlainStream
 
@@ -228,7 +228,7 @@ class Talk:
             return
         lines = [json.dumps(self._record(p.name), ensure_ascii=True) for p in self.partners]
         try:
-            with Path(argument).expanduser().open("x", encoding="utf-8") as file:
+            with user_path(argument).open("x", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except FileExistsError:
             self.screen.note(f"{argument} is there already; name another file")

@@ -54,11 +54,23 @@ def read_resolved(path: Path) -> Resolved | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it to resolve anew") from error
-    if not isinstance(value, dict) or value.get("dtype") not in machine.DTYPES:
+    if not isinstance(value, dict) or value.get("dtype") not in (*machine.DTYPES,):
         raise StoreError(f"{path} names no dtype; delete it to resolve anew")
+    for f in fields(Resolved):
+        if f.name in value and not _fits(f.name, value[f.name]):
+            raise StoreError(f"{path}: {f.name} is of another type; delete it to resolve anew")
     return Resolved(**{f.name: value[f.name] for f in fields(Resolved) if f.name in value})
+
+
+def _fits(name: str, value: object) -> bool:
+    """Tell whether a value is what `Resolved` has under that name."""
+    if name == "threads":
+        return isinstance(value, int) and 0 <= value < 1 << 16
+    if name == "matmul_gflops":
+        return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    return isinstance(value, str)
 
 
 def known_dtype(asked: str, before: Resolved | None) -> str | None:
@@ -98,7 +110,7 @@ def resolve_once(
     """
     before = read_resolved(path)
     if before is not None and asked in ("auto", before.dtype):
-        if before.machine != platform.node():
+        if before.machine and before.machine != platform.node():
             note(
                 f"dtype stays {before.dtype}, as resolved on {before.machine}; to change it, set "
                 "dtype (everything is then run anew)"

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from macpo.errors import ConfigError
+from macpo.paths import user_path
 
 BUILT_IN = ("macpo.testbed.plugin",)
 GROUP = "macpo.plugins"
@@ -59,7 +60,7 @@ def load_plugin(name: str) -> None:
     """
     try:
         if name.endswith(".py"):
-            path = Path(name).expanduser().absolute()
+            path = user_path(name).absolute()
             _import_file(path)
             _NAMED[str(path)] = None
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -219,7 +219,7 @@ class PolicyPool:
         try:
             architecture = inspect_architecture(model)
         except TRIAL_ERRORS as error:
-            said = first_line(error) + hint(model)
+            said = odd_weights(model) or first_line(error) + hint(model)
             raise ModelError(f"{agent.name} ({agent.base.name}): {said}") from error
         if architecture.fallback_reason:
             how, why = architecture.instead_of_trees, architecture.fallback_reason
@@ -246,6 +246,24 @@ class PolicyPool:
             gc.collect()  # a model refers to itself, and would stay until some later collection
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def odd_weights(model: Any, but: Container[str] = ()) -> str:
+    """Return a line if weights are no numbers, whatever else went wrong with them; else nothing.
+
+    Args:
+        model: whose weights.
+        but: names of those that are not looked at.
+    """
+    for name, weight in model.named_parameters():
+        if name in but:
+            continue
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            return (
+                f"its weights are not finite ({name} holds NaN or infinity); fetch the model "
+                "again, or use another"
+            )
+    return ""
 
 
 def _try_adapter(model: Any, agent: Agent) -> None:

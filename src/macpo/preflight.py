@@ -16,9 +16,10 @@ from macpo.agents import Agent
 from macpo.errors import ModelError
 from macpo.likelihood.architecture import refuse_unusable
 from macpo.likelihood.recompute import recomputable_layers
-from macpo.models.folders import CONFIG, read_config
+from macpo.models.folders import CONFIG, check_weights, read_config
 from macpo.models.loading import empty_model
 from macpo.models.quantised import refuse_quantised
+from macpo.probe import SLIDING, setting
 
 POSITIONS = re.compile(r"(^|[._])(wpe|pos\w*|\w+_pos\w*)([._]|$)")
 """What tables of positions are called: `wpe`, `embed_positions`, `position_embeddings`."""
@@ -44,7 +45,9 @@ def check_agent(agent: Agent, *, recomputes: bool = False) -> None:
     folder = Path(agent.base.location)
     config = read_config(folder, with_code=agent.base.trust_remote_code)
     try:
+        check_weights(folder)
         refuse_quantised(config, agent.base.name, whole=agent.tuning.kind == "full")
+        _check_windows(config, agent.base.name)
         model = empty_model(agent.base)
         refuse_unusable(model)
         if recomputes:
@@ -54,6 +57,17 @@ def check_agent(agent: Agent, *, recomputes: bool = False) -> None:
             with_adapter(model.requires_grad_(False), agent.tuning, agent.base.name)
     except ModelError as error:
         raise ModelError(f"{agent.name}: {error}") from error
+
+
+def _check_windows(config: Any, name: str) -> None:
+    """Refuse a config whose layers slide over a window of no size."""
+    text = config.get_text_config()
+    slides = SLIDING in (setting(text, "layer_types", None) or ())
+    if slides and not isinstance(setting(text, "sliding_window", 0), int):
+        raise ModelError(
+            f"{name}: its config lists layers of {SLIDING} and no sliding_window; fetch the config "
+            "again, or give it the window that the model was trained with"
+        )
 
 
 def _check_positions(model: Any, agent: Agent) -> None:

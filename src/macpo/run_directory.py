@@ -30,7 +30,7 @@ from typing import Any
 
 from macpo.config import RunConfig, load_config
 from macpo.dtype import Resolved, read_resolved
-from macpo.errors import DamagedError, StoreError
+from macpo.errors import DamagedError, DataError, StoreError
 from macpo.records import read_jsonl
 from macpo.store import MANIFEST, artifact_folder, read_journal, read_manifest, read_progress
 
@@ -162,8 +162,15 @@ class RunPlan:
         return RunPlan(tuple(stages), tuple(policies))
 
     def stage(self, key: str) -> PlannedStage:
-        """Return the stage with a key of this plan."""
-        return next(stage for stage in self.stages if stage.key == key)
+        """Return the stage with a key of this plan.
+
+        Raises:
+            DamagedError: it refers to one that it does not have.
+        """
+        found = next((stage for stage in self.stages if stage.key == key), None)
+        if found is None:
+            raise DamagedError(f"the plan has no stage of key {key[:80]}; run the config again")
+        return found
 
     def policy(
         self, agent: str, round: int | None = None, ended: EarlyEnd | None = None
@@ -288,8 +295,15 @@ class RunDir:
         return [_read_plan(file, remedy).keep(keys) for file in files]
 
     def journal(self) -> list[dict[str, Any]]:
-        """Return what happened, oldest first; see `macpo.store.read_journal`."""
-        return read_journal(self.journal_file)
+        """Return what happened, oldest first; see `macpo.store.read_journal`.
+
+        What happened to a stage says to which.
+        """
+        return [
+            event
+            for event in read_journal(self.journal_file)
+            if "stage" in event or "key" not in event
+        ]
 
     def progress(self) -> dict[str, Any] | None:
         """Return where the running stage is; see `macpo.store.read_progress`."""
@@ -307,7 +321,7 @@ class RunDir:
         """
         if not self.metrics_file.is_file():
             return []
-        return [MetricRow(**row) for row in read_jsonl(self.metrics_file)]
+        return [_metric_row(self.metrics_file, row) for row in read_jsonl(self.metrics_file)]
 
     def ended(self) -> EarlyEnd | None:
         """Return where the run ended early; None if it did not, or has not yet.
@@ -349,6 +363,46 @@ class RunDir:
         return (self.artifact(stage) / MANIFEST).is_file()
 
 
+def _metric_row(path: Path, row: Mapping[str, Any]) -> MetricRow:
+    """Read a line of metrics.jsonl.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return MetricRow(
+            str(row["policy"]), int(row["round"]), str(row["metric"]), float(row["value"])
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: a line is no measurement ({type(error).__name__}: {error}); run the config "
+            "again, which writes it anew"
+        ) from error
+
+
+def _checked(plan: RunPlan) -> RunPlan:
+    """Return a plan whose keys are of its own stages; an evaluation's policies are another's.
+
+    Raises:
+        ValueError: they are not, or not all in it is of the type that it should be.
+    """
+    for stage in plan.stages:
+        artifact_folder(Path(), stage.kind, stage.key)
+        if not isinstance(stage.name, str) or not isinstance(stage.identity, Mapping):
+            raise ValueError(f"the stage of key {stage.key} is none")
+    known = {stage.key for stage in plan.stages}
+    for policy in plan.policies:
+        if not isinstance(policy.policy, str) or not isinstance(policy.round, int):
+            raise ValueError(f"{policy.policy!r:.60} after round {policy.round!r:.20} is no policy")
+        for key in policy.measured:
+            if key not in known:
+                raise ValueError(f"there is no stage of key {key!r:.80}")
+        for other in (policy.trained, policy.chosen):
+            if other is not None and not isinstance(other, str):
+                raise ValueError(f"{other!r:.80} is no key")
+    return plan
+
+
 def _read_plan(path: Path, remedy: str) -> RunPlan:
     """Read the stages and policies that a file holds.
 
@@ -357,10 +411,10 @@ def _read_plan(path: Path, remedy: str) -> RunPlan:
         FileNotFoundError: it is not there.
     """
     try:
-        return RunPlan.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return _checked(RunPlan.from_json(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 

@@ -8,6 +8,7 @@ any time from another process.
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -329,6 +330,9 @@ def _running_stage(run: RunDir, history: _History, start: Mapping[str, Any]) -> 
     progress = read_progress(file)
     if progress is None or progress.get("key") != stage.key:
         return stage
+    units = [progress.get(name) for name in ("done", "total", "seconds")]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in units):
+        return stage  # somebody else wrote it
     try:
         quiet = max(time.time() - file.stat().st_mtime, 0.0)
     except OSError:  # it ended just now

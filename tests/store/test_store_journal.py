@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import macpo
-from macpo.errors import DamagedError
 from macpo.store import Journal, Progress, read_journal, read_progress
 from macpo.store import journal as journal_module
 
@@ -61,15 +60,17 @@ def test_a_torn_only_line_is_removed_too(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("line", [b"not json", b"[1]", b"", b"\xff\xfe", b"[" * 100_000])
-def test_any_other_bad_line_is_damage_and_named(journal: Journal, line: bytes) -> None:
+def test_any_other_bad_line_is_named_and_passed_over(
+    journal: Journal, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     journal.append("first")
     with journal.path.open("ab") as file:
         file.write(line + b"\n")
     journal.append("third")
-    with pytest.raises(
-        DamagedError, match=r"journal\.jsonl, line 2: not a journal line; remove it"
-    ):
-        read_journal(journal.path)
+    assert [event["event"] for event in read_journal(journal.path)] == ["first", "third"]
+    [told] = caplog.messages
+    assert told.startswith(f"{journal.path}: 1 of its lines are damaged and passed over, the first")
+    assert told.endswith("is line 2; nothing depends on them")
 
 
 def test_odd_content_stays_one_line(journal: Journal) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -85,10 +87,30 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     _show_log()
     try:
-        app(args, prog_name="macpo")
+        try:
+            app(args, prog_name="macpo")
+        finally:
+            sys.stdout.flush()  # a full disk behind it is told here, not by the interpreter's end
     except MacpoError as error:
-        print(f"macpo: {_printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error))
+    except OSError as error:  # of a path, or of what stdout goes to: the system's, not ours
+        _forget_stdout()
+        what = f": {error.filename}" if error.filename is not None else ""
+        _end(f"{error.strerror or error}{what}")
+
+
+def _end(text: str) -> NoReturn:
+    print(f"macpo: {_printable(text)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _forget_stdout() -> None:
+    """Drop what stdout still holds if it cannot be written, so that Python's end does not try."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from macpo.paths import user_path
+
 if TYPE_CHECKING:
     from macpo.config import AgentConfig, RunConfig
     from macpo.ranks import Ranks
@@ -109,7 +111,7 @@ def with_data(overrides: list[str] | None, data: str | None) -> list[str]:
     if not data:
         return overrides or []
     named = [f"data.source={canonical_json(data)}"]
-    if Path(data).expanduser().exists():
+    if user_path(data).exists():
         named += ["data.hub_config=null", "data.hub_revision=null", "data.hub_split=train"]
     return [*named, *(overrides or [])]
 

@@ -23,6 +23,7 @@ from macpo.data.rows import LARGEST_ROW, RawRow, RowSource, too_large
 from macpo.data.tables import CELLS_SUFFIXES, TABLE_SUFFIXES, open_table, read_cells
 from macpo.data.turns import BadRow
 from macpo.errors import DataError
+from macpo.paths import user_path
 from macpo.seeds import file_digest
 from macpo.shipped import is_example, locate
 
@@ -105,7 +106,7 @@ def local_digest(source: str) -> str:
 
 def _find(source: str) -> Path:
     """Return the path that `source` names, or say what may have been meant."""
-    path = locate(source).expanduser()
+    path = user_path(locate(source))
     if path.is_dir():
         raise DataError(f"{path}: is a folder without data files; name a file, or a folder of them")
     if not path.exists():

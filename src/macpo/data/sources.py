@@ -6,7 +6,6 @@ DATA_SCHEMES.register("mine", MySource())      # data.source: mine:...
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from macpo.data.files import is_local, local_digest, open_file
@@ -15,6 +14,7 @@ from macpo.data.rows import RowSource
 from macpo.data.shards import is_shard_folder, open_shards, shards_digest
 from macpo.data.tables import is_saved_folder, open_saved, saved_digest
 from macpo.errors import DataError
+from macpo.paths import user_path
 from macpo.registry import Registry
 from macpo.shipped import locate
 
@@ -72,7 +72,7 @@ class LocalFile:
 
     def is_here(self, config: DataConfig) -> bool:
         """See `DataSource.is_here`."""
-        return locate(config.source).expanduser().exists()
+        return user_path(locate(config.source)).exists()
 
 
 class SavedFolder:
@@ -83,11 +83,11 @@ class SavedFolder:
 
     def open(self, config: DataConfig) -> RowSource:
         """See `DataSource.open`."""
-        return open_saved(Path(config.source).expanduser(), config.hub_split)
+        return open_saved(user_path(config.source), config.hub_split)
 
     def digest(self, config: DataConfig) -> str:
         """See `DataSource.digest`: of the bytes of its tables, wherever it lies."""
-        return saved_digest(Path(config.source).expanduser(), config.hub_split)
+        return saved_digest(user_path(config.source), config.hub_split)
 
     def is_here(self, config: DataConfig) -> bool:
         """See `DataSource.is_here`."""
@@ -102,11 +102,11 @@ class ShardFolder:
 
     def open(self, config: DataConfig) -> RowSource:
         """See `DataSource.open`."""
-        return open_shards(Path(config.source).expanduser(), config.hub_split)
+        return open_shards(user_path(config.source), config.hub_split)
 
     def digest(self, config: DataConfig) -> str:
         """See `DataSource.digest`: of the bytes of its files, wherever they lie."""
-        return shards_digest(Path(config.source).expanduser(), config.hub_split)
+        return shards_digest(user_path(config.source), config.hub_split)
 
     def is_here(self, config: DataConfig) -> bool:
         """See `DataSource.is_here`."""
@@ -145,7 +145,7 @@ def find_source(source: str) -> DataSource:
     found = DATA_SCHEMES.find(scheme) if colon else None
     if found is not None:
         return found
-    path = Path(source).expanduser()
+    path = user_path(source)
     if is_saved_folder(path):
         return SavedFolder()
     if is_shard_folder(path):

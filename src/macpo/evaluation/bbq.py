@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from macpo.agents import Agent, Policy
@@ -22,6 +21,7 @@ from macpo.data.verifiable import read_question
 from macpo.errors import DataError
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, write_measures
+from macpo.paths import user_path
 from macpo.records import dataset_response, read_split_prompts, splits_in
 from macpo.stage import Stage, StageContext
 from macpo.tasks.bbq import Question, accuracy, bias_score
@@ -77,7 +77,7 @@ class BBQEvaluator(LabelledConfig, Evaluator):
         Raises:
             DataError: it cannot be read.
         """
-        if not Path(self.data).expanduser().exists():
+        if not user_path(self.data).exists():
             raise DataError(
                 f"evaluation.evaluators: {self.title}: there is no file {self.data}; name one of "
                 "BBQ's files in its option data"

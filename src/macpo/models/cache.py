@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo.errors import DamagedError, ModelError, StoreError
+from macpo.paths import user_path
 from macpo.seeds import file_digest
 from macpo.store.atomic import make_directory, new_directory, remove_tree, write_text_atomic
 from macpo.store.manifest import Manifest, compare, folder_state, parse_manifest, scan
@@ -39,7 +40,7 @@ _whole: dict[Path, tuple[object, ...] | None] = {}
 def cache_dir() -> Path:
     """Return `$MACPO_CACHE`, else `$XDG_CACHE_HOME/macpo`, else `~/.cache/macpo`."""
     if own := os.environ.get("MACPO_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "macpo"
 

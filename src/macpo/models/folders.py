@@ -33,9 +33,34 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("it names what is no file in its folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index}: not an index of weight files; fetch it again") from error
     return [folder / name for name in sorted(names)]
+
+
+def check_weights(folder: Path) -> None:
+    """Make sure that the weight files of a folder are whole, by their headers.
+
+    A header says which tensors follow and where the last one ends, so that a file that was cut is
+    known without reading it.
+
+    Raises:
+        ModelError: one is not; names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in weight_files(folder):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(str(path), framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path}: not a whole file of weights ({reason(error)}); fetch it again"
+            ) from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -99,7 +124,7 @@ def generation_stops(folder: Path) -> tuple[int, ...]:
         return tuple(
             map(int, found if isinstance(found, list) else [] if found is None else [found])
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); fetch or mend the file") from error
 
 

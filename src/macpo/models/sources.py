@@ -32,6 +32,7 @@ from macpo.models.folders import (
     read_config,
     weight_files,
 )
+from macpo.paths import user_path
 from macpo.registry import Registry
 from macpo.seeds import digest
 
@@ -79,13 +80,13 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
             not apply to it, or `layers` names a layer that it lacks.
     """
     source = model.source
-    if _is_adapter(Path(source).expanduser()):
+    if _is_adapter(user_path(source)):
         return resolve(_with_its_base(model), fetch=fetch)
     scheme, colon, _ = source.partition(":")
     of_scheme = MODEL_SCHEMES.find(scheme) if colon else None
     if of_scheme is not None:
         base = of_scheme(model, fetch)
-    elif Path(source).expanduser().is_dir():
+    elif user_path(source).is_dir():
         base = _folder(model, fetch)
     elif source.endswith(".gguf"):
         base = _gguf(model, fetch)
@@ -94,7 +95,7 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
     else:
         raise ModelError(f"{source}: no such model folder{_suggestion(source)}")
     if model.adapter is not None:
-        base = _merged(base, Path(model.adapter).expanduser().absolute(), fetch)
+        base = _merged(base, user_path(model.adapter).absolute(), fetch)
     if model.layers is None:
         return base
     return _cut(base, model.layers, fetch)
@@ -111,7 +112,7 @@ def _with_its_base(model: ModelConfig) -> ModelConfig:
     Raises:
         ModelError: it does not say what its base is, or another adapter is to be merged as well.
     """
-    adapter = Path(model.source).expanduser().absolute()
+    adapter = user_path(model.source).absolute()
     refuse_options(model, "an adapter's folder", "revision", "adapter")
     config = merging.read_adapter(adapter)
     base = config.get("base_model_name_or_path")
@@ -146,7 +147,7 @@ def _merged(base: ResolvedModel, adapter: Path, fetch: bool) -> ResolvedModel:
 def _folder(model: ModelConfig, fetch: bool) -> ResolvedModel:
     """Take a local folder as it is; to plan with, a config is enough."""
     refuse_options(model, "a local folder", "revision")
-    folder = Path(model.source).expanduser().absolute()
+    folder = user_path(model.source).absolute()
     if not fetch and holds_config_alone(folder):
         return ResolvedModel(
             name=folder.name,
@@ -206,7 +207,7 @@ def _hub_label(model: ModelConfig) -> str:
 def _gguf(model: ModelConfig, fetch: bool) -> ResolvedModel:
     """Take a GGUF file, converted."""
     refuse_options(model, "a GGUF file", "revision", "trust_remote_code")
-    file = Path(model.source).expanduser().absolute()
+    file = user_path(model.source).absolute()
     if not file.is_file():
         raise ModelError(f"{model.source}: no such GGUF file{_suggestion(model.source)}")
     sha256 = remembered_digest(file)
@@ -306,7 +307,7 @@ def refuse_options(model: ModelConfig, what: str, *options: str) -> None:
 
 def _suggestion(source: str) -> str:
     """Suggest what a missing path may have meant."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.absolute().parent.is_dir():
         return f", nor the folder {path.parent} that it would be in; check the path"
     near = near_path(path)

@@ -26,6 +26,7 @@ from macpo.machine import choose_device, fastest_dtype
 from macpo.models.loading import load_chat
 from macpo.models.reward import RECORD, RewardModel, load_classifier, load_reward_model
 from macpo.models.sources import ResolvedModel, resolve
+from macpo.paths import user_path
 from macpo.records import PreferenceExample, read_split_prompts, splits_in
 from macpo.reward.config import RewardConfig
 from macpo.reward.loop import EncodedPair, RewardTrainer
@@ -146,7 +147,7 @@ def _prompts_of(folder: Path) -> set[str]:
     Raises:
         StoreError: there is no run with its data.
     """
-    run = RunDir(folder.expanduser())
+    run = RunDir(user_path(folder))
     data = run.stage("data")
     return {p.id for split in splits_in(data) for p in read_split_prompts(data, split)}
 

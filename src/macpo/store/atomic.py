@@ -213,11 +213,16 @@ def make_directory(path: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a folder, if there is one, so that half of it is never found under its name.
 
+    A link or a file in its place is removed as such; what a link points at stays.
+
     Raises:
         StoreError: it cannot be removed.
     """
     with translate_write_errors(path):
         if not os.path.lexists(path):
+            return
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
             return
         trash = path
         if not path.name.startswith(TRASH):

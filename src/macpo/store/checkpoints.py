@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -108,9 +109,11 @@ class Checkpoints:
 
     def _is_safe(self, path: Path) -> bool:
         """Tell whether `path` is an undamaged checkpoint; remove it when it is a damaged one."""
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         try:
+            if path.is_symlink():
+                raise DamagedError(f"{path} is damaged: it is a link; remove it")
             step = verify(path).fields.get("step")
             if path.name != _name(step):
                 raise DamagedError(

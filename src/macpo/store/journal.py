@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from macpo.errors import DamagedError, StoreError
+from macpo.errors import StoreError
 from macpo.store import oslock
 from macpo.store.atomic import (
     fsync_directory,
@@ -28,7 +28,24 @@ from macpo.store.atomic import (
 
 _RESERVED = frozenset({"time", "event", "stage", "key", "seconds"})
 
+_TEXTS = ("stage", "key", "reason", "title", "text", "command", "device")
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "planned": ("stages",),
+    "evaluating": ("stages",),
+    "started": ("key",),
+    "finished": ("key", "seconds"),
+    "found": ("key",),
+    "stopped": ("key",),
+    "set_aside": ("key",),
+    "alert": ("title", "text"),
+    "replied": ("key", "text"),
+}
+"""What readers take from an event, beside when it was and what."""
+
 _log = logging.getLogger(__name__)
+
+_odd_lines: dict[Path, tuple[int, ...]] = {}
+"""Damaged lines that this process has told of, by file."""
 
 
 class Journal:
@@ -110,10 +127,10 @@ def describe_stop(error: BaseException) -> str:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the events of a journal, oldest first; none when there is no file.
 
-    A last line that a kill left unfinished is not an event yet and is passed over.
+    A last line that a kill left unfinished is not an event yet and is passed over. So is, with a
+    warning, any other line that no journal has written: no result depends on what it said.
 
     Raises:
-        DamagedError: any other line is not a JSON object.
         StoreError: the file cannot be read.
     """
     try:
@@ -123,15 +140,60 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check its mode") from error
     events: list[dict[str, Any]] = []
+    odd: list[int] = []
     lines = content.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is unfinished
         event = _parse_object(line)
-        if event is None:
-            raise DamagedError(
-                f"{path}, line {number}: not a journal line; remove it, nothing depends on it"
-            )
-        events.append(event)
+        if event is not None and _is_event(event):
+            events.append(event)
+        else:
+            odd.append(number)
+    _warn_of(Path(path), tuple(odd))
     return events
+
+
+def _warn_of(path: Path, odd: tuple[int, ...]) -> None:
+    """Say which lines are passed over, once for those of a file."""
+    if odd and _odd_lines.get(path) != odd:
+        _log.warning(
+            "%s: %d of its lines are damaged and passed over, the first is line %d; nothing "
+            "depends on them",
+            path,
+            len(odd),
+            odd[0],
+        )
+        _odd_lines[path] = odd
+
+
+def _is_event(line: Mapping[str, Any]) -> bool:
+    """Tell whether an object is what `Journal.append` writes, with what such an event tells."""
+    kind = line.get("event")
+    if not isinstance(kind, str) or not _is_moment(line.get("time")):
+        return False
+    if any(not isinstance(line.get(name, ""), str) for name in _TEXTS):
+        return False
+    if any(not isinstance(line.get(name, {}), dict) for name in ("versions", "machine")):
+        return False
+    seconds = line.get("seconds", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        return False
+    stages = line.get("stages", [])
+    if not isinstance(stages, list) or not all(map(_is_name_and_key, stages)):
+        return False
+    return all(name in line for name in _NEEDED.get(kind, ()))
+
+
+def _is_name_and_key(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
+
+
+def _is_moment(text: object) -> bool:
+    """Tell whether a text is a time with its zone, in ISO 8601."""
+    try:
+        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return False
+    return isinstance(text, str) and moment.tzinfo is not None
 
 
 class Progress:

@@ -28,7 +28,7 @@ from torch import Tensor
 from macpo.config import EngineConfig, OptimizerConfig
 from macpo.errors import TrainingError
 from macpo.likelihood import LikelihoodEngine
-from macpo.policies import LoadedPolicy, restore, save_weights
+from macpo.policies import LoadedPolicy, odd_weights, restore, save_weights
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks, shares
 from macpo.records import read_jsonl, write_jsonl
@@ -138,6 +138,7 @@ class Trainer:
         totals, tokens = self._add_up(*self._backward(step, batch))
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+            self._refuse_odd_weights()
             raise TrainingError(
                 f"step {step + 1} of {self.steps}: loss {totals['loss']:g}, gradient norm "
                 f"{norm:g}; not finite. Try a lower learning_rate (now "
@@ -200,6 +201,15 @@ class Trainer:
         """Save the state after `done` steps, which is the same on all ranks."""
         digest = 0 if self.ranks.size == 1 else bits_of(self.parameters)
         self.checkpoints.save(done, self._save, digest)
+
+    def _refuse_odd_weights(self) -> None:
+        """Say so where numbers that are not finite come of the base itself.
+
+        Raises:
+            TrainingError: a weight that does not train is NaN or infinite.
+        """
+        if fault := odd_weights(self.policy.model, but=self.policy.trainable):
+            raise TrainingError(f"the loss is not finite, since {fault}")
 
     def _set_dropout(self, *, training: bool) -> None:
         """Turn LoRA's dropout on or off; the base model never has any."""

@@ -25,6 +25,7 @@ from macpo.evaluation.judge.endpoint import Endpoint
 from macpo.evaluation.judge.replies import Replies
 from macpo.evaluation.judge.wording import read_criterion
 from macpo.evaluation.measures import Item, write_measures
+from macpo.paths import user_path
 from macpo.records import Prompt, Response, read_answers, write_jsonl
 from macpo.run_directory import RunDir
 from macpo.seeds import canonical_json
@@ -179,7 +180,7 @@ def find_answers(folder: Path, agent: str, round: int | None) -> tuple[str, str]
     Raises:
         StoreError: there is no run, no such round, or its answers are not there.
     """
-    run = RunDir(folder.expanduser())
+    run = RunDir(user_path(folder))
     plan = run.plan()
     if plan is None:
         raise StoreError(f"{folder}: no run to judge against; name the directory of one")

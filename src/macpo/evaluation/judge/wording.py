@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import re
 from importlib.resources import files
-from pathlib import Path
 from typing import cast, get_args
 
 from macpo.errors import ConfigError
 from macpo.evaluation.judge.comparison import Comparison, Verdict
+from macpo.paths import user_path
 from macpo.seeds import digest
 
 SHIPPED = ("helpful", "harmless")
@@ -45,7 +45,7 @@ def read_criterion(name: str) -> str:
     """
     if name in SHIPPED:
         return (files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8").strip()
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 from importlib.resources import files
-from pathlib import Path
 
 from macpo.errors import ModelError
+from macpo.paths import user_path
 
 BUILT_IN = ("alpaca", "chatml", "vicuna")
 
@@ -25,7 +25,7 @@ def read_template(name: str) -> str:
     """
     if name in BUILT_IN:
         return (files(__package__) / f"{name}.jinja").read_text(encoding="utf-8")
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"built in: {', '.join(BUILT_IN)}"
