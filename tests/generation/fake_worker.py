@@ -8,7 +8,8 @@ and the numbers of its processes (`pids`). Its child holds its pipe open, whatev
     die N           is killed after N answers
     hang N          says nothing any more after N answers
     junk            writes what is no message
-    fail TEXT       says that it failed
+    unable TEXT     says that it cannot start
+    fail TEXT       says that it failed, when it is asked
     forget N        says that it is done after N answers
     dtype NAME      has loaded the model in another dtype
 """
@@ -49,7 +50,7 @@ def main() -> None:
         file.write(f"{os.getpid()} {child.pid}\n")
     if act == "junk":
         print("INFO loading weights", flush=True)
-    if act == "fail":
+    if act == "unable":
         say(failed=more)
     say(
         ready={"version": "0", "dtype": more if act == "dtype" else start["dtype"], "device": "cpu"}
@@ -57,6 +58,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         items = request.get("answer", [])
+        if act == "fail":
+            say(failed=more)
         with (folder / "asked").open("a") as file:
             file.write(json.dumps([item["index"] for item in items]) + "\n")
         for number, item in enumerate(items):

@@ -30,13 +30,14 @@ from macpo.generation.served.engine import (
 FAKE = Path(__file__).with_name("fake_worker.py")
 DRAWING = Drawing(temperature=1.0, top_p=0.9, top_k=0, max_tokens=8)
 QUESTIONS = {i: Question((1, 5, 6), seed=100 + i, told=i == 0) for i in range(4)}
-DEADLINE = 2.0
+DEADLINE = 60.0
+SHORT_DEADLINE = 4.0  # a fake worker has to start in that time on a busy machine, too
 
 
 class Watched:
     """An engine over fake workers, and what they left to be read."""
 
-    def __init__(self, home: Path, *acts: str) -> None:
+    def __init__(self, home: Path, *acts: str, deadline: float = DEADLINE) -> None:
         self.model = home / "model"
         self.model.mkdir()
         (self.model / "acts").write_text("\n".join(acts))
@@ -44,7 +45,7 @@ class Watched:
         launch = Launch(str(self.model), "float32", 100, 8, 1 << 20, 1, trust_remote_code=False)
         # -S -E: an interpreter without packages starts in no time.
         self.engine = SupervisedEngine(
-            launch, home / "files", python(home), DEADLINE, "student", worker=FAKE
+            launch, home / "files", python(home), deadline, "student", worker=FAKE
         )
 
     def answers(
@@ -98,8 +99,8 @@ def logs_of_failed_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     made: list[Watched] = []
 
-    def make(*acts: str) -> Watched:
-        made.append(Watched(tmp_path, *acts))
+    def make(*acts: str, **changes: float) -> Watched:
+        made.append(Watched(tmp_path, *acts, **changes))
         return made[-1]
 
     yield make
@@ -146,14 +147,14 @@ def test_a_worker_that_is_killed_is_started_again_for_the_prompts_that_are_left(
 def test_a_worker_that_hangs_is_ended_with_all_that_it_started(
     watched: Callable[..., Watched],
 ) -> None:
-    one = watched("hang 1", "well")
+    one = watched("hang 1", "well", deadline=SHORT_DEADLINE)
 
     started = time.monotonic()
     found = one.answers()
 
     assert sorted(found) == [0, 1, 2, 3]
     assert one.asked() == [[0, 1, 2, 3], [1, 2, 3]]
-    assert DEADLINE <= time.monotonic() - started < DEADLINE + 20
+    assert time.monotonic() - started >= SHORT_DEADLINE
     assert gone(one.pids()[:2])
 
 
@@ -184,6 +185,25 @@ def test_a_second_failure_in_a_stage_is_told_with_its_reason(
     assert sorted(one.answers()) == [0, 1, 2, 3]  # the next stage begins anew
 
 
+def test_a_worker_that_says_that_it_cannot_start_is_not_asked_again(
+    watched: Callable[..., Watched],
+) -> None:
+    one = watched("unable ValueError: 0.01 GiB do not hold one answer", "well")
+
+    with pytest.raises(ModelError) as raised:
+        one.answers()
+
+    said, _, log = str(raised.value).rpartition(": ")
+    assert said == (
+        "student: vLLM does not start, its worker failed: ValueError: 0.01 GiB do not hold one "
+        "answer; if that is about memory change engine.decode_memory_gib, else set "
+        "generation.backend: local; its output"
+    )
+    assert Path(log).is_file()
+    assert len(one.pids()) == 2
+    assert gone(one.pids())
+
+
 def test_another_dtype_than_the_runs_is_refused(watched: Callable[..., Watched]) -> None:
     one = watched("dtype bfloat16")
 
@@ -200,7 +220,8 @@ def test_who_stops_waiting_ends_the_worker(watched: Callable[..., Watched]) -> N
     one = watched("hang 0", "well")
 
     def interrupt() -> None:
-        raise KeyboardInterrupt
+        if (one.model / "asked").exists():
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         one.answers(waiting=interrupt)

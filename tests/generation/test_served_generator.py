@@ -172,7 +172,7 @@ def test_an_adapter_that_the_engine_ignored_stops_the_stage(scene: Scene) -> Non
 
 
 def test_an_adapter_is_missed_also_where_it_does_less_than_rounding_may(tmp_path: Path) -> None:
-    faint = Scene(tmp_path, scale=0.005)
+    faint = Scene(tmp_path, scale=0.003)
     generator = faint.generator(faint.positive, faint.adapter(faint.positive))
     generator.respond(PROMPTS, GREEDY, PARTS)
 
@@ -186,7 +186,7 @@ def test_an_adapter_is_missed_also_where_it_does_less_than_rounding_may(tmp_path
 def test_the_adapter_of_another_policy_stops_the_stage(scene: Scene) -> None:
     said = scene.refused(scene.positive, scene.adapter(scene.negative))
 
-    assert "nats off the policy's in the mean, where float32 explains 0.01" in said
+    assert "nats off the policy's in the mean, where float32 explains 0.005" in said
 
 
 def test_another_base_or_dtype_stops_the_stage(scene: Scene) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ANSWERS = 8
 """How many of a stage's first answers are compared."""
 
-MOST = {"float32": 0.01, "bfloat16": 0.15}
+MOST = {"float32": 0.005, "bfloat16": 0.15}
 """The mean difference of a token's log-probability that rounding may make, in nats, by dtype."""
 
 FITS_BETTER = 0.5

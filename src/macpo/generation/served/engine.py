@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from macpo.errors import ModelError
-from macpo.generation.served.process import Worker, WorkerFailed
+from macpo.generation.served.process import Worker, WorkerFailed, WorkerToldError
 
 log = logging.getLogger("macpo")
 
@@ -211,7 +211,14 @@ class SupervisedEngine:
             self._known.clear()
             self._worker = Worker([self._python, str(self._program)], plain_environment())
             self._worker.send({"start": asdict(self._launch)})
-            self._check(self._worker.receive(self._deadline, waiting))
+            try:
+                self._check(self._worker.receive(self._deadline, waiting))
+            except WorkerToldError as error:  # it would say the same again
+                raise ModelError(
+                    f"{self._owner}: vLLM does not start, its worker {error}; if that is about "
+                    "memory change engine.decode_memory_gib, else set generation.backend: local; "
+                    f"its output: {self._keep_log()}"
+                ) from error
         if adapter is not None:
             self._known[adapter.id] = adapter.name
         return self._worker
@@ -238,8 +245,7 @@ class SupervisedEngine:
         Raises:
             ModelError: it was started again before in this stage.
         """
-        output = "" if self._worker is None else f"; its output: {self._worker.log}"
-        self._end_worker(keep_log=True)
+        output = "" if self._worker is None else f"; its output: {self._keep_log()}"
         if not self._restarts:
             raise ModelError(
                 f"{self._owner}: vLLM's worker {failure}, and it had been started again once; if "
@@ -255,11 +261,19 @@ class SupervisedEngine:
             output,
         )
 
-    def _end_worker(self, *, keep_log: bool = False) -> None:
+    def _end_worker(self) -> None:
         """End the worker, if there is one."""
         if self._worker is not None:
-            self._worker.end(keep_log=keep_log)
+            self._worker.end()
             self._worker = None
+
+    def _keep_log(self) -> Path | None:
+        """End the worker, and return where what it wrote can be read."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return None
+        worker.end(keep_log=True)
+        return worker.log
 
 
 def _asking(

@@ -30,6 +30,10 @@ class WorkerFailed(Exception):
     """A worker died, hung, or told of an error; the message continues a sentence about it."""
 
 
+class WorkerToldError(WorkerFailed):
+    """A worker said itself what went wrong."""
+
+
 class Worker:
     """A running worker.
 
@@ -147,7 +151,7 @@ def _message(line: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise WorkerFailed(f"wrote what is no message: {line.strip()[:SAID_LETTERS]!r}")
     if "failed" in message:
-        raise WorkerFailed(f"failed: {message['failed']}")
+        raise WorkerToldError(f"failed: {message['failed']}")
     return message
 
 
