@@ -58,19 +58,20 @@ def read_resolved(path: Path) -> Resolved | None:
         raise StoreError(f"{path} cannot be read ({error}); delete it to resolve anew") from error
     if not isinstance(value, dict) or value.get("dtype") not in (*machine.DTYPES,):
         raise StoreError(f"{path} names no dtype; delete it to resolve anew")
-    for f in fields(Resolved):
-        if f.name in value and not _fits(f.name, value[f.name]):
-            raise StoreError(f"{path}: {f.name} is of another type; delete it to resolve anew")
+    defaults = asdict(Resolved(dtype=""))
+    for name, default in defaults.items():
+        if name in value and not _fits(default, value[name]):
+            raise StoreError(f"{path}: {name} is of another type; delete it to resolve anew")
     return Resolved(**{f.name: value[f.name] for f in fields(Resolved) if f.name in value})
 
 
-def _fits(name: str, value: object) -> bool:
-    """Tell whether a value is what `Resolved` has under that name."""
-    if name == "threads":
+def _fits(default: object, value: object) -> bool:
+    """Tell whether a value is of the kind of a field of `Resolved` with that default."""
+    if isinstance(default, int):
         return isinstance(value, int) and 0 <= value < 1 << 16
-    if name == "matmul_gflops":
-        return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-    return isinstance(value, str)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
 def known_dtype(asked: str, before: Resolved | None) -> str | None:

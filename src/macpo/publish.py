@@ -28,6 +28,8 @@ from macpo.store import MANIFEST, new_directory, verify
 from macpo.store.atomic import remove_tree
 
 CHECKED_TOKENS = 24
+OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")
+"""What transformers writes into tokenizer_config.json of where a tokenizer was read from."""
 
 
 def publish(
@@ -69,7 +71,7 @@ def publish(
         else:
             policies.load(policy).model.save_pretrained(partial)
             copy_processors(Path(policy.agent.base.location), partial)
-        policies.chat(policy.agent).tokenizer.save_pretrained(partial)
+        _save_tokenizer(policies.chat(policy.agent).tokenizer, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         remove_tree(folder)
 
@@ -114,7 +116,7 @@ def merge_adapter(adapter: Path, output: Path) -> None:
         found = Path(base) if Path(base).is_dir() else hub.cached_snapshot(base, revision)
         if found is not None:
             copy_processors(found, partial)
-        tokenizer.save_pretrained(partial)
+        _save_tokenizer(tokenizer, partial)
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
@@ -139,6 +141,16 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
             f"{base!r:.80}); write there which model it was trained over"
         )
     return base, revision
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer, without what transformers notes of where it was read from."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in config.items() if name not in OF_THIS_MACHINE}
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(
@@ -167,8 +179,7 @@ def model_card(
     )
     warning = f"\n**{caution}.**\n" if caution else ""
     return f"""---
-base_model: {json.dumps(base_reference(agent))}
-library_name: {library}
+{_base_line(agent)}library_name: {library}
 pipeline_tag: text-generation
 tags: [macpo, {method}, weak-to-strong]
 ---
@@ -177,7 +188,7 @@ tags: [macpo, {method}, weak-to-strong]
 {warning}
 {agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
 {agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
-Weights: `{policy.weights_key[:16]}`.{_how_to_load(agent)}
+Weights: `{policy.weights_key[:16]}`.{_how_to_load(agent)}{_where_the_base_is(agent)}
 
 On the run's own test split, after the last round:
 
@@ -185,6 +196,23 @@ On the run's own test split, after the last round:
 |---|---|
 {rows}
 """
+
+
+def _base_line(agent: Agent) -> str:
+    """Return the line of a card's head that names the base, of one that others can look up."""
+    name = agent.base.hub_name
+    return "" if name is None else f"base_model: {json.dumps(name)}\n"
+
+
+def _where_the_base_is(agent: Agent) -> str:
+    """Say how another machine gets the base, which no name on the hub is; a line of its own."""
+    if agent.base.hub_name is not None or agent.tuning.kind != "lora":
+        return ""
+    return (
+        f"\nThe base ({agent.base.name}) is no model of the hub, and adapter_config.json names its "
+        "folder on the machine that trained it. `macpo plan` with the config of the run makes it "
+        "again elsewhere; `macpo export` writes base and adapter as one portable model."
+    )
 
 
 def _how_to_load(agent: Agent) -> str:

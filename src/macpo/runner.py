@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo.backends import find_backend
+from macpo.cleaning import sweep_run
 from macpo.config import RunConfig, method_name
 from macpo.config.dumping import dump_config, dump_resolved
 from macpo.dtype import keep_numerics, resolve_once
@@ -139,6 +140,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         make = executor or stack.enter_context(chosen_executor(config, ranks))
         stack.enter_context(RunLock(home.lock))
+        sweep_run(home)
         journal = Journal(home.journal_file)
         process = describe_process() | {"device": str(device), "processes": ranks.size}
         journal.append("invoked", command=command_line(), **process)

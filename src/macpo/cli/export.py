@@ -20,7 +20,8 @@ def command(
     """Merge an aligned ADAPTER into its base model and write the full model to OUTPUT."""
     from macpo.cli.quiet import quiet_libraries
     from macpo.publish import merge_adapter
+    from macpo.report.text import plain_line
 
     with quiet_libraries():
         merge_adapter(adapter, output)
-    typer.echo(f"merged model: {output}")
+    typer.echo(f"merged model: {plain_line(str(output))}")

@@ -15,6 +15,7 @@ import typer
 from macpo.cli import (
     annotate,
     chat,
+    clean,
     compare,
     data,
     evaluate,
@@ -44,6 +45,7 @@ app.command("examples", epilog=examples.EXAMPLES)(examples.command)
 app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("status", epilog=status.EXAMPLES)(status.command)
+app.command("clean", epilog=clean.EXAMPLES)(clean.command)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("chat", epilog=chat.EXAMPLES)(chat.command)
 app.command("report", epilog=report.EXAMPLES)(report.command)

@@ -74,6 +74,7 @@ def command(
         from macpo.report.console import ConsoleObserver
         from macpo.report.making import leave_report, write_run_report
         from macpo.report.result import print_result
+        from macpo.report.text import plain_line
         from macpo.runner import run
 
         with quiet_libraries(), ConsoleObserver() as observer:
@@ -81,7 +82,7 @@ def command(
             report = leave_report(lambda: write_run_report(folder), observer.note)
         print_result(result)
         if report is not None:
-            print(f"\nreport: {report}")
+            print(f"\nreport: {plain_line(str(report))}")
     except KeyboardInterrupt:
         print("macpo: stopped; run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -140,6 +141,7 @@ def describe(config: RunConfig, folder: Path) -> str:
     """Say in a few lines what is about to run; RUN/config.resolved.yaml has all."""
     from macpo.config import method_name
     from macpo.config.recipes import say_recipe
+    from macpo.report.text import plain_line
 
     teachers = ", ".join(f"{t.name} ({_model(t)})" for t in config.active_teachers)
     splits = config.data.splits
@@ -160,7 +162,7 @@ def describe(config: RunConfig, folder: Path) -> str:
         "answers": f"{drawn}, at most {sampling.max_new_tokens} tokens",
     }
     unused = config.method.unused
-    return "\n".join(f"{k:<9} {text}" for k, text in lines.items() if k not in unused)
+    return "\n".join(f"{k:<9} {plain_line(text)}" for k, text in lines.items() if k not in unused)
 
 
 def _model(agent: AgentConfig) -> str:

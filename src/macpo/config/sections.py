@@ -42,6 +42,7 @@ from macpo.config.values import (
     SizeOrZero,
     Text,
     parse_layers,
+    refuse_password,
 )
 from macpo.trackers import TRACKERS
 from macpo.words import Criterion, FormatChoice
@@ -135,6 +136,11 @@ class DataConfig(Section):
             raise ValueError("columns and format both say what the rows look like; remove one")
         return self
 
+    @field_validator("source")
+    @classmethod
+    def _source_holds_no_password(cls, value: str) -> str:
+        return refuse_password(value)
+
     @field_validator("max_bad_rows")
     @classmethod
     def _rows_are_whole(cls, value: float) -> float:
@@ -166,6 +172,11 @@ class ModelConfig(Section):
     chat_template_args: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
     system_turn: Literal["auto", "merge", "template"] = "auto"
     trust_remote_code: Flag = False
+
+    @field_validator("source")
+    @classmethod
+    def _source_holds_no_password(cls, value: str) -> str:
+        return refuse_password(value)
 
     @field_validator("layers")
     @classmethod

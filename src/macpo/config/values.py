@@ -50,6 +50,20 @@ def _check_text(value: str) -> str:
     return value
 
 
+def refuse_password(value: str) -> str:
+    """Return a name or path; one that holds a password is in every file of a run soon.
+
+    Raises:
+        ValueError: it does; the message does not show it.
+    """
+    if re.search(r"://[^/@\s]+@", value):
+        raise ValueError(
+            "holds a user name or password, which would stand in the run's files; log in outside "
+            "of the config (hf auth login), or fetch it and name the file"
+        )
+    return value
+
+
 def _check_size(value: Any) -> int | float:
     if isinstance(value, str):  # YAML reads 5e-1, without a dot, as text
         value = number(value)

@@ -18,8 +18,9 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from macpo.store.manifest import Manifest, compare, folder_state, parse_manifest
 logger = logging.getLogger("macpo")
 
 LARGE_BYTES = 1 << 30
+STALE_SECONDS = 600.0
+"""After so long a note that is being written is nobody's: it takes a millisecond."""
 
 _whole: dict[Path, tuple[object, ...] | None] = {}
 """Derived models that this process has compared with their checksums, and in what state."""
@@ -177,7 +180,16 @@ def write_note(path: Path, value: dict[str, Any]) -> None:
     """
     with _writing(path):
         make_directory(path.parent)
+        _sweep_notes(path.parent)
         write_text_atomic(path, json.dumps(value), durable=False, alone=False)
+
+
+def _sweep_notes(folder: Path) -> None:
+    """Remove what processes that were killed have left of writing notes: what is old enough."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
         console.print(Text(ended_line(result.ended), style="yellow"), soft_wrap=True)
     console.print(Text("aligned policies:"), soft_wrap=True)
     for path in result.final.values():
-        console.print(Text(f"  {path}"), soft_wrap=True)
+        console.print(Text(f"  {plain_line(str(path))}"), soft_wrap=True)
     rounds = max((row.round for row in result.metrics), default=0)
     if result.ended is not None:
         rounds = result.ended.kept

@@ -91,9 +91,10 @@ def _finished_table(report: StatusReport) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, style="dim")
     for stage in report.finished[-SHOWN_STAGES:]:
-        table.add_row(Text(stage.name), format_seconds(stage.seconds), stage.ended)
+        name, ended = plain_line(stage.name), plain_line(stage.ended)
+        table.add_row(Text(name), format_seconds(stage.seconds), Text(ended))
     return table
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style)
+    return Text(plain_line(text), style=style)

@@ -166,6 +166,7 @@ def _commit(
         try:
             if fields is not None:
                 text = Manifest(scan(temporary), dict(fields)).to_text()
+            open_modes(temporary)
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     fsync_file(Path(folder, name))
@@ -231,6 +232,20 @@ def remove_tree(path: Path) -> None:
                 shutil.rmtree(trash)
             os.rename(path, trash)
         shutil.rmtree(trash)
+
+
+def open_modes(folder: Path) -> None:
+    """Give files that a library wrote for their owner alone the mode that others have here.
+
+    safetensors writes 0600 whatever the umask, and a colleague could not load an adapter.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = Path(path, name)
+            if file.stat().st_mode & 0o777 == 0o600:
+                file.chmod(0o666 & ~umask)
 
 
 def fsync_file(path: Path) -> None:
