@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 ANSWERS = 8
 """How many of a stage's first answers are compared."""
 
-MOST = {"float32": 0.005, "bfloat16": 0.15}
+MOST = {"float32": 0.005, "bfloat16": 0.1}
 """The mean difference of a token's log-probability that rounding may make, in nats, by dtype."""
 
-FITS_BETTER = 0.5
-"""An adapter was ignored if the bare base's differences are below that share of the policy's."""
+FITS_BETTER = 0.8
+"""An adapter was ignored if the bare base's differences are below that share of the policy's.
+
+Under the right policy rounding and the adapter both add to the differences from the base.
+"""
 
 
 @dataclass(frozen=True, slots=True)
