@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants check format docs figures plan-table dist bounds bench-dpo bench-generation bench-vllm clean
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants faults check format docs figures plan-table dist bounds bench-dpo bench-generation bench-vllm clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,10 @@ mutants: $(READY) ## put faults into the code; every one must fail a test (MUTAN
 
 sweep: $(READY) ## check every model family of transformers (tiny random models); writes docs/models.md
 	$(BIN)/python -m tests.sweep
+
+POINTS ?= 10000
+faults: $(READY) ## damage a run and hand macpo odd inputs, thousands of them; table and JSON (POINTS=500)
+	$(BIN)/python -m tests.faults --points $(POINTS)
 
 check: $(READY) ## format, lint, types, and what the documentation shows
 	$(BIN)/ruff format --check .
