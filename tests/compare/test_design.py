@@ -496,3 +496,11 @@ def test_option_of_another_method_is_no_key_of_the_run(tmp_path: Path) -> None:
     assert lines[1:] == [
         "every cell: method.top_k: unknown key; it belongs to method macpo, this is spin"
     ]
+
+
+def test_metric_that_nobody_measures_is_refused_before_any_cell_runs(tmp_path: Path) -> None:
+    asked = {"preference_acuracy": "higher", "train_loss": "lower", "kl_initial": "neither"}
+    [_, line] = faults(tmp_path, metrics=asked)
+    assert line == (
+        "metrics: nobody measures preference_acuracy; did you mean preference_accuracy?"
+    )

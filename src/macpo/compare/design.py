@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_paths
 from macpo.config.methods import method_class, read_method
 from macpo.config.reading import apply_override
-from macpo.metrics import Better
+from macpo.evaluation.evaluator import chosen_evaluators
+from macpo.metrics import Better, is_registered, registered
 from macpo.seeds import canonical_json
 from macpo.shipped import locate
 
@@ -118,6 +120,7 @@ def lay_out(
     runs = {pair: layout.config_of(shared, *pair) for pair in layout.pairs()}
     ceiling = layout.ceiling(runs)
     layout.refuse_equal_runs(runs)
+    layout.refuse_unknown_metrics(runs)
     faults = layout.fault_lines()
     if faults:
         raise fault_list(where, faults)
@@ -229,6 +232,21 @@ class _Layout:
                     f"{first} and {label} are identical, the same run under two labels: change an "
                     "option of one or remove it (`settings:` of a method says where it takes part)"
                 )
+
+    def refuse_unknown_metrics(self, runs: Mapping[tuple[str, str], RunConfig | None]) -> None:
+        """Refuse metrics that nobody measures, where all evaluators are macpo's own.
+
+        Those of a plugin's may write metrics that it has not registered.
+        """
+        evaluators = [e for run in runs.values() if run is not None for e in chosen_evaluators(run)]
+        if not all(type(e).__module__.startswith("macpo.") for e in evaluators):
+            return
+        known = [metric.name for metric in registered()]
+        for name in self.config.metrics or ():
+            if not is_registered(name):
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]}?" if near else "docs/compare.md lists them"
+                self._fault(f"metrics: nobody measures {name[:100]}; {meant}")
 
     def fault_lines(self) -> list[str]:
         """Return all faults; one that several cells share only once, with the cells' labels."""
