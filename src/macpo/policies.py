@@ -30,6 +30,7 @@ from macpo.models.chat import Chat
 from macpo.models.folders import weight_files
 from macpo.models.loading import empty_model, load_model
 from macpo.models.quantised import hint, stays_quantised
+from macpo.models.sharding import bytes_here, mesh_over, shard
 from macpo.probe import TRIAL_ERRORS, first_line, own_logits, probe_ids
 from macpo.ranks import ALONE, Ranks
 
@@ -102,6 +103,8 @@ class PolicyPool:
         device: where models go.
         locate: returns the folder of the artifact with a policy's weights, given its stage key.
         memory_bytes: what base models may take together; the least recently used go first.
+        ranks: who loads the same policies at the same time.
+        sharded: bases are divided among them (`macpo.models.sharding`), and so all load together.
     """
 
     def __init__(
@@ -109,10 +112,18 @@ class PolicyPool:
         device: torch.device,
         locate: Callable[[str], Path],
         memory_bytes: int | None = None,
+        ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         self.device = device
         self._locate = locate
-        self._memory = memory_bytes if memory_bytes is not None else _half_of_free_memory(device)
+        self._ranks = ranks
+        self._mesh = mesh_over(ranks.size, device) if sharded else None
+        free = memory_bytes if memory_bytes is not None else _half_of_free_memory(device)
+        if device.type == "cpu":
+            free //= ranks.on_this_machine
+        # All ranks of a sharded base have to drop it at the same time.
+        self._memory = min(ranks.gather(free)) if sharded else free
         self._bases: dict[str, _Base] = {}
         self._guest: tuple[str, Any] | None = None
         self._chats: dict[tuple[Any, ...], Chat] = {}
@@ -214,8 +225,26 @@ class PolicyPool:
             return self._bases[key]
         self._guest = None
         if self._bases:
-            self._make_room(expected_bytes(agent))
-        model = load_model(agent.base, getattr(torch, agent.dtype), self.device)
+            parts = self._ranks.size if self._mesh is not None else 1
+            self._make_room(expected_bytes(agent) // parts)
+        if self._mesh is None:
+            base = self._load_base(agent, self.device)
+        else:
+            for turn in range(self._ranks.size):  # each holds it whole for a while
+                if turn == self._ranks.rank:
+                    base = self._load_base(agent, torch.device("cpu"))
+                self._ranks.gather(None)
+        self._make_room(bytes_here(base.model))  # should it have come out larger than expected
+        self._bases[key] = base
+        return base
+
+    def _load_base(self, agent: Agent, device: torch.device) -> _Base:
+        """Load a base model onto a device and look at it; then it is sharded, where it should be.
+
+        Raises:
+            ModelError: see `load`.
+        """
+        model = load_model(agent.base, getattr(torch, agent.dtype), device)
         try:
             architecture = inspect_architecture(model)
         except TRIAL_ERRORS as error:
@@ -230,16 +259,15 @@ class PolicyPool:
         model.eval()  # no dropout but LoRA's own, which training turns on
         if agent.tuning.kind == "lora":
             _try_adapter(model, agent)
+        if self._mesh is not None:
+            shard(model, agent.base.name, self._mesh, self.device)
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
-        self._make_room(_bytes_of(model))  # should it have come out larger than expected
-        base = _Base(model, architecture, trainable, snapshot(trainable), {}, holds=None)
-        self._bases[key] = base
-        return base
+        return _Base(model, architecture, trainable, snapshot(trainable), {}, holds=None)
 
     def _make_room(self, needed: int) -> None:
         """Drop the least recently used bases until `needed` bytes fit the budget."""
         while self._bases:
-            held = sum(_bytes_of(base.model) for base in self._bases.values())
+            held = sum(bytes_here(base.model) for base in self._bases.values())
             if held + needed <= self._memory:
                 return
             del self._bases[next(iter(self._bases))]
@@ -326,10 +354,6 @@ def restore(trainable: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> N
 def save_weights(trainable: Mapping[str, Tensor], path: Path) -> None:
     """Write parameters to a safetensors file; equal weights give equal bytes."""
     save_file(snapshot(dict(sorted(trainable.items()))), path)
-
-
-def _bytes_of(model: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _half_of_free_memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from macpo.ranks import Ranks
 from macpo.ranks.launch import answered, started
 
 PARTNER = (sys.executable, "-m", "tests.ranks.partner")
-PATIENCE = timedelta(seconds=100)  # below that of a test: what waits for gloo hears no alarm
+PATIENCE = timedelta(seconds=240)  # below that of a test: what waits for gloo hears no alarm
 
 
 @contextlib.contextmanager

@@ -14,13 +14,15 @@ from macpo.answering import Respond
 from macpo.config import DPOConfig, EngineConfig, SamplingConfig, SFTConfig, TuningConfig
 from macpo.errors import MacpoError
 from macpo.execution.single import Bench, help_stage, run_stage
+from macpo.models.sharding import bytes_here
+from macpo.policies import PolicyPool
 from macpo.ranks import Ranks, group
 from macpo.records import CompletionScore, PreferenceExample
 from macpo.scoring import ScorePairs
 from macpo.stage import Stage
 from macpo.store import Artifact
 from macpo.training.stages import SFTOnAnswers, TrainDPO
-from tests.workbench import Workbench, make_agent, make_pairs
+from tests.workbench import CPU, Workbench, make_agent, make_pairs
 
 TUNINGS = {
     "lora": TuningConfig(rank=2, targets=("q_proj", "v_proj")),
@@ -122,6 +124,32 @@ def make(
         except MacpoError as fault:
             return str(fault)
     return None
+
+
+def shard(ranks: Ranks, folder: str, model: str, kinds: list[str], **engine: Any) -> list[Any]:
+    """Run stages with a base that is divided among ranks, one pool for all.
+
+    Returns:
+        Bytes of weights that each rank holds, bytes of those that train, and the artifacts.
+    """
+    bench = Workbench(Path(folder))
+    if ranks.leads:
+        for kind in kinds:
+            stage_of(bench, kind, "lora", model)
+    ranks.gather(None)  # what the stages read is written now
+    stages = [stage_of(bench, kind, "lora", model) for kind in kinds]
+    bench.pool = PolicyPool(
+        CPU, lambda key: bench.artifacts[key].path, ranks=ranks, sharded=ranks.size > 1
+    )
+    at_hand = Bench(lambda: bench.pool, EngineConfig(pack_tokens=64, **engine), ranks=ranks)
+    work = run_stage if ranks.leads else help_stage
+    artifacts = [
+        work(bench.store, stage, bench.artifacts, at_hand, lambda done, total, **fields: None)
+        for stage in stages
+    ]
+    loaded = bench.pool.load(Policy(make_agent(Path(model), tuning=TUNINGS["lora"]), "positive"))
+    trains = sum(p.numel() * p.element_size() for p in loaded.trainable.values())
+    return [ranks.gather(bytes_here(loaded.model)), trains, artifacts]
 
 
 def break_training(bench: Workbench) -> None:

@@ -147,6 +147,29 @@ def test_two_ranks_answer_as_one_does(ranks: Ranks, tmp_path: Path, model: str) 
     assert list(read_answers(together.path)) == list(read_answers(alone.path))
 
 
+@pytest.mark.parametrize(("tied", "recompute"), [(False, False), (True, True)])
+def test_a_base_divided_among_ranks_trains_and_scores_as_a_whole_one(
+    ranks: Ranks, tmp_path: Path, tied: bool, recompute: bool
+) -> None:
+    """Scoring stands before training, whose passes must not find what scoring left; batches of four
+    and packs of few tokens let one rank forward more often than the other."""
+    model = str(tiny_folder(tmp_path / "model", "qwen3", layers=3, tie_word_embeddings=tied))
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    kinds = ["score", "dpo", "sft"]
+    [whole], trains, alone = tasks.shard(ALONE, one, model, kinds)
+    parts, _, together = both(
+        ranks, "shard", folder=two, model=model, kinds=kinds, checkpoint_activations=recompute
+    )
+    assert all(part < trains + 0.55 * (whole - trains) for part in parts)
+    ours, theirs = (read_scores(artifacts[0].path) for artifacts in (alone, together))
+    for name, score in ours.items():
+        assert theirs[name].sum_logprob == pytest.approx(score.sum_logprob, abs=1e-4)
+    for mine, other in zip(alone[1:], together[1:], strict=True):
+        assert mine.key == other.key
+        mine, other = (load_file(artifact.path / WEIGHTS_FILE) for artifact in (mine, other))
+        assert max(float((mine[n] - other[n]).abs().max()) for n in mine) < 1e-5
+
+
 def test_shares_are_of_like_weight_and_leave_nothing_out() -> None:
     weights = [9, 1, 1, 1, 8, 7, 1, 2]
     dealt = shares(weights, 3)

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from macpo.backends import LOCAL
 from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.evaluators import EvaluatorConfig, LabelledConfig, read_evaluator
@@ -292,9 +293,10 @@ class EngineConfig(Section):
     `pack_tokens` is the most tokens in one forward pass, `decode_memory_gib` what keys and values
     may take while answers are decoded, `checkpoint_steps` how many optimizer steps at most are
     lost when a training stage is killed. `processes` is how many ranks share the work of each
-    stage; without it one, or as many as a launcher has started. With `checkpoint_activations`
-    training keeps only what goes into each decoder layer and computes the rest again on the way
-    back: a third more work for a fraction of the memory.
+    stage; without it one, or as many as a launcher has started. With `sharding: fsdp` they divide
+    each base among them, for one that does not fit into the memory of any. With
+    `checkpoint_activations` training keeps only what goes into each decoder layer and computes the
+    rest again on the way back: a third more work for a fraction of the memory.
     """
 
     pack_tokens: Count = 2048
@@ -302,6 +304,7 @@ class EngineConfig(Section):
     checkpoint_steps: Count = 20
     processes: Count | None = None
     checkpoint_activations: Flag = False
+    sharding: Literal["none", "fsdp"] = "none"
 
 
 class AgentConfig(Section):
@@ -443,6 +446,7 @@ class RunConfig(Section):
             )
         faults += self._faults_of_stopping()
         faults += self._faults_of_dpo()
+        faults += self._faults_of_sharding()
         method = method_name(self.method)
         why = dict.fromkeys(self.method.unused, f"method {method}")
         why |= self.method.idle
@@ -467,6 +471,27 @@ class RunConfig(Section):
         for name, agent in agents.items():
             for fault in lay_over(self.dpo, agent.dpo).faults():
                 yield f"{name}.dpo, laid over dpo: {fault}"
+
+    def _faults_of_sharding(self) -> Iterator[str]:
+        """Yield what cannot be done with bases that are divided among processes."""
+        if self.engine.sharding == "none":
+            return
+        if self.engine.processes == 1:
+            yield "engine.sharding divides bases among processes; raise engine.processes"
+        if self.execution.backend != "local":
+            yield "engine.sharding has no effect on a cluster's stages; remove it"
+        if self.generation.backend == LOCAL.name:
+            yield (
+                "engine.sharding: a base that is divided among processes cannot answer; set "
+                "generation.backend: vllm, or server"
+            )
+        tunings = {"tuning": self.tuning}
+        agents = {"student": self.student}
+        agents |= {f"teachers.{i}": teacher for i, teacher in enumerate(self.teachers)}
+        tunings |= {f"{n}.tuning": agent.tuning for n, agent in agents.items() if agent.tuning}
+        for name, tuning in tunings.items():
+            if tuning.kind == "full":
+                yield f"{name}.kind is full, but engine.sharding divides frozen bases; use lora"
 
     def _faults_of_stopping(self) -> Iterator[str]:
         """Yield why `stop_on_collapse` cannot stop this run."""

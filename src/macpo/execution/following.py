@@ -143,7 +143,12 @@ class _Follower:
         from macpo.policies import PolicyPool
 
         if self._pool is None:
-            self._pool = PolicyPool(self._device, lambda key: self._artifacts[key].path)
+            self._pool = PolicyPool(
+                self._device,
+                lambda key: self._artifacts[key].path,
+                ranks=self._bench.ranks,
+                sharded=self._bench.engine.sharding != "none",
+            )
         return self._pool
 
     def _read(self, value: Mapping[str, Any]) -> Artifact:

@@ -76,10 +76,25 @@ class LocalExecutor:
     @cached_property
     def policies(self) -> PolicyPool:
         """See `macpo.execution.protocol.Executor`."""
+        if self.engine.sharding == "none":
+            return self._of_all_ranks
+        import torch
+
+        # Nobody helps whoever calls this: the bases are whole, and in the machine's memory.
+        return self._pool(torch.device("cpu"), sharded=False)
+
+    @cached_property
+    def _of_all_ranks(self) -> PolicyPool:
+        """Loads policies for stages that all ranks run."""
+        device = self._device() if callable(self._device) else self._device
+        return self._pool(device, sharded=self.engine.sharding != "none")
+
+    def _pool(self, device: torch.device, *, sharded: bool) -> PolicyPool:
         from macpo.policies import PolicyPool  # it needs torch, which not every stage does
 
-        device = self._device() if callable(self._device) else self._device
-        return PolicyPool(device, lambda key: self.artifacts[key].path)
+        return PolicyPool(
+            device, lambda key: self.artifacts[key].path, ranks=self.ranks, sharded=sharded
+        )
 
     def execute(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
         """Find or run every stage, in order.
@@ -177,7 +192,13 @@ class LocalExecutor:
                 if stop.is_set():
                     raise KeyboardInterrupt
 
-            bench = Bench(lambda: self.policies, self.engine, self.generators, self.ranks)
+            together = stage.by_all_ranks
+            bench = Bench(
+                lambda: self._of_all_ranks if together else self.policies,
+                self.engine,
+                self.generators,
+                self.ranks,
+            )
             try:
                 self.orders.stage(stage, self.artifacts)
                 artifact = run_stage(self.store, stage, self.artifacts, bench, report)
@@ -201,7 +222,7 @@ class LocalExecutor:
         if found:
             self.orders.load([agent for agent, _ in found])
         for agent, answering in found:
-            examine(agent, answering, self.policies)
+            examine(agent, answering, self._of_all_ranks)
             self._inspected.add(agent.name)
 
     def _end_companions(self) -> None:

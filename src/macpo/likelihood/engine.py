@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from macpo.attention import base_model
+from macpo.errors import ModelError
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.likelihood.branched import branched_hidden
 from macpo.likelihood.groups import Pack, PromptGroup, pack_alike, pack_groups
@@ -24,6 +25,7 @@ from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.layout import tree_hidden
 from macpo.likelihood.padded import padded_hidden
 from macpo.likelihood.recompute import recomputed_layers
+from macpo.models.sharding import is_sharded, one_pass
 from macpo.probe import forget_lengths
 from macpo.ranks import ALONE, Ranks, Told, shares
 from macpo.records import CompletionScore
@@ -102,7 +104,9 @@ class LikelihoodEngine:
 
     def _completions(self, pack: Pack) -> tuple[Tensor, ...]:
         """Return the log-probabilities of the tokens of every completion of a pack."""
-        logprobs = self._logprobs(self._hidden(pack), self._targets(pack))
+        logprobs = one_pass(
+            self.causal_lm, lambda: self._logprobs(self._hidden(pack), self._targets(pack))
+        )
         return torch.split(logprobs, [len(c) for g in pack.groups for c in g.completions])
 
     def score_tokens(self, pack: Pack) -> tuple[Tensor, Tensor]:
@@ -112,9 +116,27 @@ class LikelihoodEngine:
             Two `[tokens]` float32, in nats, differentiable: of the tokens of all completions in
             the order of `score_pack`, and of the most probable token in the place of each.
         """
-        hidden = self._hidden(pack)
-        top = most_probable_tokens(hidden, self.architecture.head_of(self.causal_lm))
-        return self._logprobs(hidden, self._targets(pack)), self._logprobs(hidden, top)
+
+        def work() -> tuple[Tensor, Tensor]:
+            hidden = self._hidden(pack)
+            top = most_probable_tokens(hidden, self.architecture.head_of(self.causal_lm))
+            return self._logprobs(hidden, self._targets(pack)), self._logprobs(hidden, top)
+
+        return one_pass(self.causal_lm, work)
+
+    def fillers(self, packs: Sequence[Pack], spare: PromptGroup) -> list[Pack]:
+        """Return packs to forward besides, so that all ranks of a sharded model forward as often.
+
+        Call it before any pass: a rank that is in one waits for the others there.
+
+        Args:
+            packs: that this rank is to forward.
+            spare: a group, the smaller the better; what comes of it counts for nothing.
+        """
+        if not is_sharded(self.causal_lm):
+            return []
+        most = max(self.ranks.gather(len(packs)))
+        return [Pack((spare,), (0,))] * (most - len(packs))
 
     def _hidden(self, pack: Pack) -> Tensor:
         """Forward a pack; return the hidden states that predict, `[tokens, width]`."""
@@ -131,6 +153,11 @@ class LikelihoodEngine:
         layout = self._layout(pack.groups, torch.is_grad_enabled())
         if layout == "tree":
             return tree_hidden(self.causal_lm, pack, device)
+        if is_sharded(self.causal_lm):
+            raise ModelError(
+                "a sharded base is forwarded in trees, as often on all ranks, and this model or a "
+                "sequence of this length does not allow them; set engine.sharding: none"
+            )
         if layout == "branched" and found.branching is not None:
             return branched_hidden(self.causal_lm, pack, device, found.branching.equal)
         return padded_hidden(self.causal_lm, pack, device, found.rope_limit)
@@ -171,7 +198,8 @@ class LikelihoodEngine:
         dealt = shares([group.tokens for group in groups], self.ranks.size)
         mine = [groups[place] for place in dealt[self.ranks.rank]]
         told = None if progress is None else Told(progress, len(mine), len(groups))
-        scored = self._score(mine, told)
+        spare = min(groups, key=lambda group: group.tokens, default=None)
+        scored = self._score(mine, told, spare)
         said = self.ranks.gather([[[s.sum_logprob, s.tokens] for s in group] for group in scored])
         results: list[list[CompletionScore]] = [[] for _ in groups]
         for places, found in zip(dealt, said, strict=True):
@@ -182,12 +210,20 @@ class LikelihoodEngine:
         return results
 
     def _score(
-        self, groups: Sequence[PromptGroup], progress: Callable[[int], None] | None
+        self,
+        groups: Sequence[PromptGroup],
+        progress: Callable[[int], None] | None,
+        spare: PromptGroup | None,
     ) -> list[list[CompletionScore]]:
-        """Score this rank's groups; see `score`."""
+        """Score this rank's groups; see `score`, and `fillers` for `spare`."""
         results: list[list[CompletionScore]] = [[] for _ in groups]
-        with torch.inference_mode():
-            for pack in self.packs(groups):
+        packs = self.packs(groups)
+        # What FSDP gathers in inference mode could not be trained with afterwards.
+        sharded = is_sharded(self.causal_lm)
+        with torch.no_grad() if sharded else torch.inference_mode():
+            for filler in self.fillers(packs, spare) if spare is not None else ():
+                self.score_pack(filler)
+            for pack in packs:
                 sums = iter(self.score_pack(pack).tolist())
                 for index, group in zip(pack.indices, pack.groups, strict=True):
                     results[index] = [

@@ -161,7 +161,10 @@ class Trainer:
         device = self.engine.causal_lm.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._dropout_seed(step))
-            for pack in self.engine.packs([self.objective.groups[i] for i in mine]):
+            packs = self.engine.packs([self.objective.groups[i] for i in mine])
+            spare = min((self.objective.groups[i] for i in batch), key=lambda g: g.tokens)
+            fillers = self.engine.fillers(packs, spare)
+            for pack in packs:
                 indices = [mine[i] for i in pack.indices]
                 scored = self.objective.forward(self.engine, pack, indices, step / self.steps)
                 loss = scored.losses.sum() / len(batch)
@@ -170,6 +173,9 @@ class Trainer:
                 for name, values in scored.shown.items():
                     totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
                 tokens += pack.tokens
+            for filler in fillers:
+                nothing = 0.0 * self.engine.score_pack(filler).sum()
+                nothing.backward()  # type: ignore[no-untyped-call]
         return totals, tokens
 
     def _dropout_seed(self, step: int) -> int:
