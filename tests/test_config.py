@@ -343,6 +343,23 @@ def test_the_walk_over_number_keys_found_them() -> None:
     assert len(numeric_keys()) > 35
 
 
+def test_divided_bases_are_frozen_and_leave_answers_to_others() -> None:
+    divided = {"engine": {"sharding": "fsdp", "processes": 2}}
+    server = {"generation": {"backend": "scripted"}}
+    check_config(config_with(**divided, **server))
+    assert faults(config_with(**divided)) == [
+        "engine.sharding: a base that is divided among processes cannot answer; set "
+        "generation.backend: vllm, or server"
+    ]
+    alone = {"engine": {"sharding": "fsdp", "processes": 1}}
+    assert faults(config_with(**alone, **server)) == [
+        "engine.sharding divides bases among processes; raise engine.processes"
+    ]
+    assert faults(config_with(**divided, **server, tuning={"kind": "full"})) == [
+        "tuning.kind is full, but engine.sharding divides frozen bases; use lora"
+    ]
+
+
 def test_all_faults_are_reported_at_once() -> None:
     raw = config_with(
         rounds=0,

@@ -130,6 +130,11 @@ def _run(
 
     for name in config.track:
         TRACKERS.get(name).load()  # what is missing is said before anybody works
+    if ranks.size == 1 and config.engine.sharding != "none":
+        raise ConfigError(
+            f"engine.sharding is {config.engine.sharding}, which divides bases among processes, "
+            "but there is one; set engine.processes, or start with torchrun"
+        )
     home = RunDir(folder)
     elsewhere = executor is None and config.execution.backend != "local"
     asked = "auto" if elsewhere and config.device != "cpu" else config.device

@@ -212,6 +212,16 @@ def test_one_process_is_not_refused(environment: dict[str, str]) -> None:
     assert check_processes(4, {**environment, **LAUNCHED}) == Launched(0, 4, 0, 4)
 
 
+def test_bases_are_not_divided_by_one_process(tmp_path: Path) -> None:
+    config = write_config(tmp_path, engine={"sharding": "fsdp"}, generation={"backend": "scripted"})
+
+    refused = run_cli(["run", config, "--out", tmp_path / "run"])
+
+    assert refused.code == 1
+    assert "but there is one; set engine.processes" in refused.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_processes_than_gpus_are_refused_before_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ class LocalExecutor:
     @cached_property
     def policies(self) -> PolicyPool:
         """See `macpo.execution.protocol.Executor`."""
-        if self.engine.sharding == "none":
+        if not self._sharded:
             return self._of_all_ranks
         import torch
 
@@ -87,7 +87,12 @@ class LocalExecutor:
     def _of_all_ranks(self) -> PolicyPool:
         """Loads policies for stages that all ranks run."""
         device = self._device() if callable(self._device) else self._device
-        return self._pool(device, sharded=self.engine.sharding != "none")
+        return self._pool(device, sharded=self._sharded)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether bases are divided among ranks; one process has nobody to divide them with."""
+        return self.ranks.size > 1 and self.engine.sharding != "none"
 
     def _pool(self, device: torch.device, *, sharded: bool) -> PolicyPool:
         from macpo.policies import PolicyPool  # it needs torch, which not every stage does
