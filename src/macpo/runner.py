@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,6 @@ from macpo.run_directory import (
 )
 from macpo.store import Artifact, Journal, RunLock, Store, describe_stop, write_text_atomic
 from macpo.trackers import TRACKERS
-
-WORKER = (sys.executable, "-m", "macpo.execution.worker")
 
 if TYPE_CHECKING:
     from macpo.agents import Policy, Team
@@ -100,6 +97,8 @@ def _assembled(config: RunConfig, ranks: Ranks | None) -> Iterator[Ranks]:
         ConfigError: it asks for more than there are GPUs, or a launcher has started others.
         RanksError: they do not start.
     """
+    from macpo.execution.following import WORKER
+
     size = config.engine.processes or 1
     if ranks is not None or size == 1:
         yield ranks or ALONE
@@ -136,9 +135,10 @@ def _run(
             "but there is one; set engine.processes, or start with torchrun"
         )
     home = RunDir(folder)
-    elsewhere = executor is None and config.execution.backend != "local"
+    elsewhere = config.execution.backend != "local"
     asked = "auto" if elsewhere and config.device != "cpu" else config.device
     device = choose_device(asked, ranks.on_this_machine, ranks.local_rank)
+    processes = (config.engine.processes or 1) if elsewhere else ranks.size
     caution = find_backend(config.generation.backend).caution
     if caution:
         observer.note(caution)
@@ -147,14 +147,14 @@ def _run(
         stack.enter_context(RunLock(home.lock))
         sweep_run(home)
         journal = Journal(home.journal_file)
-        process = describe_process() | {"device": str(device), "processes": ranks.size}
+        process = describe_process() | {"device": str(device), "processes": processes}
         journal.append("invoked", command=command_line(), **process)
         if elsewhere:
             use_threads(config.execution.cpus_per_stage)  # what is written down holds for stages
         resolved = resolve_once(
-            home.run_file, config.dtype, device, observer.note, processes=ranks.size
+            home.run_file, config.dtype, device, observer.note, processes=processes
         )
-        keep_numerics(resolved, device, observer.note, ranks.size)
+        keep_numerics(resolved, device, observer.note, processes)
         if device.type == "cpu":
             tune_allocator()
         _write(home.config_file, dump_config(config))

@@ -68,9 +68,20 @@ class Nodes:
             self.second = self.made.add_node(**self.arguments)
 
 
+def start_nodes() -> Nodes:
+    """Start a cluster; Ray gives a node 30 s to start, which a busy machine may not keep to."""
+    for attempt in range(4):
+        try:
+            return Nodes()
+        except Exception as error:
+            if attempt == 3 or "during startup" not in str(error):
+                raise
+    raise AssertionError
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    nodes = Nodes()
+    nodes = start_nodes()
     import ray
 
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")

@@ -78,6 +78,8 @@ class CompareConsole:
         self._live = ConsoleObserver(self.console).live
         self._design: Design | None = None
         self._stages: ConsoleObserver | None = None
+        self._open = 0  # cells that run now: one, or several on a cluster
+        self._total = 0  # stages of all cells
         self._found = 0
 
     def __enter__(self) -> CompareConsole:
@@ -90,12 +92,13 @@ class CompareConsole:
         traceback: TracebackType | None,
     ) -> None:
         """Remove the live bar and say what has not been said."""
+        self._open = 0
         self._end_stages(error)
         self._tell_found()
 
     def comparison_started(self, design: Design, total: int, distinct: int, done: int) -> None:
         """See `CompareObserver`."""
-        self._design = design
+        self._design, self._total = design, total
         sides = (
             plural(len(design.methods), "method"),
             plural(len(design.settings), "setting"),
@@ -110,7 +113,9 @@ class CompareConsole:
         self._tell_found()
         left = "" if seconds_left is None else f"; about {format_seconds(seconds_left)} left in all"
         self._line(f"cell {number:,} of {total:,}: {self._name(cell)}{left}", style="bold")
-        self._stages = ConsoleObserver(self.console, self._clock)
+        self._open += 1
+        if self._stages is None:
+            self._stages = ConsoleObserver(self.console, self._clock)
 
     def cell_finished(self, cell: Cell, seconds: float) -> None:
         """See `CompareObserver`."""
@@ -128,13 +133,13 @@ class CompareConsole:
 
     def planned(self, stages: Sequence[Stage]) -> None:
         """See `CompareObserver`."""
-        if self._stages is not None:
+        if self._stages is not None and self._open == 1:
             self._stages.planned(stages)
 
     def stage_started(self, stage: Stage, number: int, total: int) -> None:
         """See `CompareObserver`."""
         if self._stages is not None:
-            self._stages.stage_started(stage, number, total)
+            self._stages.stage_started(stage, number, total if self._open == 1 else self._total)
 
     def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
         """See `CompareObserver`."""
@@ -164,8 +169,9 @@ class CompareConsole:
             self._stages.alert(title, text)
 
     def _end_stages(self, error: BaseException | None) -> None:
-        """Close the view of a cell's stages, if one is open."""
-        if self._stages is not None:
+        """Close the view of a cell's stages, if one is open and no other cell's are in it."""
+        self._open = max(self._open - 1, 0)
+        if self._stages is not None and not self._open:
             stages, self._stages = self._stages, None
             stages.__exit__(None if error is None else type(error), error, None)
 

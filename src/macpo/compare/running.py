@@ -1,8 +1,12 @@
-"""Running a comparison: cell after cell, over one store."""
+"""Running a comparison: cell after cell over one store, or side by side on a cluster."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +30,17 @@ from macpo.compare.stages import CellPlan, count_done, distinct_stages, one_line
 from macpo.compare.times import Forecast, measure_saving, stage_seconds
 from macpo.errors import MacpoError
 from macpo.execution.relay import Relay
+from macpo.execution.stopping import stop_on_signal
 from macpo.store import RunLock
 from macpo.store.atomic import make_directory
 
 if TYPE_CHECKING:
+    from macpo.execution.protocol import ExecutorFactory, Observer
     from macpo.run_directory import MetricRow
     from macpo.stage import Stage
     from macpo.store import Artifact
+
+WAIT_SECONDS = 0.25
 
 
 def run_comparison(
@@ -82,9 +90,16 @@ class _Session:
         self.store = store
         self.observer = observer
         self.plans: tuple[CellPlan, ...] = ()
-        self.rows: list[Row] = []
-        self.finished: list[Cell] = []
-        self.failures: list[Failure] = []
+        self._ended: dict[Path, list[Row] | Failure] = {}
+
+    @property
+    def finished(self) -> list[Cell]:
+        """The cells that have results, in the order of the design."""
+        return [p.cell for p in self.plans if isinstance(self._end_of(p.cell), list)]
+
+    def _end_of(self, cell: Cell) -> list[Row] | Failure | None:
+        """Return the results of a cell, or why there are none; None while it has not ended."""
+        return self._ended.get(self.design.folder_of(cell))
 
     def run(self) -> None:
         """Run every cell that is not finished."""
@@ -93,18 +108,72 @@ class _Session:
         distinct = len(distinct_stages(self.plans))
         done = count_done(self.plans, self.store)
         self.observer.comparison_started(self.design, total, distinct, done)
-        watch = _StageWatch(self.observer, Forecast(self.plans, stage_seconds(self.store)))
+        forecast = Forecast(self.plans, stage_seconds(self.store))
+        if any(plan.cell.config.execution.backend == "ray" for plan in self.plans):
+            self._side_by_side(forecast)
+            return
+        watch = _StageWatch(self.observer, forecast)
         for number, plan in enumerate(self.plans, 1):
             self._cell(plan, number, watch)
+
+    def _side_by_side(self, forecast: Forecast) -> None:
+        """Run the cells on a cluster, each in a thread of its own, which waits most of the time.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; the cells' running stages have come to a safe point.
+        """
+        from macpo.execution.cluster.executor import ClusterExecutor
+        from macpo.execution.cluster.ray import open_cluster
+
+        section = self.plans[0].cell.config.execution
+        with open_cluster(section) as cluster, stop_on_signal(self.observer.note) as stop:
+
+            def run_cell(plan: CellPlan, number: int) -> None:
+                config = plan.cell.config
+                label = self.design.describe(plan.cell)
+                watch = _StageWatch(_OfCell(self.observer, label), forecast)
+                executor = partial(
+                    ClusterExecutor,
+                    cluster=cluster,
+                    config=config.execution,
+                    asked=config.device,
+                    stop=stop,
+                )
+                with cluster.turn:
+                    if not stop.is_set():
+                        self._cell(plan, number, watch, executor)
+
+            with ThreadPoolExecutor(cluster.room()) as threads:
+                running = [
+                    threads.submit(run_cell, plan, number)
+                    for number, plan in enumerate(self.plans, 1)
+                ]
+                while not all(cell.done() for cell in running):
+                    time.sleep(WAIT_SECONDS)  # and hear signals, which come to this thread alone
+                    if any(cell.done() and cell.exception() for cell in running):
+                        stop.set()  # a bug, or asked to stop
+            errors = [error for cell in running if (error := cell.exception()) is not None]
+        for error in sorted(errors, key=lambda e: isinstance(e, KeyboardInterrupt)):
+            raise error
+        if stop.is_set():
+            raise KeyboardInterrupt
 
     def comparison(self) -> Comparison:
         """Return what there is so far."""
         saved = measure_saving(self.plans, self.finished, stage_seconds(self.store))
-        results = Results(self.design, self.rows)
-        finished, failures = tuple(self.finished), tuple(self.failures)
+        ended = [self._end_of(plan.cell) for plan in self.plans]
+        rows = [row for end in ended if isinstance(end, list) for row in end]
+        failures = tuple(end for end in ended if isinstance(end, Failure))
+        results, finished = Results(self.design, rows), tuple(self.finished)
         return Comparison(self.folder, self.design, results, finished, failures, saved)
 
-    def _cell(self, plan: CellPlan, number: int, watch: _StageWatch) -> None:
+    def _cell(
+        self,
+        plan: CellPlan,
+        number: int,
+        watch: _StageWatch,
+        executor: ExecutorFactory | None = None,
+    ) -> None:
         """Find or run one cell."""
         cell = plan.cell
         folder = self.folder / self.design.folder_of(cell)
@@ -124,7 +193,7 @@ class _Session:
         self.observer.cell_started(cell, number, len(self.plans), left)
         started = time.monotonic()
         try:
-            metrics = self._run(plan, folder, watch)
+            metrics = self._run(plan, folder, watch, executor)
         except MacpoError as error:
             reason = one_line(error)
             watch.failed(reason)
@@ -133,31 +202,66 @@ class _Session:
         self._finish(cell, metrics)
         self.observer.cell_finished(cell, time.monotonic() - started)
 
-    def _run(self, plan: CellPlan, folder: Path, watch: _StageWatch) -> list[MetricRow]:
+    def _run(
+        self, plan: CellPlan, folder: Path, watch: _StageWatch, executor: ExecutorFactory | None
+    ) -> list[MetricRow]:
         """Run one cell as an ordinary run."""
         from macpo.report.making import leave_report, write_run_report
         from macpo.runner import run
 
         prepare_cell(folder, self.store)
         unmark_finished(folder)
-        metrics = run(plan.cell.config, folder, watch).metrics
+        metrics = run(plan.cell.config, folder, watch, executor).metrics
         leave_report(lambda: write_run_report(folder), watch.note)
         mark_finished(folder, plan.digest)
         return metrics
 
     def _finish(self, cell: Cell, metrics: list[MetricRow]) -> None:
-        self.finished.append(cell)
-        self.rows += rows_of(cell, metrics)
+        self._ended[self.design.folder_of(cell)] = rows_of(cell, metrics)
 
     def _fail(self, cell: Cell, reason: str) -> None:
-        self.failures.append(Failure(cell, reason))
+        self._ended[self.design.folder_of(cell)] = Failure(cell, reason)
         self.observer.cell_failed(cell, reason)
+
+
+class _OfCell(Relay):
+    """Passes on what a cell among others is told, with its name before those of its stages."""
+
+    def __init__(self, observer: Observer, cell: str) -> None:
+        super().__init__(observer)
+        self._cell = cell
+        self._named: dict[str, Stage] = {}
+
+    def planned(self, stages: Sequence[Stage]) -> None:
+        """Pass them on under their names."""
+        super().planned([self._name(stage) for stage in stages])
+
+    def stage_started(self, stage: Stage, number: int, total: int) -> None:
+        """See `planned`."""
+        super().stage_started(self._name(stage), number, total)
+
+    def stage_progress(self, stage: Stage, done: int, total: int, **fields: float) -> None:
+        """See `planned`."""
+        super().stage_progress(self._name(stage), done, total, **fields)
+
+    def stage_finished(self, stage: Stage, seconds: float, artifact: Artifact) -> None:
+        """See `planned`."""
+        super().stage_finished(self._name(stage), seconds, artifact)
+
+    def stage_found(self, stage: Stage, artifact: Artifact) -> None:
+        """See `planned`."""
+        super().stage_found(self._name(stage), artifact)
+
+    def _name(self, stage: Stage) -> Stage:
+        if stage.key not in self._named:
+            self._named[stage.key] = replace(stage, name=f"{self._cell}: {stage.name}")
+        return self._named[stage.key]
 
 
 class _StageWatch(Relay):
     """A run's observer that passes on what it is told, and keeps what other cells need of it."""
 
-    def __init__(self, observer: CompareObserver, forecast: Forecast) -> None:
+    def __init__(self, observer: Observer, forecast: Forecast) -> None:
         super().__init__(observer)
         self.forecast = forecast
         self._running: Stage | None = None

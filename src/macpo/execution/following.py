@@ -13,6 +13,7 @@ be run by all.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from macpo.store import Artifact, Store
 if TYPE_CHECKING:
     from macpo.policies import PolicyPool
 
+WORKER = (sys.executable, "-m", "macpo.execution.worker")
+"""The command of the ranks that rank 0 starts on its machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Orders:
@@ -42,13 +46,13 @@ class Orders:
 
     ranks: Ranks
 
-    def plan(self, folder: Path, store: Path, stages: Sequence[Stage]) -> None:
+    def plan(self, folder: Path, store: Path, keys: Sequence[str]) -> None:
         """Lay out the plan of a run.
 
         Args:
             folder: the run directory, which has its resolved config.
             store: where artifacts are.
-            stages: the plan, to be compared.
+            keys: those of the plan's stages, to be compared.
         """
         if self.ranks.size > 1:
             import torch
@@ -59,7 +63,7 @@ class Orders:
                 folder=str(folder.absolute()),
                 store=str(store.absolute()),
                 plugins=named_plugins(),
-                keys=_digest_of(stages),
+                keys=digest(list(keys)),
             )
 
     def load(self, agents: Iterable[Agent]) -> None:
@@ -118,7 +122,7 @@ class _Follower:
             tune_allocator()
         team = assemble_team(config, config.dtype, fetch=True)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
-        if _digest_of(plan.stages) != order["keys"]:
+        if digest([stage.key for stage in plan.stages]) != order["keys"]:
             raise RanksError(
                 f"rank {ranks.rank} finds other data, models or plugins than rank 0 in the same "
                 "places; give all machines the same files"
@@ -173,7 +177,3 @@ def _written(artifact: Artifact) -> dict[str, Any]:
         "inputs": dict(artifact.inputs),
         "meta": dict(artifact.meta),
     }
-
-
-def _digest_of(stages: Iterable[Stage]) -> str:
-    return digest([stage.key for stage in stages])

@@ -129,7 +129,7 @@ class LocalExecutor:
         self.store.sweep()
         told = self.record.told()
         self.observer.planned(plan)
-        self.orders.plan(self.folder, self.store.root, plan)
+        self.orders.plan(self.folder, self.store.root, [stage.key for stage in plan])
         with contextlib.ExitStack() as until_end:
             stop = until_end.enter_context(stop_on_signal(self.observer.note))
             until_end.callback(self._end_companions)

@@ -56,6 +56,7 @@ class ClusterExecutor:
         cluster: where stages run.
         config: what they reserve, and how often they are begun anew.
         asked: the config's `device`, for the nodes to make out for themselves.
+        stop: set by whoever wants the run to stop; by default a signal's to set.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ClusterExecutor:
         cluster: Cluster,
         config: ExecutionConfig,
         asked: str,
+        stop: threading.Event | None = None,
     ) -> None:
         self.run = RunDir(folder)
         self.store = store
@@ -79,6 +81,7 @@ class ClusterExecutor:
         self.artifacts: dict[str, Artifact] = {}
         self._device = device
         self._asked = asked
+        self._stop = stop
 
     @cached_property
     def policies(self) -> PolicyPool:
@@ -108,7 +111,7 @@ class ClusterExecutor:
         record.planned(plan, "planned")
         self.store.sweep()
         self.observer.planned(plan)
-        with stop_on_signal(self.observer.note) as stop:
+        with self._stopping() as stop:
             walk = _Walk(self, plan, record, site, gpus, stop)
             try:
                 walk.go()
@@ -116,11 +119,27 @@ class ClusterExecutor:
                 walk.end()
         return self.artifacts
 
+    def _stopping(self) -> contextlib.AbstractContextManager[threading.Event]:
+        """Return what yields the wish to stop: that of whoever made this, or a signal's."""
+        if self._stop is not None:
+            return contextlib.nullcontext(self._stop)
+        return stop_on_signal(self.observer.note)
+
     def needs(self, stage: Stage, gpus: float) -> Needs:
-        """Return what a stage reserves: one that runs no model takes a thread and no GPU."""
+        """Return what a stage reserves, on one node.
+
+        One that runs no model takes a thread and no GPU, one that all ranks run `engine.processes`
+        times as much as another.
+        """
         if not stage.uses_model:
             return Needs(1, 0)
-        return Needs(self.config.cpus_per_stage, gpus)
+        processes = self.processes if stage.by_all_ranks else 1
+        return Needs(processes * self.config.cpus_per_stage, processes * gpus)
+
+    @property
+    def processes(self) -> int:
+        """How many processes of one node run a training or scoring stage together."""
+        return self.engine.processes or 1
 
     def _gpus(self) -> float:
         """Return the GPUs of a stage with a model."""
@@ -152,6 +171,7 @@ class ClusterExecutor:
                     "locks of files do not reach all nodes here: stages are claimed by lease"
                 )
         return Site(
+            self.run.path.resolve(),
             store,
             self.engine,
             self._asked if gpus else "cpu",
@@ -193,6 +213,7 @@ class _Walk:
         self.gpus = gpus
         self.stop = stop
         self.total = len(plan)
+        self.keys = tuple(stage.key for stage in plan)
         self.told = record.told()
         self.pending = dict(enumerate(plan, 1))
         self.running: dict[str, _Running] = {}
@@ -258,9 +279,15 @@ class _Walk:
             return  # a model may turn out not to do
         if stage.key in self.cluster.at_work:
             return  # another run of this process has it
+        if stage.key in self.cluster.failed:
+            reason = f"{stage.name}: {self.cluster.failed[stage.key]}"
+            self._fail(ClusterError(f"it shares a stage that failed, {reason}"))
+            return
         inputs = {i.key: self.artifacts[i.key] for i in stage.inputs.values()}
         needs = self.executor.needs(stage, self.gpus)
-        job = self.cluster.submit(RunStage(stage, inputs), stage.name, self.site, needs)
+        together = stage.by_all_ranks and self.executor.processes > 1
+        task = RunStage(stage, inputs, self.keys if together else None)
+        job = self.cluster.submit(task, stage.name, self.site, needs)
         del self.pending[number]
         self.running[stage.key] = _Running(stage, number, job)
         self.cluster.at_work.add(stage.key)
@@ -305,6 +332,7 @@ class _Walk:
             self._lose(running, str(outcome.error))
         elif outcome.error is not None:
             self._stopped(running, outcome.error)
+            self.cluster.failed[stage.key] = outcome.error
             self._fail(outcome.error)
         elif outcome.stopped:
             self._stopped(running, KeyboardInterrupt())

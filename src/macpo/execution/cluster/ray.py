@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo.config import ExecutionConfig
-from macpo.errors import ClusterError, ConfigError
+from macpo.errors import ClusterError, ConfigError, MacpoError
 from macpo.execution.cluster.mailbox import Mailbox, Message
 from macpo.execution.cluster.shared import Seen, see
 from macpo.execution.cluster.work import Outcome, Site, Task, do_task
@@ -82,6 +82,11 @@ class Cluster:
 
     Several runs of one process may use it, each in a thread of its own, of which one at a time does
     anything at all: it holds `turn`, but for when it waits.
+
+    Attributes:
+        turn: held by the thread whose turn it is.
+        at_work: the keys of the stages that were handed to Ray and are not done, of all runs.
+        failed: why stages failed, by key, of all runs.
     """
 
     def __init__(self) -> None:
@@ -89,6 +94,7 @@ class Cluster:
 
         self.turn = threading.RLock()
         self.at_work: set[str] = set()
+        self.failed: dict[str, MacpoError] = {}
         self._jobs: dict[str, Job] = {}
         here = ray.get_runtime_context().get_node_id()
         on_this_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, False)
@@ -112,6 +118,11 @@ class Cluster:
             for node in ray.nodes()
             if node["Alive"]
         ]
+
+    def room(self) -> int:
+        """Return about how many stages run at once: as many as there are GPUs, else CPUs."""
+        nodes = self.nodes()
+        return max(int(sum(n.gpus for n in nodes) or sum(n.cpus for n in nodes)), 1)
 
     def look_from_all(self, path: Path) -> list[Seen]:
         """Let every node look at a probe (`macpo.execution.cluster.shared`).

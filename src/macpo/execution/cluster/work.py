@@ -6,9 +6,10 @@ A worker's process is kept between tasks on a CPU, and with it the models that i
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +20,12 @@ from macpo.config import EngineConfig
 from macpo.errors import MacpoError
 from macpo.execution.cluster.mailbox import Reporter
 from macpo.execution.cluster.visible import await_artifact
+from macpo.execution.following import WORKER, Orders
 from macpo.execution.single import Bench, examine, find_or_discard, run_stage
 from macpo.machine import choose_device, tune_allocator, use_threads
 from macpo.plugins import load_plugin, load_plugins
+from macpo.ranks import ALONE, Ranks
+from macpo.ranks.launch import started
 from macpo.stage import Stage
 from macpo.store import Artifact, LeaseClaims, Store
 
@@ -36,14 +40,16 @@ class Site:
     """What all tasks of a run have in common.
 
     Attributes:
-        store: the folder, by a path that all nodes know.
+        run: the run directory, by a path that all nodes know.
+        store: its store, likewise.
         engine: layout of work on one machine.
         device: `auto`, `cpu` or `cuda`, as the config names it.
-        threads: of a task.
+        threads: of a process.
         plugins: what the user named with `--plugin`.
         lease_seconds: of claims; None for claims by locks.
     """
 
+    run: Path
     store: Path
     engine: EngineConfig
     device: str
@@ -110,10 +116,17 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunStage:
-    """Finds or runs a stage; `artifacts` are those of its inputs, by stage key."""
+    """Finds or runs a stage.
+
+    Attributes:
+        stage: the stage.
+        artifacts: those of its inputs, by stage key.
+        plan: the keys of the plan that it is of, if several processes of the node run it together.
+    """
 
     stage: Stage
     artifacts: Mapping[str, Artifact]
+    plan: tuple[str, ...] | None = None
 
     def __call__(self, workshop: Workshop, reporter: Reporter) -> Outcome:
         """See `Task`."""
@@ -147,9 +160,29 @@ class RunStage:
                 if reporter.stopping:
                     raise KeyboardInterrupt
 
-            bench = Bench(workshop.policies, workshop.site.engine)
-            artifact = run_stage(store, stage, self.artifacts, bench, report)
+            with self._together(workshop) as ranks:
+                bench = Bench(workshop.policies, workshop.site.engine, ranks=ranks)
+                artifact = run_stage(store, stage, self.artifacts, bench, report)
             return Outcome(artifact, time.monotonic() - started, ran=True)
+
+    @contextlib.contextmanager
+    def _together(self, workshop: Workshop) -> Iterator[Ranks]:
+        """Yield the processes that run the stage: this one, or also others that are started."""
+        site = workshop.site
+        if self.plan is None:
+            yield ALONE
+            return
+        size = site.engine.processes or 1
+        use_threads(site.threads * size)  # which are shared out
+        try:
+            with started(size, WORKER) as ranks:
+                orders = Orders(ranks)
+                orders.plan(site.run, site.store, self.plan)
+                orders.stage(self.stage, self.artifacts)
+                yield ranks
+                orders.end()
+        finally:
+            use_threads(site.threads)
 
 
 @dataclass(frozen=True, slots=True)
