@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 
-from macpo.config import EngineConfig, RunConfig, load_config
+from macpo.compare import compare, load_design
+from macpo.config import EngineConfig, ExecutionConfig, RunConfig, load_config
 from macpo.errors import ClusterError, TrainingError
 from macpo.execution.cluster.executor import ClusterExecutor
 from macpo.execution.cluster.ray import Cluster, open_cluster
@@ -26,17 +28,28 @@ from macpo.runner import run
 from macpo.stage import Stage
 from macpo.store import Store
 from tests.cluster.stages import Dies, Ends, Fails, Waits, Write
+from tests.compare.test_compare import QuietCompare
 from tests.runs import journal_of, start_cli, write_config
 from tests.test_resume import Quiet, digests
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.timeout(2000),
     # Ray's own, at the end of a process or when a node is gone.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+
+
+PATIENCE = 900.0  # seconds; a run takes a minute on two free cores
+OPTIONS = ["rounds=1", "engine.checkpoint_steps=1"]
+
+
+def small(folder: Path) -> Path:
+    """Write a config of few stages."""
+    return write_config(folder, evaluation={"answers": 0, "evaluators": ["preference"]})
 
 
 class Nodes:
@@ -142,8 +155,7 @@ def artifacts(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    folder = tmp_path_factory.mktemp("config")
-    return load_config(write_config(folder), ["rounds=1", "engine.checkpoint_steps=1"])
+    return load_config(small(tmp_path_factory.mktemp("config")), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +168,7 @@ def local(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_ray(config: RunConfig, **keys: Any) -> RunConfig:
-    section = {"backend": "ray", **keys}
-    return RunConfig.model_validate({**config.model_dump(mode="json"), "execution": section})
+    return config.model_copy(update={"execution": ExecutionConfig(backend="ray", **keys)})
 
 
 def assert_same(run: Path, local: Path) -> None:
@@ -217,21 +228,18 @@ def test_a_node_killed_in_the_middle_costs_no_byte(
 def test_a_driver_killed_in_the_middle_is_started_again(
     config: RunConfig, local: Path, nodes: Nodes, tmp_path: Path
 ) -> None:
-    file = write_config(tmp_path / "config")
-    for name in ("models", "pairs.jsonl"):  # the very same, at another place
-        assert (tmp_path / "config" / name).exists()
-    options = ["rounds=1", "engine.checkpoint_steps=1", "execution.backend=ray"]
-    options.append(f"execution.address={nodes.address}")
+    file = small(tmp_path / "config")  # the same models and data, at another place
+    options = [*OPTIONS, "execution.backend=ray", f"execution.address={nodes.address}"]
     args = ["run", file, "--out", tmp_path / "run", *(a for o in options for a in ("--set", o))]
     driver = start_cli(args)
-    wait_for(lambda: len(events_if_any(tmp_path / "run", "finished")) >= 8, driver)
+    wait_for(lambda: len(events_if_any(tmp_path / "run", "finished")) >= 6, driver)
     driver.kill()
     driver.communicate()
     at_kill = status(tmp_path / "run")
     assert at_kill.state == "stopped"
 
     again = start_cli(args)
-    _, errors = again.communicate(timeout=280)
+    _, errors = again.communicate(timeout=PATIENCE)
 
     assert again.returncode == 0, errors
     done = [stage for event, stage in events(tmp_path / "run", "finished")]
@@ -242,13 +250,13 @@ def test_a_driver_killed_in_the_middle_is_started_again(
 def test_a_driver_asked_to_stop_stops_at_a_safe_point_and_goes_on(
     config: RunConfig, nodes: Nodes, tmp_path: Path
 ) -> None:
-    file = write_config(tmp_path / "config")
-    options = ["rounds=1", "execution.backend=ray", f"execution.address={nodes.address}"]
+    file = small(tmp_path / "config")
+    options = [*OPTIONS, "execution.backend=ray", f"execution.address={nodes.address}"]
     args = ["run", file, "--out", tmp_path / "run", *(a for o in options for a in ("--set", o))]
     driver = start_cli(args)
     wait_for(lambda: len(events_if_any(tmp_path / "run", "finished")) >= 3, driver)
     driver.send_signal(signal.SIGINT)
-    _, errors = driver.communicate(timeout=120)
+    _, errors = driver.communicate(timeout=PATIENCE)
 
     assert driver.returncode == 130, errors
     assert "stopping at the next safe point" in errors
@@ -256,7 +264,7 @@ def test_a_driver_asked_to_stop_stops_at_a_safe_point_and_goes_on(
 
 
 def wait_for(happened: Callable[[], bool], process: Any) -> None:
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + PATIENCE
     while not happened():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -412,7 +420,7 @@ def test_cluster_needs_an_address_that_answers(tmp_path: Path, nodes: Nodes) -> 
 
     # In a process of its own, for this one is connected.
     process = start_cli([*args, "--set", "execution.address=127.0.0.1:9"])
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 1
     assert "no Ray cluster can be reached at 127.0.0.1:9" in errors.strip().splitlines()[-1]
@@ -420,3 +428,55 @@ def test_cluster_needs_an_address_that_answers(tmp_path: Path, nodes: Nodes) -> 
 
 def test_nodes_are_counted(nodes: Nodes) -> None:
     assert sorted(node.cpus for node in Cluster().nodes()) == [1.0, 1.0]
+
+
+# Comparisons, and several processes
+
+
+def test_a_comparison_runs_its_cells_side_by_side_and_shared_stages_once(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    small(tmp_path)
+    content = {
+        "name": "both",
+        "base": "tiny.yaml",
+        "seeds": [1],
+        "methods": {"macpo": "macpo", "spin": "spin"},
+    }
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    torch.set_num_threads(1)
+    alone, beside = QuietCompare(), QuietCompare()
+
+    here = compare(load_design(tmp_path / "compare.yaml", OPTIONS), tmp_path / "here", alone)
+    overrides = [*OPTIONS, "execution=ray"]
+    there = compare(load_design(tmp_path / "compare.yaml", overrides), tmp_path / "there", beside)
+
+    assert not there.failures
+    assert (tmp_path / "there/results.csv").read_bytes() == (
+        tmp_path / "here/results.csv"
+    ).read_bytes()
+    assert len(there.finished) == len(here.finished) == 2
+    ran = [name.partition(": ")[2] for name in beside.ran]
+    assert sorted(ran) == sorted(alone.ran)  # no stage twice
+    assert artifacts(tmp_path / "there") == artifacts(tmp_path / "here")
+
+
+def test_a_stage_of_several_processes_takes_as_many_cpus_of_one_node(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, "engine.processes=2", "execution.backend=ray"]
+    config = load_config(small(tmp_path / "config"), options)
+
+    with pytest.raises(ClusterError, match="asks for 2 CPU, 0 GPU on one node"):
+        run(config, tmp_path / "run", Quiet())
+
+    large = nodes.made.add_node(num_cpus=2)
+    try:
+        run(config, tmp_path / "run", Quiet())
+    finally:
+        nodes.made.remove_node(large)
+    torch.set_num_threads(2)  # one for each rank
+    local = config.model_copy(update={"execution": ExecutionConfig()})
+    run(local, tmp_path / "local", Quiet())
+    torch.set_num_threads(1)
+    assert artifacts(tmp_path / "run") == artifacts(tmp_path / "local")

@@ -125,7 +125,8 @@ class _Session:
         from macpo.execution.cluster.executor import ClusterExecutor
         from macpo.execution.cluster.ray import open_cluster
 
-        section = self.plans[0].cell.config.execution
+        sections = [plan.cell.config.execution for plan in self.plans]
+        section = next(section for section in sections if section.backend == "ray")
         with open_cluster(section) as cluster, stop_on_signal(self.observer.note) as stop:
 
             def run_cell(plan: CellPlan, number: int) -> None:
@@ -148,10 +149,14 @@ class _Session:
                     threads.submit(run_cell, plan, number)
                     for number, plan in enumerate(self.plans, 1)
                 ]
-                while not all(cell.done() for cell in running):
-                    time.sleep(WAIT_SECONDS)  # and hear signals, which come to this thread alone
-                    if any(cell.done() and cell.exception() for cell in running):
-                        stop.set()  # a bug, or asked to stop
+                try:
+                    while not all(cell.done() for cell in running):
+                        time.sleep(WAIT_SECONDS)  # and hear signals: they come to this thread alone
+                        if any(cell.done() and cell.exception() for cell in running):
+                            stop.set()  # a bug, or asked to stop
+                except KeyboardInterrupt:  # asked twice
+                    cluster.kill(cluster.jobs())
+                    raise
             errors = [error for cell in running if (error := cell.exception()) is not None]
         for error in sorted(errors, key=lambda e: isinstance(e, KeyboardInterrupt)):
             raise error

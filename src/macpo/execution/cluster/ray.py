@@ -191,8 +191,12 @@ class Cluster:
                 self._jobs[id].messages += messages
         for job in jobs:
             if job.ref.hex() in done:
-                del self._jobs[job.id]
+                self._jobs.pop(job.id, None)
                 job.outcome = _outcome(job.ref)
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that are not done, of all runs."""
+        return list(self._jobs.values())
 
     def stop(self, jobs: Sequence[Job]) -> None:
         """Ask jobs to stop at their next safe point."""
