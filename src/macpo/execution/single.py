@@ -18,7 +18,6 @@ from macpo.agents import Agent, Policy
 from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError, StoreError
-from macpo.generation.local import refuse_mute
 from macpo.generation.protocol import GeneratorFactory, make_generator
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks
@@ -202,6 +201,8 @@ def examine(agent: Agent, answering: Respond | None, policies: PolicyPool) -> No
     Raises:
         ModelError: it cannot be loaded, or cannot answer.
     """
+    from macpo.generation.local import refuse_mute  # needs torch, which not every stage does
+
     with translate_memory_errors(f"loading {agent.name}"):
         loaded = policies.load(Policy(agent, "positive"))
         if answering is not None:

@@ -20,7 +20,6 @@ from macpo.config import EngineConfig
 from macpo.errors import MacpoError
 from macpo.execution.cluster.mailbox import Reporter
 from macpo.execution.cluster.visible import await_artifact
-from macpo.execution.following import WORKER, Orders
 from macpo.execution.single import Bench, examine, find_or_discard, run_stage
 from macpo.machine import choose_device, tune_allocator, use_threads
 from macpo.plugins import load_plugin, load_plugins
@@ -172,6 +171,8 @@ class RunStage:
         if self.plan is None:
             yield ALONE
             return
+        from macpo.execution.following import WORKER, Orders  # needs torch
+
         size = site.engine.processes or 1
         use_threads(site.threads * size)  # which are shared out
         try:
