@@ -261,7 +261,7 @@ class _Walk:
         deciding = [r.number for r in self.running.values() if r.stage.may_end_run]
         for number, stage in list(self.pending.items()):
             if number not in self.pending or any(number > before for before in deciding):
-                return  # the run has ended, or may end, before it
+                break  # the run has ended, or may end, before it
             if all(i.key in self.artifacts for i in stage.inputs.values()):
                 self._begin(number, stage)
             if number in self.pending or stage.key in self.running:
