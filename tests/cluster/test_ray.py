@@ -342,10 +342,15 @@ def test_a_stage_on_a_killed_node_is_begun_anew_elsewhere(nodes: Nodes, tmp_path
         if len(set(started)) == 2 and not killed.is_set():  # one on each node
             killed.set()
             nodes.kill_second()
+
+    def go_on(text: str) -> None:  # only then: a worker outlives its node for a moment
+        observer.notes.append(text)
+        if "is begun anew" in text:
             (tmp_path / "go").touch()
 
     stages = [Waits(f"waits-{n}", n, tmp_path / "go") for n in (1, 2)]
     observer = Told(kill)
+    observer.note = go_on  # type: ignore[method-assign]
     made = execute(
         tmp_path, stages, observer, "execution.claims=lease", "execution.lease_seconds=3"
     )
