@@ -253,6 +253,8 @@ class PolicyPool:
         if architecture.fallback_reason:
             how, why = architecture.instead_of_trees, architecture.fallback_reason
             _log.info("%s: answers are scored from %s, since %s", agent.base.name, how, why)
+        elif self.device.type == "cuda":
+            _log.info("%s: attends by %s", agent.base.name, architecture.attention)
         model.requires_grad_(agent.tuning.kind == "full")
         if agent.tuning.kind == "lora":
             model = with_adapter(model, agent.tuning, agent.base.name)

@@ -52,7 +52,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return call
 
-    monkeypatch.setattr(engine, "tree_hidden", counted("tree", engine.tree_hidden))
+    monkeypatch.setattr(engine, "forward_tree", counted("tree", engine.forward_tree))
     monkeypatch.setattr(engine, "padded_hidden", counted("padded", engine.padded_hidden))
     return counts
 

@@ -19,6 +19,7 @@ from macpo.errors import ModelError
 from macpo.likelihood.branching import Branching, find_branching
 from macpo.likelihood.groups import Pack, PromptGroup
 from macpo.likelihood.head import Head, head_logits
+from macpo.likelihood.kernels import BY_LOOP, Chosen, choose_attention
 from macpo.likelihood.layout import laid_out_hidden, tree_layout
 from macpo.likelihood.padded import padded_hidden
 from macpo.probe import (
@@ -53,7 +54,7 @@ class Architecture:
     sequence of more than `rope_limit` tokens is rotated by angles that depend on the length of the
     whole batch, so that it has to be forwarded alone; None if there is no such limit. `branching`
     says how completions may go on from copies of their prompt's state where trees are wrong, None
-    if they may not.
+    if they may not. `attention` is how a tree's layers attend on the model's device.
     """
 
     fallback_reason: str
@@ -63,6 +64,7 @@ class Architecture:
     rope_limit: int | None = None
     passes_window: bool = False
     branching: Branching | None = None
+    attention: Chosen = BY_LOOP
 
     def allows_tree(self, longest: int) -> bool:
         """Tell whether branches whose longest is `longest` tokens may share one row."""
@@ -113,8 +115,14 @@ def inspect_architecture(causal_lm: Any) -> Architecture:
         windows: dict[int, int | None] = {}
         reason = _looks_wrong(found) or trial.fault_of_tree(hidden, plain, windows)
     passed = all(windows.get(layer) is not None for layer in found.sliding_layers)
-    branching = find_branching(causal_lm, plain.head_of(causal_lm)) if reason else None
-    return replace(plain, fallback_reason=reason, passes_window=passed, branching=branching)
+    head = plain.head_of(causal_lm)
+    return replace(
+        plain,
+        fallback_reason=reason,
+        passes_window=passed,
+        branching=find_branching(causal_lm, head) if reason else None,
+        attention=BY_LOOP if reason else choose_attention(causal_lm, head),
+    )
 
 
 def refuse_unusable(causal_lm: Any) -> None:

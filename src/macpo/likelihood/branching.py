@@ -87,7 +87,7 @@ def _limits(causal_lm: Any) -> list[int] | None:
 
 def _tried(causal_lm: Any, head: Head, limit: int | None) -> Branching | None:
     pack, device = _pack(causal_lm), causal_lm.device
-    rows, rows_gradient, _ = _outcome(
+    rows, rows_gradient, _ = outcome(
         causal_lm, head, lambda states: padded_hidden(causal_lm, pack, device)
     )
     for equal in (False, True):
@@ -95,14 +95,14 @@ def _tried(causal_lm: Any, head: Head, limit: int | None) -> Branching | None:
         def forward(states: list[PromptState], equal: bool = equal) -> Tensor:
             return branched_hidden(causal_lm, pack, device, equal, states)
 
-        logits, gradient, unread = _outcome(causal_lm, head, forward)
+        logits, gradient, unread = outcome(causal_lm, head, forward)
         if unread:
             return None
         lengths = [len(c) for group in pack.groups for c in group.completions]
         parts = zip(torch.split(logits, lengths), torch.split(rows, lengths), strict=True)
         if not all(agree(ours, theirs, causal_lm.dtype) for ours, theirs in parts):
             continue
-        trains = _near(gradient, rows_gradient, causal_lm.dtype)
+        trains = near(gradient, rows_gradient, causal_lm.dtype)
         # In 16 bits a single wrong row is lost among the rounding of others, but not its gradient.
         if trains or gradient is None or causal_lm.dtype.itemsize >= 4:
             return Branching(equal, trains, limit)
@@ -121,7 +121,7 @@ def _pack(causal_lm: Any) -> Pack:
     return Pack(groups, tuple(range(len(groups))))
 
 
-def _outcome(
+def outcome(
     causal_lm: Any, head: Head, forward: Callable[[list[PromptState]], Tensor]
 ) -> tuple[Tensor, Tensor | None, bool]:
     """Forward, and back to the embeddings.
@@ -163,7 +163,7 @@ def _shifted_embeddings(causal_lm: Any) -> Iterator[Tensor]:
         handle.remove()
 
 
-def _near(ours: Tensor | None, theirs: Tensor | None, dtype: torch.dtype) -> bool:
+def near(ours: Tensor | None, theirs: Tensor | None, dtype: torch.dtype) -> bool:
     """Tell whether two gradients differ by no more than rounding."""
     if ours is None or theirs is None:
         return False

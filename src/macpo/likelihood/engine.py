@@ -22,7 +22,7 @@ from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.likelihood.branched import branched_hidden
 from macpo.likelihood.groups import Pack, PromptGroup, pack_alike, pack_groups
 from macpo.likelihood.head import most_probable_tokens, token_logprobs
-from macpo.likelihood.layout import tree_hidden
+from macpo.likelihood.kernels import forward_tree
 from macpo.likelihood.padded import padded_hidden
 from macpo.likelihood.recompute import recomputed_layers
 from macpo.models.sharding import is_sharded, one_pass
@@ -152,7 +152,7 @@ class LikelihoodEngine:
             forget_lengths(self.causal_lm)
         layout = self._layout(pack.groups, torch.is_grad_enabled())
         if layout == "tree":
-            return tree_hidden(self.causal_lm, pack, device)
+            return forward_tree(self.causal_lm, pack, device, found.attention.name)
         if is_sharded(self.causal_lm):
             raise ModelError(
                 "a sharded base is forwarded in trees, as often on all ranks, and this model or a "

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from macpo.attention import decoder_of, macpo_attention
+from macpo.attention import AttentionLayout, decoder_of, macpo_attention
 from macpo.likelihood.groups import Pack
 
 # Up to this group length explicit products over blocks of queries are faster than the CPU's flash
@@ -184,16 +184,25 @@ def tree_layout(pack: Pack, dtype: torch.dtype, device: torch.device) -> TreeLay
     return TreeLayout(tuple(spans), shared, tuple(biases), branches.to(device), longest)
 
 
-def tree_hidden(causal_lm: Any, pack: Pack, device: torch.device) -> Tensor:
+class RowLayout(AttentionLayout, Protocol):
+    """An attention layout of a pack in one row, with what else is needed to forward it."""
+
+    @property
+    def shared(self) -> int:
+        """How many tokens at its start the groups after the first do not repeat."""
+        ...
+
+    @property
+    def positions(self) -> Tensor:
+        """Of every token of the row, `[tokens]` int64."""
+        ...
+
+
+def laid_out_hidden(causal_lm: Any, pack: Pack, layout: RowLayout) -> Tensor:
     """Forward a pack as one row; return the hidden states that predict, `[targets, width]`.
 
     Targets are the tokens of all completions, in the order of the groups and their completions.
     """
-    return laid_out_hidden(causal_lm, pack, tree_layout(pack, causal_lm.dtype, device))
-
-
-def laid_out_hidden(causal_lm: Any, pack: Pack, layout: TreeLayout) -> Tensor:
-    """Forward a pack that is laid out already; else like `tree_hidden`."""
     device = layout.positions.device
     row: list[int] = []
     predicting: list[int] = []
