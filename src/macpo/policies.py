@@ -56,7 +56,9 @@ class LoadedPolicy:
 
     `model` is a PEFT model under LoRA and a transformers model otherwise; `trainable` holds the
     parameters that train, by name, in a fixed order. `examined` is for whoever decodes to remember
-    what he found of the base model, by the most tokens of a prompt with its answer.
+    what he found of the base model, by the most tokens of a prompt with its answer, and `blocked`
+    for the copies of its frozen weights that he works with, by layer, each behind what tells
+    whether it is still right.
     """
 
     model: Any
@@ -64,6 +66,7 @@ class LoadedPolicy:
     architecture: Architecture
     trainable: dict[str, torch.nn.Parameter]
     examined: dict[int, Any] = field(default_factory=dict)
+    blocked: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     def engine(
         self, pack_tokens: int, ranks: Ranks = ALONE, *, checkpoint_activations: bool = False
@@ -93,7 +96,13 @@ class _Base:
     trainable: dict[str, torch.nn.Parameter]
     pristine: dict[str, Tensor]
     examined: dict[int, Any]
+    blocked: dict[int, tuple[int, Tensor]]
     holds: str | None  # key of the weights in it; empty for the bare base; None while unknown
+
+    @property
+    def copied(self) -> int:
+        """The bytes of copies of its weights."""
+        return sum(t.numel() * t.element_size() for _, t in self.blocked.values())
 
 
 class PolicyPool:
@@ -156,6 +165,7 @@ class PolicyPool:
             base.architecture,
             base.trainable,
             base.examined,
+            base.blocked,
         )
 
     def load_for_training(self, policy: Policy, seed: int) -> LoadedPolicy:
@@ -264,12 +274,12 @@ class PolicyPool:
         if self._mesh is not None:
             shard(model, agent.base.name, self._mesh, self.device)
         trainable = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
-        return _Base(model, architecture, trainable, snapshot(trainable), {}, holds=None)
+        return _Base(model, architecture, trainable, snapshot(trainable), {}, {}, holds=None)
 
     def _make_room(self, needed: int) -> None:
         """Drop the least recently used bases until `needed` bytes fit the budget."""
         while self._bases:
-            held = sum(bytes_here(base.model) for base in self._bases.values())
+            held = sum(bytes_here(base.model) + base.copied for base in self._bases.values())
             if held + needed <= self._memory:
                 return
             del self._bases[next(iter(self._bases))]

@@ -135,3 +135,54 @@ def test_other_adapters_keep_their_own_products(model: Any) -> None:
     assert any(name.endswith("q_proj.base_layer") for name in names)
     tolerance = 1e-5 if plain.dtype == torch.float32 else 0.05
     assert torch.allclose(ours, plain, atol=tolerance * float(plain.abs().max()))
+
+
+@torch.no_grad()
+def test_copies_that_no_adapter_is_in_are_kept_while_their_weights_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocked, "LEAST_NUMBERS", 200)  # more than an adapter's own layers have
+    model = adapted()
+    model.requires_grad_(False)
+    made = []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        made.append(weight.shape)
+        return reorder(weight)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", counted)
+    kept: blocked.Kept = {}
+    linear = sum(type(layer) is torch.nn.Linear for layer in model.modules())
+    adapters = sum(name.endswith("lora_A.default") for name, _ in model.named_modules())
+
+    def logits() -> torch.Tensor:
+        made.clear()
+        with blocked_weights(model, 1.0, kept):
+            return model(IDS).logits
+
+    first = logits()
+    assert len(made) == linear - 2 * adapters
+    assert len(kept) == linear - 3 * adapters
+    assert torch.equal(logits(), first)
+    assert len(made) == adapters  # they stand in the copies of their layers
+
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(2)
+    other = logits()
+    assert len(made) == adapters
+    torch.testing.assert_close(other, model(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(other, first)
+
+    model.get_output_embeddings().weight.mul_(2)
+    torch.testing.assert_close(logits(), model(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert len(made) == adapters + 1
+
+
+def test_weights_that_train_are_copied_anew_each_time() -> None:
+    model = tiny_model().requires_grad_(True)
+    kept: blocked.Kept = {}
+    with torch.no_grad(), blocked_weights(model, 1.0, kept):
+        model(IDS)
+    assert kept == {}

@@ -35,13 +35,26 @@ class _Product:
     delta: Tensor | None = None
 
 
+Kept = dict[int, tuple[int, "Tensor"]]
+"""Blocked copies of frozen weights, by the identity of their layer, with the version of the weight
+that was copied: torch counts changes in place."""
+
+
 @contextmanager
-def blocked_weights(model: torch.nn.Module, most_gib: float) -> Iterator[None]:
+def blocked_weights(
+    model: torch.nn.Module, most_gib: float, kept: Kept | None = None
+) -> Iterator[None]:
     """Let the linear layers of `model` use blocked copies of their weights inside the block.
 
     Does nothing where it cannot help or would cost too much: on other devices than x86 CPUs,
     without oneDNN, or when the copies would take more than `most_gib`. Products differ by rounding
     only. Neither weights nor the choice of adapters may change inside.
+
+    Args:
+        model: a model in memory.
+        most_gib: for the copies.
+        kept: holds the copies that depend on no adapter from one block to the next, and goes where
+            the model goes; without it all are made each time (0.6 s for 135M weights).
     """
     products = _products(model) if _has_onednn() else []
     size = sum(p.base.weight.numel() * p.base.weight.element_size() for p in products)
@@ -49,7 +62,7 @@ def blocked_weights(model: torch.nn.Module, most_gib: float) -> Iterator[None]:
         products = []
     try:
         for product in products:
-            product.layer.forward = _forward(product)
+            product.layer.forward = _forward(product, kept)
         yield
     finally:
         for product in products:
@@ -113,13 +126,27 @@ def _adapted(layer: Any) -> _Product | None:
     return _Product(layer, base, sum(layer.get_delta_weight(name) for name in names))
 
 
-def _forward(product: _Product) -> Callable[[Tensor], Tensor]:
+def _copy(product: _Product, kept: Kept | None) -> Tensor:
+    """Return the blocked copy of a product's weight; one that is kept, if it is still right."""
+    weight = product.base.weight
+    if product.delta is not None:
+        blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(
+            weight.detach() + product.delta.detach()
+        )
+        return blocked
+    found = (kept or {}).get(id(product.base))
+    if found is not None and found[0] == weight._version:
+        return found[1]
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    if kept is not None and not weight.requires_grad:
+        kept[id(product.base)] = (weight._version, blocked)
+    return blocked
+
+
+def _forward(product: _Product, kept: Kept | None) -> Callable[[Tensor], Tensor]:
     """Return a stand-in for the forward of `product.layer`."""
     bias = product.base.bias
-    weight = product.base.weight.detach()
-    if product.delta is not None:
-        weight = weight + product.delta.detach()
-    blocked = torch.ops.mkldnn._reorder_linear_weight(weight)
+    blocked = _copy(product, kept)
 
     def forward(x: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")

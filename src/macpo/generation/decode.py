@@ -25,7 +25,7 @@ import torch
 from macpo.attention import base_model
 from macpo.config import SamplingConfig
 from macpo.errors import ConfigError, ModelError
-from macpo.generation.blocked import blocked_weights
+from macpo.generation.blocked import Kept, blocked_weights
 from macpo.generation.cache import KeyValueCache, LayerShape, cache_numbers
 from macpo.generation.layouts import SequenceLayout
 from macpo.generation.passes import prefill, read_prefix, serving, step
@@ -57,6 +57,7 @@ def decode(
     strength: float = 0.0,
     plausible: float = 0.0,
     heard: Callable[[int, int], None] | None = None,
+    blocked: Kept | None = None,
 ) -> list[Completion]:
     """Answer each prompt once.
 
@@ -82,6 +83,7 @@ def decode(
         plausible: of a push, tokens whose probability under `model` is less than that share of the
             likeliest one's are left to the last; 0 leaves none.
         heard: called with the place of a prompt and a token of its answer, as soon as it is drawn.
+        blocked: keeps copies of the weights of `model`, see `macpo.generation.blocked`.
 
     Raises:
         ConfigError: `memory_gib` does not hold one answer of full length.
@@ -104,7 +106,8 @@ def decode(
     with contextlib.ExitStack() as stack:
         for one in models:
             stack.enter_context(serving(one))
-            stack.enter_context(blocked_weights(one, memory_gib / len(models)))
+            kept = blocked if one is model else None
+            stack.enter_context(blocked_weights(one, memory_gib / len(models), kept))
         shared = shared_prefix(prompts)
         readers = [
             _Reader(

@@ -16,6 +16,7 @@ from macpo.generation.streaming import Spoken
 from macpo.records import Origin, Prompt, Response
 
 if TYPE_CHECKING:
+    from macpo.generation.blocked import Kept
     from macpo.generation.servable import Refused, Served
     from macpo.models.chat import Chat
     from macpo.policies import LoadedPolicy, PolicyPool
@@ -50,6 +51,7 @@ def local_generator(
         strength=speaker.strength,
         plausible=speaker.plausible,
         examined=loaded.examined,
+        blocked=loaded.blocked,
     )
 
 
@@ -93,6 +95,7 @@ class LocalGenerator:
         plausible: which tokens it may make likely, likewise.
         examined: where to remember which decoder serves the model, see
             `macpo.policies.LoadedPolicy`.
+        blocked: where to keep copies of its weights, likewise.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class LocalGenerator:
         strength: float = 0.0,
         plausible: float = 0.0,
         examined: dict[int, Served | Refused] | None = None,
+        blocked: Kept | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
@@ -123,6 +127,7 @@ class LocalGenerator:
         self.strength = strength
         self.plausible = plausible
         self._found = {} if examined is None else examined
+        self._blocked = blocked
 
     def respond(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed_parts: Sequence[str | int]
@@ -220,5 +225,6 @@ class LocalGenerator:
             away_from=self.away_from,
             strength=self.strength,
             plausible=self.plausible,
+            blocked=self._blocked,
         )
         return ours, f"{self.backend} decode"
