@@ -91,11 +91,11 @@ class Reporter:
 
     def post(self) -> None:
         """Post what there is now, and hear whether to stop."""
-        import ray
-
         with self._lock:
             messages, self._messages = self._messages, []
-        if ray.get(self._mailbox.post.remote(self._job, messages)):
+        # Not by ray.get: a task that waits in it gives its CPUs back meanwhile, and Ray starts
+        # others on them.
+        if self._mailbox.post.remote(self._job, messages).future().result():
             self._stop.set()
 
     @contextlib.contextmanager
