@@ -343,10 +343,10 @@ def test_a_round_of_macpo_on_smollm2(tmp_path: Path, capsys: pytest.CaptureFixtu
     result = run(check_config(raw, "round"), folder, Quiet())
 
     assert {row.round for row in result.metrics} == {0, 1}
-    answered = list((folder / "stages").rglob("responses.jsonl"))
+    answered = list((folder / "stages").rglob("*-answers"))
     assert len(answered) == 9
-    for file in answered:
-        assert {r.origin.backend[:7] for r in read_responses(file.parent)} == {"vllm 1+"}
+    for stage in answered:
+        assert {r.origin.backend[:7] for r in read_responses(stage)} == {"vllm 1+"}
     left = {process.pid for process in psutil.Process().children(recursive=True)} - before
     assert not left  # the engines have ended with the run
 

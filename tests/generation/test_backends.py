@@ -205,8 +205,14 @@ def test_dry_trial_of_a_whole_run_says_what_it_is(tmp_path: Path) -> None:
     assert "DRY TRIAL: generation.backend is scripted, so every answer is random words" in told
     plan = laid_out(load_config(config))
     assert finished_stages(tmp_path / "run") == [stage.name for stage in plan]
-    for answered in (tmp_path / "run" / "stages").rglob("responses.jsonl"):
-        words = " ".join(response.text for response in read_responses(answered.parent)).split()
-        assert len({word.lower().rstrip(".") for word in words} & {*WORDS.split()}) > 5
+    answering = list((tmp_path / "run" / "stages").rglob("*-answers"))
+    assert len(answering) > 10
+    heard: set[str] = set()
+    for answered in answering:
+        words = " ".join(response.text for response in read_responses(answered)).split()
+        known = {word.lower().rstrip(".") for word in words} & {*WORDS.split()}
+        assert known, answered  # the last word of an answer may be cut at the limit
+        heard |= known
+    assert len(heard) > 10
     card = (tmp_path / "run" / "final" / "student" / "README.md").read_text(encoding="utf-8")
     assert "**DRY TRIAL: generation.backend is scripted" in card
