@@ -18,6 +18,8 @@ from macpo.report.making import leave_report, write_runs_report
 from macpo.report.page import render_run
 from macpo.report.pairing import difference, paired, verdict
 from macpo.run_directory import RunDir
+from macpo.store import MANIFEST, Manifest, read_manifest
+from macpo.store.manifest import scan
 from tests.annotation.files import judge_all, make_file
 from tests.runs import FinishedRun, python_environment, run_cli, write_config
 
@@ -138,6 +140,10 @@ def test_run_of_an_older_version_is_reported_with_what_it_has(copied: FinishedRu
 def test_measurements_without_single_values_have_the_widest_interval(copied: FinishedRun) -> None:
     for path in (copied.folder / "store").rglob(ITEMS_FILE):
         path.unlink()
+        fields = read_manifest(path.parent).fields
+        manifest = path.with_name(MANIFEST)
+        manifest.unlink()
+        manifest.write_text(Manifest(scan(path.parent), fields).to_text())
     report = gather_run(copied.folder)
     accuracy = next(c for c in report.curves if c.metric.name == "preference_accuracy")
     assert all(point.at_most for series in accuracy.series for point in series.points)

@@ -80,7 +80,7 @@ def read_measures(folder: Path) -> Measures:
         value = json.loads(path.read_text(encoding="utf-8"))
         metrics = {str(name): float(number) for name, number in value["metrics"].items()}
         counts = {str(name): int(number) for name, number in value["counts"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); run the config again") from error
     return Measures(metrics, counts)
 

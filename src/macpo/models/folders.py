@@ -124,7 +124,7 @@ def generation_stops(folder: Path) -> tuple[int, ...]:
         return tuple(
             map(int, found if isinstance(found, list) else [] if found is None else [found])
         )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); fetch or mend the file") from error
 
 

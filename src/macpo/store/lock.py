@@ -168,7 +168,7 @@ def _read_holder(descriptor: int) -> Holder | None:
             since=_one_line(str(value["since"])),
             command=_one_line(str(value["command"])),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None
 
 

@@ -135,7 +135,7 @@ def parse_manifest(text: str, folder: Path) -> Manifest:
             name: FileEntry(int(entry["size"]), str(entry["sha256"]))
             for name, entry in body["files"].items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
         matches, files = False, {}
     if not matches:
         raise _damaged(folder, f"{MANIFEST} does not match its own checksum")
