@@ -67,7 +67,8 @@ def test_running_again_finds_every_stage(copied: FinishedRun) -> None:
     assert again.code == 0
     assert "all 70 stages were done already" in again.err
     added = journal_of(copied.folder)[len(events) :]
-    assert [event["event"] for event in added] == ["invoked", "planned"]
+    told = [event["event"] for event in added]
+    assert told == ["invoked", "planned", "publishing", "published"]
     assert again.out.replace(str(copied.folder), "RUN") == copied.result.out.replace(
         str(finished_folder(copied)), "RUN"
     )
