@@ -163,7 +163,7 @@ def test_metrics_to_show(design: Design, tmp_path: Path) -> None:
         tmp_path / "listed",
         methods=METHODS,
         seeds=[1, 2, 3],
-        metrics={"train_loss": "neither", "no_such": "lower"},
+        metrics={"train_loss": "neither", "gold_perplexity": "lower"},
     )
 
     assert Results(design, more).metrics("student") == [

@@ -135,11 +135,11 @@ def test_metric_that_nobody_measured_is_told(tmp_path: Path) -> None:
         tmp_path,
         methods=METHODS,
         seeds=[1, 2, 3],
-        metrics={"preference_accuracy": "higher", "acuracy": "higher"},
+        metrics={"preference_accuracy": "higher", "gold_perplexity": "lower"},
     )
     shown = text_of(render_comparison(comparison(asked), 200), width=200)
 
-    assert "note: no acuracy was measured of student; there are preference_accuracy" in shown
+    assert "note: no gold_perplexity was measured of student; there are preference_accuracy" in shown
 
 
 def test_nothing_to_show_is_no_error(design: Design) -> None:

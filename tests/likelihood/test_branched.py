@@ -89,9 +89,9 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in ("tree", "branched", "padded"):
-        forward = getattr(engine, f"{name}_hidden")
-        monkeypatch.setattr(engine, f"{name}_hidden", counted(name, forward))
+    forwards = {"tree": "forward_tree", "branched": "branched_hidden", "padded": "padded_hidden"}
+    for name, function in forwards.items():
+        monkeypatch.setattr(engine, function, counted(name, getattr(engine, function)))
     return taken
 
 

@@ -139,7 +139,8 @@ def check_text(root: Path) -> None:
 
 
 def prepare_journal(root: Path) -> None:
-    (root / "journal.jsonl").write_text('{"event": "step", "number": 0}\n{"event": "st')
+    step = '{"time": "1970-01-01T00:00:00.000Z", "event": "step", "number": 0}'
+    (root / "journal.jsonl").write_text(f'{step}\n{{"event": "st')
 
 
 def check_journal(root: Path) -> None:

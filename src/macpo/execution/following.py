@@ -25,7 +25,6 @@ from macpo.data.stages import content_digest
 from macpo.errors import RanksError
 from macpo.execution.single import Bench, help_stage, translate_memory_errors
 from macpo.machine import choose_device, tune_allocator
-from macpo.methods.build import build_plan
 from macpo.plugins import load_plugin, named_plugins
 from macpo.ranks import Ranks
 from macpo.run_directory import RunDir
@@ -120,6 +119,8 @@ class _Follower:
         self._device = choose_device(config.device, ranks.on_this_machine, ranks.local_rank)
         if self._device.type == "cpu":
             tune_allocator()
+        from macpo.methods.build import build_plan  # it needs torch, which whoever leads may not
+
         team = assemble_team(config, config.dtype, fetch=True)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         if digest([stage.key for stage in plan.stages]) != order["keys"]:
