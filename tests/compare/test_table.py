@@ -139,7 +139,9 @@ def test_metric_that_nobody_measured_is_told(tmp_path: Path) -> None:
     )
     shown = text_of(render_comparison(comparison(asked), 200), width=200)
 
-    assert "note: no gold_perplexity was measured of student; there are preference_accuracy" in shown
+    assert (
+        "note: no gold_perplexity was measured of student; there are preference_accuracy" in shown
+    )
 
 
 def test_nothing_to_show_is_no_error(design: Design) -> None:
