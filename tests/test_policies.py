@@ -376,7 +376,7 @@ def test_whole_run_in_room_for_one_base_never_holds_two(
     store = Store(tmp_path / "store")
     executor = LocalExecutor(tmp_path / "run", store, config.engine, CPU, Quiet())
     largest = max(expected_bytes(agent) for agent in team.agents)
-    executor.policies = PolicyPool(CPU, lambda key: executor.artifacts[key].path, largest)
+    monkeypatch.setattr("macpo.policies._half_of_free_memory", lambda device: largest)
     held = Held(monkeypatch)
 
     with RunLock(tmp_path / "run" / "lock"):

@@ -52,7 +52,8 @@ def test_commented_keys_are_the_defaults(home: Path, options: dict[str, Any]) ->
 
     assert full == load_config(path)
     assert full.sft.model_fields_set == {"epochs", "learning_rate", "batch_size"}
-    left_out = {"generation", "use_teachers", "track"}  # for dry trials, comparisons, extras
+    # for dry trials, clusters, comparisons, extras
+    left_out = {"generation", "execution", "use_teachers", "track"}
     assert set(RunConfig.model_fields) - full.model_fields_set == left_out
 
 
