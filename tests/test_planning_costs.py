@@ -119,8 +119,9 @@ def test_memory_of_answering() -> None:
 
     assert (here.weights, here.cache) == (2.0, 1.5)  # blocked copies beside the weights
     assert (card.weights, card.cache) == (1.0, 1.5)
-    served = serving(Model(40 * GIB, "bfloat16", "lora", None), 80, shards=2)
-    assert (served.weights, served.cache) == (40.0, 0.9 * 80 - 40 - 2)
+    served = serving(Model(40 * GIB, "bfloat16", "lora", None), 2, cache_gib=6, held_gib=10)
+    assert (served.weights, served.cache, served.others) == (40.0, 6, 10)
+    assert served.total == 40 + 6 + 10 + 3  # vLLM's 2 beside, and a CUDA context of macpo's
 
 
 def test_memory_of_a_model_of_unknown_shape() -> None:

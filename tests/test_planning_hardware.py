@@ -14,8 +14,9 @@ from macpo.planning import PlanReport, plan
 from macpo.planning.cards import CARDS, Card, Hardware, read_hardware
 from macpo.planning.costs import GIB, ModelShape
 from macpo.planning.memory import Model
-from macpo.planning.placement import SERVED, place
+from macpo.planning.placement import SERVED, Placement, place
 from macpo.planning.times import Asked, loading_seconds, stage_seconds
+from macpo.ranks.launch import check_processes
 from macpo.report.plan import render_plan
 from macpo.work import Work
 from tests.runs import SOURCES, write_config
@@ -74,36 +75,99 @@ def test_a_card_that_nobody_knows_is_one_line_with_those_that_are_and_how_to_giv
         read_hardware("1x0/1/1")
 
 
+def alone(model: Model, count: int, engine: EngineConfig, backend: str = "local") -> Placement:
+    """Place a model that is the only one of its run."""
+    generation = ["generation.backend=vllm", "generation.python=python"]
+    config = load_config(PAPER, generation if backend == "vllm" else [])
+    return place(model, Hardware(count, CARD), engine, 1536, config)
+
+
 def test_what_fits_is_whole_on_every_device_and_what_does_not_is_divided() -> None:
-    small = place(SMALL, Hardware(8, CARD), EngineConfig(), 1536, "local")
+    small = alone(SMALL, 8, EngineConfig())
     assert (small.training.way, small.training.shards, small.training.replicas) == ("whole", 1, 8)
     assert (small.answering.way, small.answering.replicas) == ("local", 8)
     assert small.training.fits
     assert not small.answering.remedy
 
-    big = place(BIG, Hardware(8, CARD), EngineConfig(), 1536, "local")
+    big = alone(BIG, 8, EngineConfig())
     assert (big.training.way, big.training.shards, big.training.fits) == ("FSDP", 8, True)
-    assert (big.answering.way, big.answering.shards, big.answering.replicas) == (SERVED, 4, 2)
-    assert big.answering.remedy == "generation.backend: vllm"
-    asked = place(BIG, Hardware(8, CARD), EngineConfig(), 1536, "vllm")
-    assert not asked.answering.remedy
+    assert (big.answering.way, big.answering.shards, big.answering.replicas) == (SERVED, 8, 1)
 
 
 def test_what_does_not_fit_is_told_with_the_least_change_that_would_do() -> None:
-    four = place(BIG, Hardware(4, CARD), EngineConfig(), 1536, "vllm").training
+    kept = EngineConfig(checkpoint_activations=False)  # said, so not for the plan to change
+    four = alone(BIG, 4, kept, "vllm").training
     assert not four.fits
     assert four.remedy == "engine.checkpoint_activations: true"
-    engine = EngineConfig(checkpoint_activations=True)
-    assert place(BIG, Hardware(4, CARD), engine, 1536, "vllm").training.fits
+    assert alone(BIG, 4, EngineConfig(), "vllm").training.fits
 
-    one = place(BIG, Hardware(1, CARD), EngineConfig(), 1536, "vllm")
+    one = alone(BIG, 1, kept, "vllm")
     assert not one.training.fits
     assert one.training.remedy == "2xtest-80GB, with engine.checkpoint_activations: true"
     assert not one.answering.fits
     assert one.answering.remedy == "4xtest-80GB"
     huge = Model(10**14, "bfloat16", "lora", LLAMA_70B)
-    lost = place(huge, Hardware(1, CARD), EngineConfig(), 1536, "vllm").training
+    lost = alone(huge, 1, EngineConfig(), "vllm").training
     assert lost.remedy == "no number of such devices holds it"
+
+
+def test_all_agents_of_a_run_have_one_layout(paper: PlanReport) -> None:
+    places = [agent.placement for agent in paper.agents if agent.placement is not None]
+    assert len(places) == 4
+    assert {(p.training.way, p.training.shards) for p in places} == {("FSDP", 8)}
+    assert {(p.answering.way, p.answering.shards) for p in places} == {(SERVED, 8)}
+    for found in places:  # slices of all four bases stay while vLLM answers
+        assert found.answering.parts is not None
+        assert found.answering.parts.others == pytest.approx(90.99e9 * 2 / 8 / GIB, rel=0.01)
+
+
+def test_keys_that_a_plan_names_for_the_papers_example_are_a_config_that_a_run_takes(
+    paper: PlanReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [line.replace(": ", "=", 1) for line in paper.layout.missing]
+    assert "engine.sharding=fsdp" in named
+    assert "generation.backend=vllm" in named
+
+    config = load_config(PAPER, named)
+
+    assert config.faults() == []
+    assert check_processes(config.engine.processes, {}) is None
+    assert (config.engine.processes, config.engine.sharding) == (8, "fsdp")
+    assert config.generation.backend_of("llama-2-7b").name == "vllm"
+    monkeypatch.setattr("macpo.generation.served.vllm._version_in", lambda python: "0.33.0")
+    again = plan(config, hardware="8xH100-80GB")
+    assert again.layout.missing == ()
+    assert again.layout.keys == paper.layout.keys
+    assert again.seconds == paper.seconds
+    with pytest.raises(ConfigError, match="cannot answer"):  # what the layout would be refused for
+        load_config(PAPER, ["engine.processes=8", "engine.sharding=fsdp"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "change"),
+    [
+        (["tuning={kind: full}"], "tuning.kind is full", "tuning.kind: lora"),
+        (["method={name: macpo, negatives: decoding}"], "cannot push answers", "another method"),
+        (["execution=ray"], "no effect on a cluster's stages", "execution: local"),
+    ],
+)
+def test_what_the_engine_refuses_is_no_layout(changes: list[str], why: str, change: str) -> None:
+    report = plan(load_config(PAPER, changes), hardware="8xH100-80GB")
+
+    assert "sharding" not in report.layout.keys["engine"]
+    student = report.agents[0].placement
+    assert student is not None
+    assert student.training.fits is False
+    assert student.training.remedy.startswith(change)
+    said = show(report)
+    assert f"to divide the base is refused ({report.layout.refused})" in said
+    assert why in report.layout.refused
+
+
+def test_a_server_that_does_not_answer_for_all_does_not_go_with_divided_bases() -> None:
+    asked = ["engine.processes=8", "engine.sharding=fsdp", "generation.backend=server"]
+    with pytest.raises(ConfigError, match=r"name in generation.urls: llama-2-7b, mistral-7b"):
+        load_config(PAPER, [*asked, "generation.urls={student: 'http://127.0.0.1:1/v1'}"])
 
 
 def seconds(
@@ -114,7 +178,7 @@ def seconds(
     utilisation: float | None = 0.5,
 ) -> float:
     hardware = Hardware(count, CARD)
-    placement = place(model, hardware, EngineConfig(), 1536, backend)
+    placement = alone(model, count, EngineConfig(), backend)
     found = stage_seconds(
         Asked(work, prompt=100),
         model,
@@ -137,9 +201,9 @@ def test_time_of_training_is_its_operations_at_the_utilisation() -> None:
 
 
 def test_time_of_a_divided_base_over_slow_links_is_that_of_gathering_it() -> None:
-    # each of 8 devices gathers 7/8 of 138 GB twice for each of 1e6 / 8 / 2048 packs, at 70 GB/s
+    # each of 8 devices gathers 7/8 of 138 GB thrice for each of 1e6 / 8 / 2048 packs, at 70 GB/s
     work = Work(trained=1e6)
-    gathering = 2 * 1e6 / 8 / 2048 * 138e9 * 7 / 8 / 70e9
+    gathering = 3 * 1e6 / 8 / 2048 * 138e9 * 7 / 8 / 70e9
     products = 4 * 68e9 * 1e6 / (8 * 500e12)
     assert gathering > products
     assert seconds(work, BIG, 8) == pytest.approx(gathering)
@@ -174,7 +238,7 @@ def test_papers_setting_fits_eight_cards_and_says_how_long_it_takes(paper: PlanR
     assert "FSDP over 8" in said
     assert "at 40% of 989 TFLOP/s a device (assumed)" in said
     assert "at 2.5 for each of 8 devices and hour" in said
-    assert "set generation.backend: vllm" in said
+    assert "the config differs; set engine.processes: 8, engine.sharding: fsdp, " in said
 
 
 def test_plan_for_a_card_that_is_too_small_says_what_would_do() -> None:

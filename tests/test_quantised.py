@@ -145,6 +145,8 @@ def test_quantised_weights_do_not_train_whole(
         f"lora, or {UNQUANTISED}"
     )
     check_agent(make_agent(folder))
+    with pytest.raises(ModelError, match=r"which engine\.sharding cannot divide; name the model"):
+        check_agent(make_agent(folder), divided=True)
 
 
 def test_layers_are_not_cut_out_of_quantised_weights(tmp_path: Path) -> None:

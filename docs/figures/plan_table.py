@@ -29,7 +29,7 @@ from macpo.planning import Place, PlanReport, plan
 from macpo.planning.cards import read_hardware
 from macpo.planning.costs import model_shape
 from macpo.planning.memory import Model
-from macpo.planning.placement import place
+from macpo.planning.placement import place, written
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -67,7 +67,7 @@ def cell(name: str, rank: str, length: int, hardware: str) -> str:
 
     def trains(checkpoint_activations: bool) -> Place:
         engine = EngineConfig(checkpoint_activations=checkpoint_activations)
-        return place(model, read_hardware(hardware), engine, longest, "vllm").training
+        return place(model, read_hardware(hardware), engine, longest, load_config(PAPER)).training
 
     for place_, mark in ((trains(False), ""), (trains(True), ", c")):
         if place_.fits:
@@ -92,10 +92,16 @@ def table() -> str:
 def paper(report: PlanReport) -> str:
     """Return a sentence on the paper's setting, planned for `PAPER_HARDWARE`."""
     assert report.seconds is not None
+    placed = [agent.placement for agent in report.agents if agent.placement is not None]
+    assert all(p.training.fits and p.answering.fits for p in placed)
+    layout = "; ".join(
+        f"{section}: {{{', '.join(f'{key}: {written(value)}' for key, value in values.items())}}}"
+        for section, values in report.layout.keys.items()
+    )
     return (
         "The paper's setting (70B student, three teachers of 7 and 8B, 5,000 prompts, three "
         f"rounds) takes at most {report.seconds / 3600:.1f} hours on {PAPER_HARDWARE}, were every "
-        "answer as long as it may be."
+        f"answer as long as it may be, under `{layout}`."
     )
 
 

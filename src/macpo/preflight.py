@@ -18,7 +18,7 @@ from macpo.likelihood.architecture import refuse_unusable
 from macpo.likelihood.recompute import recomputable_layers
 from macpo.models.folders import CONFIG, check_weights, read_config
 from macpo.models.loading import empty_model
-from macpo.models.quantised import refuse_quantised
+from macpo.models.quantised import refuse_divided, refuse_quantised, stays_quantised
 from macpo.probe import SLIDING, setting
 
 POSITIONS = re.compile(r"(^|[._])(wpe|pos\w*|\w+_pos\w*)([._]|$)")
@@ -28,12 +28,13 @@ OFFSET = 8
 """By how many rows at most such a table is longer than the positions it serves (OPT: 2)."""
 
 
-def check_agent(agent: Agent, *, recomputes: bool = False) -> None:
+def check_agent(agent: Agent, *, recomputes: bool = False, divided: bool = False) -> None:
     """Refuse a model that can be seen not to do; one whose config is not here passes.
 
     Args:
         agent: whose model is looked at.
         recomputes: its layers are to be computed again (`engine.checkpoint_activations`).
+        divided: its weights are to be divided among processes (`engine.sharding`).
 
     Raises:
         ModelError: its weights are quantised in a way that will not do, the engine cannot score
@@ -47,6 +48,8 @@ def check_agent(agent: Agent, *, recomputes: bool = False) -> None:
     try:
         check_weights(folder)
         refuse_quantised(config, agent.base.name, whole=agent.tuning.kind == "full")
+        if divided:
+            refuse_divided(config, agent.base.name)
         _check_windows(config, agent.base.name)
         model = empty_model(agent.base)
         refuse_unusable(model)
@@ -94,3 +97,12 @@ def positions(model: Any) -> int | None:
     if any(limit <= len(table) <= limit + OFFSET for table in tables.values()):
         return limit
     return None
+
+
+def quantised(agent: Agent) -> bool:
+    """Tell whether an agent's weights stay quantised, by its config; no where that is not here."""
+    folder = Path(agent.base.location)
+    if not (folder / CONFIG).is_file():
+        return False
+    config = read_config(folder, with_code=agent.base.trust_remote_code)
+    return stays_quantised(config, agent.base.name)

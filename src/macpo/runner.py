@@ -163,7 +163,11 @@ def _run(
         if chosen := say_chosen_targets(config, team):
             observer.note(chosen)
         for agent in team.agents:
-            check_agent(agent, recomputes=config.engine.checkpoint_activations)
+            check_agent(
+                agent,
+                recomputes=config.engine.checkpoint_activations,
+                divided=config.engine.sharding != "none",
+            )
         for evaluator in chosen_evaluators(config):
             for caution in evaluator.preflight(config):
                 observer.note(caution)

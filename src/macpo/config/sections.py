@@ -427,6 +427,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
+        if faults := self.faults():
+            raise ValueError("\n".join(faults))
+        return self
+
+    def faults(self) -> list[str]:
+        """Return why sections cannot take effect together; none in a config that was read."""
         faults = []
         names = [teacher.name for teacher in self.teachers]
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -460,9 +466,7 @@ class RunConfig(Section):
                 f"limits.response_tokens {self.limits.response_tokens}: answers would be cut again "
                 "before training; lower the one or raise the other"
             )
-        if faults:
-            raise ValueError("\n".join(faults))
-        return self
+        return faults
 
     def _faults_of_dpo(self) -> Iterator[str]:
         """Yield what agents' own sections make of the run's that cannot take effect together."""
@@ -485,6 +489,14 @@ class RunConfig(Section):
                 "engine.sharding: a base that is divided among processes cannot answer; set "
                 "generation.backend: vllm, or server"
             )
+        else:
+            names = ["student", *(teacher.name for teacher in self.active_teachers)]
+            here = [n for n in names if self.generation.backend_of(n).name == LOCAL.name]
+            if here:
+                yield (
+                    "engine.sharding: a base that is divided among processes cannot answer; name "
+                    f"in generation.urls: {', '.join(here)}"
+                )
         tunings = {"tuning": self.tuning}
         agents = {"student": self.student}
         agents |= {f"teachers.{i}": teacher for i, teacher in enumerate(self.teachers)}

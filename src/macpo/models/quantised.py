@@ -93,6 +93,19 @@ def refuse_quantised(config: Any, name: str, *, whole: bool) -> None:
         raise ModelError(f"{head}, over which transformers trains no adapters; {UNQUANTISED}")
 
 
+def refuse_divided(config: Any, name: str) -> None:
+    """Refuse to divide weights that stay quantised among processes (`engine.sharding`).
+
+    Raises:
+        ModelError: they do.
+    """
+    if stays_quantised(config, name):
+        raise ModelError(
+            f"{name}: its weights are quantised, which engine.sharding cannot divide; "
+            f"{UNQUANTISED}, or set engine.sharding: none"
+        )
+
+
 def refuse_cut(config: Any, name: str) -> None:
     """Refuse to cut layers out of quantised weights, whose scales and packing lie beside them.
 

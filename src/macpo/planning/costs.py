@@ -58,7 +58,9 @@ class ModelShape:
         return self.hidden * self.vocabulary
 
 
-def flops(work: Work, parameters: int, tuning: str, head: int = 0) -> float:
+def flops(
+    work: Work, parameters: int, tuning: str, head: int = 0, *, recomputes: bool = False
+) -> float:
     """Return the floating-point operations of some work.
 
     Forward takes 2 a weight and token; backward as much again for the inputs' gradients, and once
@@ -69,9 +71,11 @@ def flops(work: Work, parameters: int, tuning: str, head: int = 0) -> float:
         parameters: weights that every token meets.
         tuning: `lora` or `full`.
         head: weights of the head, where they are not among `parameters`.
+        recomputes: layers, but not the head, are forwarded again on the way back.
     """
     trained = 6 if tuning == "full" else 4
-    body = parameters * (2 * (work.read + work.written) + trained * work.trained)
+    again = 2 if recomputes else 0
+    body = parameters * (2 * (work.read + work.written) + (trained + again) * work.trained)
     return body + head * (2 * (work.scored + work.written) + trained * work.learned)
 
 

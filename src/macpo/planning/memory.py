@@ -28,9 +28,8 @@ CPU_OVERHEAD, CARD_OVERHEAD, FRAGMENTS = 0.6, 1.0, 0.05
 """GiB of Python with torch and transformers; of a CUDA context with its libraries; and the share of
 all else that allocators lose on a card."""
 
-SERVED_SHARE, SERVED_OVERHEAD = 0.9, 2.0
-"""The share of a card that vLLM takes (its default), and the GiB of that it needs beside weights
-and cache: activations, captured graphs."""
+SERVED_OVERHEAD = 2.0
+"""GiB that vLLM needs of a card beside weights and cache: activations, captured graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Parts:
 
     `weights` are the base's, with what of a sharded base is gathered at a time, and with the copies
     of them that decoding on a CPU makes; `logits` are one chunk of them; `cache` holds keys and
-    values of answers under way.
+    values of answers under way; `others` are bases that macpo keeps there meanwhile.
     """
 
     weights: float = 0.0
@@ -49,6 +48,7 @@ class Parts:
     activations: float = 0.0
     logits: float = 0.0
     cache: float = 0.0
+    others: float = 0.0
     overhead: float = 0.0
 
     @property
@@ -89,7 +89,13 @@ class Memory:
 
 
 def training(
-    model: Model, engine: EngineConfig, *, longest: int, shards: int = 1, on_cpu: bool = False
+    model: Model,
+    engine: EngineConfig,
+    *,
+    longest: int,
+    shards: int = 1,
+    on_cpu: bool = False,
+    others_gib: float = 0.0,
 ) -> Parts | None:
     """Estimate the memory of training; None where the model's shape is not known.
 
@@ -99,6 +105,7 @@ def training(
         longest: tokens of the longest prompt group; it goes alone where it exceeds a pack.
         shards: over how many devices the base is divided (FSDP).
         on_cpu: the device is a CPU.
+        others_gib: of other bases that stay on the device.
     """
     shape = model.shape
     if shape is None:
@@ -116,6 +123,7 @@ def training(
             optimizer=2 * trained,
             activations=_activations(model, shape, engine, longest, on_cpu) / GIB,
             logits=CHUNK * shape.vocabulary * (size + 3 * FLOAT) / GIB,
+            others=others_gib,
         ),
         on_cpu,
     )
@@ -142,8 +150,10 @@ def _activations(
     return max(engine.pack_tokens, longest) * per_token
 
 
-def answering(model: Model, engine: EngineConfig, *, on_cpu: bool = False) -> Parts:
-    """Estimate the memory of answering by macpo's own decoder."""
+def answering(
+    model: Model, engine: EngineConfig, *, on_cpu: bool = False, others_gib: float = 0.0
+) -> Parts:
+    """Estimate the memory of answering by macpo's own decoder; arguments as for `training`."""
     shape = model.shape
     adapters = activations = logits = 0.0
     if shape is not None:
@@ -159,22 +169,27 @@ def answering(model: Model, engine: EngineConfig, *, on_cpu: bool = False) -> Pa
             activations=activations,
             logits=logits,
             cache=engine.decode_memory_gib,
+            others=others_gib,
         ),
         on_cpu,
     )
 
 
-def serving(model: Model, memory_gib: float, shards: int) -> Parts:
-    """Estimate the memory of answering by vLLM, which takes what there is for its cache.
+def serving(model: Model, shards: int, *, cache_gib: float, held_gib: float) -> Parts:
+    """Estimate the memory of answering by vLLM, beside what macpo's own process has there.
 
     Args:
         model: who answers.
-        memory_gib: of a card.
         shards: over how many cards the base is divided (tensor parallel).
+        cache_gib: of keys and values, on each card (`engine.decode_memory_gib`).
+        held_gib: of bases that macpo's process keeps on a card while vLLM answers.
     """
-    weights = model.gib / shards
-    room = SERVED_SHARE * memory_gib - weights - SERVED_OVERHEAD
-    return Parts(weights=weights, cache=max(room, 0.0), overhead=SERVED_OVERHEAD)
+    return Parts(
+        weights=model.gib / shards,
+        cache=cache_gib,
+        others=held_gib,
+        overhead=SERVED_OVERHEAD + CARD_OVERHEAD,
+    )
 
 
 def _with_overhead(parts: Parts, on_cpu: bool) -> Parts:

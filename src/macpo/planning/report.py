@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo.agents import Agent, Team, assemble_team, say_chosen_targets
+from macpo.answering import Respond
 from macpo.backends import find_backend
 from macpo.config import RunConfig
 from macpo.config.recipes import say_recipe
@@ -31,10 +32,10 @@ from macpo.planning.measured import (
     system_note,
 )
 from macpo.planning.memory import Memory, Model
-from macpo.planning.placement import Placement, place
+from macpo.planning.placement import Member, Placement, RunLayout, place_run
 from macpo.planning.recorded import Recorded, StageState
 from macpo.planning.times import Asked, loading_seconds, stage_seconds
-from macpo.preflight import check_agent
+from macpo.preflight import check_agent, quantised
 from macpo.program import Plan
 from macpo.run_directory import RunDir
 from macpo.work import Known, Lengths, SplitSizes, Work
@@ -83,9 +84,9 @@ class PlanReport:
     (`macpo.planning.times`). `notes` say what the plan could not know, and what is lost. `cuts` has
     what an agent's limits cut off a sample of the pairs, by the agent's name, where data and
     tokenizer are here. `hardware` is what it is planned for; `asked_for` says that it was named,
-    and is not this machine as it is. `loading` are the seconds in which bases are loaded for the
-    stages to run, None where that is not estimated; `price` is that of a device and hour, and
-    `utilisation` the share of its matrix products that was asked for.
+    and is not this machine as it is. `layout` holds for all agents. `loading` are the seconds in
+    which bases are loaded for the stages to run, None where that is not estimated; `price` is that
+    of a device and hour, and `utilisation` the share of its matrix products that was asked for.
     """
 
     name: str
@@ -100,6 +101,7 @@ class PlanReport:
     notes: tuple[str, ...]
     hardware: Hardware
     asked_for: bool
+    layout: RunLayout
     cuts: Mapping[str, Cuts] = field(default_factory=dict)
     loading: float | None = None
     price: float | None = None
@@ -171,7 +173,11 @@ def plan(
     if chosen := say_chosen_targets(config, team):
         notes.append(chosen)
     for agent in team.agents:
-        check_agent(agent, recomputes=config.engine.checkpoint_activations)
+        check_agent(
+            agent,
+            recomputes=config.engine.checkpoint_activations,
+            divided=config.engine.sharding != "none",
+        )
     with hub_offline():
         digest = content_digest(config.data, fetch=False)
     layout = build_plan(config, team, digest)
@@ -187,12 +193,15 @@ def plan(
     _note_system(team, chats, splits, layout, notes)
     counts = {agent.name: parameter_count(agent.base) for agent in team.agents}
     models = {agent.name: _model(agent, counts[agent.name]) for agent in team.agents}
+    laid_out, placed = place_run(config, device, _members(team, models), pushes=_pushes(layout))
     agents = {
-        agent.name: _agent_plan(config, agent, counts[agent.name], models[agent.name], device)
+        agent.name: _agent_plan(
+            agent, counts[agent.name], models[agent.name], placed.get(agent.name)
+        )
         for agent in team.agents
     }
     known = None if sizes is None else Known(sizes, lengths, recorded.answers())
-    clock = _Clock(config, device, models, agents, known, utilisation)
+    clock = _Clock(config, device, models, agents, known, utilisation, laid_out.recomputes)
     stages = _stage_plans(layout, recorded, known, models)
     _note_states(team, layout, recorded, known, notes)
     pace = _pace(stages) if hardware is None else {}
@@ -210,6 +219,7 @@ def plan(
         notes=tuple(notes),
         hardware=device,
         asked_for=hardware is not None,
+        layout=laid_out,
         cuts=cuts,
         loading=None if device.is_cpu else clock.loading(timed),
         price=price,
@@ -347,23 +357,36 @@ def _model(agent: Agent, counted: ParameterCount | None) -> Model | None:
     return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent))
 
 
+def _pushes(layout: Plan) -> bool:
+    """Tell whether answers of a plan are pushed away from another policy's."""
+    return any(isinstance(s, Respond) and s.away_from is not None for s in layout)
+
+
+def _members(team: Team, models: Mapping[str, Model | None]) -> list[Member]:
+    """Describe the agents whose size is known to who places them."""
+    found = []
+    for agent in team.agents:
+        model, limits = models[agent.name], agent.limits
+        if model is not None:
+            longest = limits.prompt_tokens + 2 * limits.response_tokens
+            base = repr((agent.base.location, agent.dtype, agent.tuning))
+            found.append(Member(agent.name, model, longest, base, quantised(agent)))
+    return found
+
+
 def _agent_plan(
-    config: RunConfig,
     agent: Agent,
     counted: ParameterCount | None,
     model: Model | None,
-    hardware: Hardware,
+    placement: Placement | None,
 ) -> AgentPlan:
     """Describe one agent."""
-    memory = placement = None
-    if model is not None:
-        limits = agent.limits
-        longest = limits.prompt_tokens + 2 * limits.response_tokens
-        backend = config.generation.backend_of(agent.name).name
-        placement = place(model, hardware, config.engine, longest, backend)
+    memory = None
+    if model is not None and placement is not None:
         training, answering = placement.training.parts, placement.answering.parts
         assert answering is not None
-        memory = Memory(model.gib, None if training is None else training.total, answering.total)
+        alone = None if training is None else training.total - training.others
+        memory = Memory(model.gib, alone, answering.total - answering.others)
     return AgentPlan(
         name=agent.name,
         model=agent.base.name,
@@ -436,6 +459,7 @@ class _Clock:
     agents: Mapping[str, AgentPlan]
     known: Known | None
     utilisation: float | None
+    recomputes: bool
 
     def timed(self, stage: StagePlan, pace: Mapping[str, float]) -> StagePlan:
         """Add the estimated time of a stage that is not done.
@@ -462,6 +486,7 @@ class _Clock:
             self.hardware,
             pack_tokens=self.config.engine.pack_tokens,
             utilisation=self.utilisation,
+            recomputes=self.recomputes,
         )
         return replace(stage, seconds=seconds)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from macpo.planning.cards import Hardware
 from macpo.planning.costs import BYTES, GIB, flops
 from macpo.planning.memory import Model
-from macpo.planning.placement import SERVED, SHARDED, Place, Placement
+from macpo.planning.placement import HERE, SERVED, SHARDED, Place, Placement
 from macpo.work import Work
 
 GIGA, TERA = 1e9, 1e12
@@ -47,6 +47,7 @@ def stage_seconds(
     *,
     pack_tokens: int,
     utilisation: float | None,
+    recomputes: bool = False,
 ) -> float | None:
     """Estimate how long a stage takes, loading left out; None where the model's size is not known.
 
@@ -57,6 +58,7 @@ def stage_seconds(
         hardware: what it works on.
         pack_tokens: tokens of a pack.
         utilisation: of matrix products; None for what is assumed.
+        recomputes: training computes layers again (`engine.checkpoint_activations`).
     """
     work, shape = asked.work, model.shape
     met, head = (model.parameters, 0) if shape is None else (shape.met, shape.head)
@@ -66,14 +68,14 @@ def stage_seconds(
         answered = work if work.written else Work()
         rest = Work() if work.written else work
         whole = speed * hardware.count
-        return flops(rest, met, model.tuning, head) / (whole * share) + flops(
-            answered, met, model.tuning, head
-        ) / (whole * (utilisation or CPU_ANSWERING))
+        worked = flops(rest, met, model.tuning, head, recomputes=recomputes) / share
+        said = flops(answered, met, model.tuning, head) / (utilisation or CPU_ANSWERING)
+        return (worked + said) / whole
     share = utilisation or CARD_UTILISATION
     read = Work(work.read, 0.0, work.trained, scored=work.scored, learned=work.learned)
     busy = placement.answering if work.written else placement.training
     used = busy.shards * busy.replicas
-    seconds = flops(read, met, model.tuning, head) / (used * speed * share)
+    seconds = flops(read, met, model.tuning, head, recomputes=recomputes) / (used * speed * share)
     if busy.way == SHARDED:
         seconds = max(seconds, _gathering(read, model, hardware, pack_tokens))
     if work.written:
@@ -82,8 +84,8 @@ def stage_seconds(
 
 
 def _gathering(work: Work, model: Model, hardware: Hardware, pack_tokens: int) -> float:
-    """Return the seconds in which each device gathers the base, once a pack and pass."""
-    passes = (2 * work.trained + work.read) / hardware.count / pack_tokens
+    """Return the seconds in which each device gathers the base: thrice a pack that is trained."""
+    passes = (3 * work.trained + work.read) / hardware.count / pack_tokens
     share = (hardware.count - 1) / hardware.count
     return passes * model.gib * GIB * share / (hardware.card.link_gbps * GIGA * LINK_SHARE)
 
@@ -109,7 +111,7 @@ def _decoding(
         room = 0.0 if place.parts is None else place.parts.cache * GIB * place.shards
         rows = min(rows, max(1.0, room // (size * (asked.prompt + tokens))))
         cached = size * (asked.prompt + tokens / 2)
-        floor = 0.0 if place.way == SERVED else LAUNCHES * model.shape.layers
+        floor = LAUNCHES * model.shape.layers if place.way == HERE else 0.0
     if place.way == SERVED:
         rows = min(rows, MOST_ROWS)
     memory = (model.gib * GIB + rows * cached) / (

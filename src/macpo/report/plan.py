@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from macpo.planning.placement import written
 from macpo.planning.times import (
     CARD_UTILISATION,
     CPU_ANSWERING,
@@ -31,6 +32,7 @@ PARTS = {
     "activations": "activ.",
     "logits": "logits",
     "cache": "cache",
+    "others": "others",
     "overhead": "rest",
 }
 """What the table calls the parts of `macpo.planning.memory.Parts`."""
@@ -42,6 +44,7 @@ def render_plan(report: PlanReport) -> RenderableType:
     parts.append(_agents_table(report))
     if report.asked_for:
         parts.append(_memory_table(report))
+        parts += [Text(line, overflow="fold") for line in _said_layout(report)]
     parts.append(_stages_table(report))
     parts += [Text(line) for line in _totals(report)]
     parts += [Text(line, style="red") for line in _remedies(report)]
@@ -98,7 +101,7 @@ def _memory_table(report: PlanReport) -> Table:
     """Show what fills a device, for each agent's two kinds of work."""
     card = report.hardware.card
     title = f"memory of one device by part, in GiB; {report.hardware.name} has {card.memory_gib:g}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("agent", no_wrap=True)
     table.add_column("work", no_wrap=True)
     table.add_column("layout", no_wrap=True)
@@ -199,22 +202,35 @@ def _totals(report: PlanReport) -> list[str]:
     return lines
 
 
+def _said_layout(report: PlanReport) -> list[str]:
+    """Name the keys of the run's layout, and in one line those that the config lacks."""
+    layout = report.layout
+    sections = []
+    for section, values in layout.keys.items():
+        if said := ", ".join(f"{key}: {written(value)}" for key, value in values.items()):
+            sections.append(f"{section}: {{{said}}}")
+    places = [p for agent in report.agents if (p := agent.placement) is not None]
+    if any(place.training.fits is False or place.answering.fits is False for place in places):
+        return [f"no layout fits; the nearest is {', '.join(sections)}"]
+    lines = [f"layout of the whole run: {', '.join(sections)}"]
+    if layout.missing:
+        lines.append(f"the config differs; set {', '.join(layout.missing)}")
+    return lines
+
+
 def _remedies(report: PlanReport) -> list[str]:
     """Say what does not fit, and what to change for it."""
     lines = []
     for agent in report.agents:
-        if agent.placement is None:
+        if agent.placement is None or not report.asked_for:
             continue
         places = {"training": agent.placement.training, "answering": agent.placement.answering}
         for work, place in places.items():
-            if place.fits is False and report.asked_for:
+            if place.fits is False:
                 what = f"{agent.name}: {work} does not fit {report.hardware.name}"
+                if report.layout.refused:
+                    what += f", and to divide the base is refused ({report.layout.refused})"
                 lines.append(f"{what}; what would do: {place.remedy}")
-            elif place.remedy and report.asked_for:
-                lines.append(
-                    f"{agent.name}: {work} is planned with {place.way}, since the base does not "
-                    f"fit one device beside its cache; set {place.remedy}"
-                )
     return lines
 
 
