@@ -292,6 +292,12 @@ def test_file_map_names_what_is_there() -> None:
     assert not top - named
 
 
+def test_every_page_stands_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "reference" / "index.rst").read_text(encoding="utf-8").split()
+    pages = {f"/docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(contents)
+
+
 def test_changelog_citation_and_readme_name_the_version() -> None:
     version = re.escape(macpo.__version__)
     for page, pattern in (
