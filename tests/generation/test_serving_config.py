@@ -71,7 +71,16 @@ def test_a_backends_keys_are_read_and_written_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "fault"),
     [
-        ({"backend": "vllm"}, "generation.python: missing; it has no default"),
+        (
+            {"backend": "vllm"},
+            "generation.python: missing; it has no default; name the interpreter of an environment "
+            "with vLLM, such as .venv-vllm/bin/python (docs/vllm.md says how to make one)",
+        ),
+        (
+            {"backend": "server"},
+            "generation.urls: missing; it has no default; say by agent where its base is served, "
+            "such as student: http://host:8000/v1",
+        ),
         (
             {"backend": "vllm", "python": "p", "deadlines_s": 3},
             "generation.deadlines_s: unknown key; did you mean 'deadline_s'?",

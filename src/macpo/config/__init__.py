@@ -1,6 +1,7 @@
 """The one config tree: what a run's YAML may say, and reading it.
 
 sections   the tree itself, with its defaults
+data       preference data and its splits
 training   SFT and DPO: optimizers, losses, where a round starts
 methods    the section of the method, which is looked up by name
 evaluators likewise for the list of evaluators
@@ -15,6 +16,7 @@ faults     what is said of what is wrong
 """
 
 from macpo.config.base import Section
+from macpo.config.data import ColumnsConfig, DataConfig, SplitsConfig
 from macpo.config.execution import ExecutionConfig
 from macpo.config.generation import DECODED_HERE, GenerationConfig
 from macpo.config.loading import check_config, load_config
@@ -25,15 +27,12 @@ from macpo.config.sections import (
     CHAT_TEMPLATES,
     PAPER_TARGETS,
     AgentConfig,
-    ColumnsConfig,
-    DataConfig,
     EngineConfig,
     EvaluationConfig,
     LimitsConfig,
     ModelConfig,
     RunConfig,
     SamplingConfig,
-    SplitsConfig,
     TeacherConfig,
     TuningConfig,
 )

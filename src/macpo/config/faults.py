@@ -48,7 +48,7 @@ def describe_fault(
     if kind in ("extra_forbidden", "invalid_key"):
         yield f"{name}: unknown key; {_where_key_belongs(loc, raw, root)}"
     elif kind == "missing":
-        yield f"{name}: missing; it has no default"
+        yield f"{name}: missing; it has no default{_what_to_give(loc, raw, root)}"
     elif kind == "value_error":
         for line in str(item["msg"]).removeprefix("Value error, ").split("\n"):
             yield f"{name}: {line}" if name else line
@@ -106,6 +106,13 @@ def _is_required(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> bool:
     """Tell whether the key at `loc` has no default."""
     field = _section_at(loc[:-1], raw, root).model_fields.get(str(loc[-1]))
     return field is not None and field.is_required()
+
+
+def _what_to_give(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> str:
+    """Return what a field's own description asks for, behind a semicolon; or nothing."""
+    field = _section_at(loc[:-1], raw, root).model_fields.get(str(loc[-1]))
+    asked = None if field is None else field.description
+    return f"; {asked}" if asked else ""
 
 
 def _section_at(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> type[BaseModel]:

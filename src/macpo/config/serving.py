@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from macpo.backends import LOCAL, Backend, find_backend
 from macpo.config.generation import GenerationConfig
@@ -29,7 +29,10 @@ class VllmConfig(GenerationConfig):
     paths: ClassVar[frozenset[str]] = frozenset({"python"})
 
     backend: Text = "vllm"
-    python: Text
+    python: Text = Field(
+        description="name the interpreter of an environment with vLLM, such as "
+        ".venv-vllm/bin/python (docs/vllm.md says how to make one)"
+    )
     tensor_parallel: Count = 1
     deadline_s: Positive = 900.0
 
@@ -52,7 +55,9 @@ class ServerConfig(GenerationConfig):
     paths: ClassVar[frozenset[str]] = frozenset({"adapters"})
 
     backend: Text = "server"
-    urls: dict[Text, Text]
+    urls: dict[Text, Text] = Field(
+        description="say by agent where its base is served, such as student: http://host:8000/v1"
+    )
     adapters: Text | None = None
     api_key_env: Text | None = None
     deadline_s: Positive = 900.0

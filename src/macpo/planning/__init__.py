@@ -6,6 +6,7 @@ machine the plan is made from their names, and says so.
 | module | holds |
 |---|---|
 | report | `plan`, and the report it returns |
+| stages | what each stage has to do, and the clock that times it |
 | recorded | what a run directory already has of the plan |
 | measured | sizes of the splits and lengths of texts, where data and tokenizers are here |
 | costs | operations, by arithmetic on what stages say of their work |
@@ -18,6 +19,7 @@ machine the plan is made from their names, and says so.
 from __future__ import annotations
 
 from macpo.planning.placement import Place
-from macpo.planning.report import AgentPlan, PlanReport, StagePlan, plan
+from macpo.planning.report import AgentPlan, PlanReport, plan
+from macpo.planning.stages import StagePlan
 
 __all__ = ["AgentPlan", "Place", "PlanReport", "StagePlan", "plan"]
