@@ -52,9 +52,9 @@ test-browser: $(READY) ## pages that macpo makes, in a real browser (installs pl
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -q -m browser
 
-test-quantised: $(READY) ## checkpoints that bitsandbytes and torchao quantised (installs both)
+test-quantised: $(READY) ## quantised bases: checkpoints of bitsandbytes and torchao, QLoRA (installs both)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantised]'
-	$(BIN)/python -m pytest -q tests/test_quantised.py
+	$(BIN)/python -m pytest -q tests/test_quantised.py tests/test_quantising.py
 
 MUTANTS ?=
 mutants: $(READY) ## put faults into the code; every one must fail a test (MUTANTS='--write docs/mutants.md')

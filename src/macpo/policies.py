@@ -27,9 +27,8 @@ from macpo.errors import ModelError
 from macpo.likelihood import LikelihoodEngine
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.models.chat import Chat
-from macpo.models.folders import weight_files
-from macpo.models.loading import empty_model, load_model
-from macpo.models.quantised import hint, stays_quantised
+from macpo.models.loading import empty_model, load_model, weight_bytes
+from macpo.models.quantised import hint
 from macpo.models.sharding import bytes_here, mesh_over, shard
 from macpo.probe import TRIAL_ERRORS, first_line, own_logits, probe_ids
 from macpo.ranks import ALONE, Ranks
@@ -325,18 +324,17 @@ def _try_adapter(model: Any, agent: Agent) -> None:
 
 def _key(agent: Agent) -> str:
     """Return what agents that share a base in memory have in common."""
-    return repr((agent.base.location, agent.dtype, agent.tuning.model_dump_json()))
+    base = (agent.base.location, agent.base.quantize)
+    return repr((*base, agent.dtype, agent.tuning.model_dump_json()))
 
 
 def expected_bytes(agent: Agent) -> int:
     """Return what an agent's base will take in memory, adapter slot included, by its config."""
-    model = empty_model(agent.base)
-    size = sum(p.numel() for p in model.parameters()) * getattr(torch, agent.dtype).itemsize
-    if agent.base.local and stays_quantised(model.config, agent.base.name):
-        size = sum(file.stat().st_size for file in weight_files(Path(agent.base.location)))
+    size = weight_bytes(agent.base, agent.dtype) or 0
     if agent.tuning.kind == "lora":
+        model = empty_model(agent.base)
         size += adapter_weights(model, agent.tuning, agent.base.name) * torch.float32.itemsize
-    return int(size)
+    return size
 
 
 def snapshot(trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from macpo.likelihood.recompute import recomputable_layers
 from macpo.models.folders import CONFIG, check_weights, read_config
 from macpo.models.loading import empty_model
 from macpo.models.quantised import refuse_divided, refuse_quantised, stays_quantised
+from macpo.models.quantising import refuse_unmade
 from macpo.probe import SLIDING, setting
 
 POSITIONS = re.compile(r"(^|[._])(wpe|pos\w*|\w+_pos\w*)([._]|$)")
@@ -41,13 +42,17 @@ def check_agent(agent: Agent, *, recomputes: bool = False, divided: bool = False
             with it or compute its layers again, its targets do not fit it, or prompts and answers
             may have more tokens than it has positions.
     """
+    if agent.base.quantize is not None:
+        _check_quantising(agent)
     if not (Path(agent.base.location) / CONFIG).is_file():
         return
     folder = Path(agent.base.location)
     config = read_config(folder, with_code=agent.base.trust_remote_code)
     try:
         check_weights(folder)
-        refuse_quantised(config, agent.base.name, whole=agent.tuning.kind == "full")
+        made = agent.base.quantize is not None
+        whole = agent.tuning.kind == "full"
+        refuse_quantised(config, agent.base.name, whole=whole, again=made)
         if divided:
             refuse_divided(config, agent.base.name)
         _check_windows(config, agent.base.name)
@@ -58,6 +63,14 @@ def check_agent(agent: Agent, *, recomputes: bool = False, divided: bool = False
         _check_positions(model, agent)
         if agent.tuning.kind == "lora":
             with_adapter(model.requires_grad_(False), agent.tuning, agent.base.name)
+    except ModelError as error:
+        raise ModelError(f"{agent.name}: {error}") from error
+
+
+def _check_quantising(agent: Agent) -> None:
+    """Refuse to quantise a base while it loads where that cannot be done."""
+    try:
+        refuse_unmade(agent.base.name)
     except ModelError as error:
         raise ModelError(f"{agent.name}: {error}") from error
 
@@ -100,7 +113,9 @@ def positions(model: Any) -> int | None:
 
 
 def quantised(agent: Agent) -> bool:
-    """Tell whether an agent's weights stay quantised, by its config; no where that is not here."""
+    """Tell whether an agent's weights are quantised in memory, as far as its config is here."""
+    if agent.base.quantize is not None:
+        return True
     folder = Path(agent.base.location)
     if not (folder / CONFIG).is_file():
         return False

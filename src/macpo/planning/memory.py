@@ -36,9 +36,10 @@ SERVED_OVERHEAD = 2.0
 class Parts:
     """Memory of one device in GiB, by part.
 
-    `weights` are the base's, with what of a sharded base is gathered at a time, and with the copies
-    of them that decoding on a CPU makes; `logits` are one chunk of them; `cache` holds keys and
-    values of answers under way; `others` are bases that macpo keeps there meanwhile.
+    `weights` are the base's, with what of a sharded base is gathered at a time, or of a quantised
+    one turned back, and with the copies of them that decoding on a CPU makes; `logits` are one
+    chunk of them; `cache` holds keys and values of answers under way; `others` are bases that macpo
+    keeps there meanwhile.
     """
 
     weights: float = 0.0
@@ -61,7 +62,7 @@ class Parts:
 class Model:
     """What is known of an agent's model: weights, dtype, whether all of them train, and shape.
 
-    `stored` are the bytes of the weights, where they are not `parameters` in `dtype`.
+    `stored` are the bytes of quantised weights; None for `parameters` in `dtype`.
     """
 
     parameters: int
@@ -74,6 +75,13 @@ class Model:
     def gib(self) -> float:
         """The weights in GiB."""
         return (self.stored or self.parameters * BYTES[self.dtype]) / GIB
+
+    @property
+    def turned_back_gib(self) -> float:
+        """The largest matrix of quantised weights, which is turned back to be multiplied with."""
+        if self.stored is None or self.shape is None:
+            return 0.0
+        return self.shape.hidden * self.shape.intermediate * BYTES[self.dtype] / GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ def training(
     trained = shape.adapter * FLOAT / GIB if model.tuning == "lora" else model.gib / shards
     return _with_overhead(
         Parts(
-            weights=model.gib / shards + gathered,
+            weights=model.gib / shards + gathered + model.turned_back_gib,
             adapters=trained if model.tuning == "lora" else 0.0,
             gradients=trained,
             optimizer=2 * trained,
@@ -161,10 +169,10 @@ def answering(
         row = 6 * shape.hidden + 3 * shape.intermediate
         activations = engine.pack_tokens * row * BYTES[model.dtype] / GIB
         logits = CHUNK * shape.vocabulary * 2 * FLOAT / GIB
-    copied = on_cpu and model.gib <= engine.decode_memory_gib
+    copied = on_cpu and model.stored is None and model.gib <= engine.decode_memory_gib
     return _with_overhead(
         Parts(
-            weights=model.gib * (2 if copied else 1),
+            weights=model.gib * (2 if copied else 1) + model.turned_back_gib,
             adapters=adapters,
             activations=activations,
             logits=logits,

@@ -20,7 +20,7 @@ from macpo.dtype import Resolved, known_dtype
 from macpo.machine import choose_device, copied_gbps, measured_gflops, memory_gib
 from macpo.methods.build import build_plan
 from macpo.models.chat import Chat
-from macpo.models.loading import ParameterCount, parameter_count
+from macpo.models.loading import ParameterCount, parameter_count, weight_bytes
 from macpo.planning.cards import CPU, Card, Hardware, read_hardware
 from macpo.planning.costs import model_shape, state_layers
 from macpo.planning.measured import (
@@ -335,7 +335,8 @@ def _model(agent: Agent, counted: ParameterCount | None) -> Model | None:
     """Describe one agent's model; None where its size is not known."""
     if counted is None:
         return None
-    return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent))
+    stored = weight_bytes(agent.base, agent.dtype) if quantised(agent) else None
+    return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent), stored)
 
 
 def _pushes(layout: Plan) -> bool:
@@ -350,7 +351,7 @@ def _members(team: Team, models: Mapping[str, Model | None]) -> list[Member]:
         model, limits = models[agent.name], agent.limits
         if model is not None:
             longest = limits.prompt_tokens + 2 * limits.response_tokens
-            base = repr((agent.base.location, agent.dtype, agent.tuning))
+            base = repr((agent.base.location, agent.base.quantize, agent.dtype, agent.tuning))
             found.append(Member(agent.name, model, longest, base, quantised(agent)))
     return found
 

@@ -71,6 +71,10 @@ class RewardConfig(Section):
                 f"data.{extra[0]}: has no effect on a reward model; remove it (held_out says how "
                 "many prompts are kept apart)"
             )
+        if self.model.quantize is not None:
+            raise ValueError(
+                "model.quantize: whoever scores with the model would not know of it; remove it"
+            )
         extra = sorted(self.model.model_fields_set & {"chat_template_args", "system_turn"})
         if extra:
             raise ValueError(
