@@ -18,6 +18,7 @@ from macpo.errors import ModelError
 from macpo.execution.local import LocalExecutor
 from macpo.execution.protocol import Observer
 from macpo.generation.protocol import make_generator
+from macpo.memory import halved
 from macpo.policies import PolicyPool
 from macpo.run_directory import RunDir
 from macpo.runner import run
@@ -115,6 +116,25 @@ def test_want_of_memory_is_one_line_with_the_remedy(
     assert "\n" not in message
     assert (f"(tried to allocate {size})" in message) if size else "tried" not in message
     assert [e["event"] for e in RunDir(tmp_path).journal()][-1] == "stopped"
+
+
+def test_a_stage_that_goes_on_with_less_memory_says_so_in_the_journal_and_to_people(
+    tmp_path: Path,
+) -> None:
+    observer, store = Quiet(), Store(tmp_path / "store")
+    executor = LocalExecutor(tmp_path, store, EngineConfig(), torch.device("cpu"), observer)
+    stage = Failing(
+        "round-1/student/train", lambda: halved(MemoryError(), 8, 2, "tokens in a pass", "")
+    )
+    executor.execute([stage])
+    line = (
+        "out of memory with 8 tokens in a pass: it goes on with 4 at most; results change by "
+        "rounding at most"
+    )
+    assert observer.notes == [f"{stage.name}: {line}"]
+    [told] = [e for e in RunDir(tmp_path).journal() if e["event"] == "narrowed"]
+    assert (told["stage"], told["key"], told["text"]) == (stage.name, stage.key, line)
+    assert store.find(stage.kind, stage.key) is not None
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:

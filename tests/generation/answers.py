@@ -42,6 +42,7 @@ def answer(
     memory_gib: float = 1.0,
     pack_tokens: int = 64,
     progress: Any = None,
+    room: Any = None,
 ) -> list[Completion]:
     return decoder(
         model,
@@ -52,6 +53,7 @@ def answer(
         memory_gib=memory_gib,
         pack_tokens=pack_tokens,
         progress=progress,
+        room=room,
     )
 
 

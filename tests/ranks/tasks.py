@@ -14,6 +14,7 @@ from macpo.answering import Respond
 from macpo.config import DPOConfig, EngineConfig, SamplingConfig, SFTConfig, TuningConfig
 from macpo.errors import MacpoError
 from macpo.execution.single import Bench, help_stage, run_stage
+from macpo.likelihood import LikelihoodEngine, Pack
 from macpo.models.sharding import bytes_here
 from macpo.policies import PolicyPool
 from macpo.ranks import Ranks, group
@@ -124,6 +125,33 @@ def make(
         except MacpoError as fault:
             return str(fault)
     return None
+
+
+def make_short_of_memory(ranks: Ranks, folder: str, model: str, kind: str) -> list[Any]:
+    """Run a stage on both ranks, the second of which has no room for more than half of its work.
+
+    Returns:
+        The artifact, None on the second rank, and what was said to people there.
+    """
+    bench, said = Workbench(Path(folder)), []
+    if ranks.leads:
+        stage_of(bench, kind, "lora", model)
+    ranks.gather(None)  # what the stage reads is written now
+    stage = stage_of(bench, kind, "lora", model)
+    at_hand = Bench(lambda: bench.pool, EngineConfig(), ranks=ranks, note=said.append)
+    plain = LikelihoodEngine._hidden
+
+    def scarce(engine: LikelihoodEngine, pack: Pack) -> torch.Tensor:
+        hidden = plain(engine, pack)
+        if not ranks.leads and len(pack.groups) > 1:
+            raise MemoryError
+        return hidden
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LikelihoodEngine, "_hidden", scarce)
+        work = run_stage if ranks.leads else help_stage
+        made = work(bench.store, stage, bench.artifacts, at_hand, lambda done, total, **more: None)
+    return [made, said]
 
 
 def shard(ranks: Ranks, folder: str, model: str, kinds: list[str], **engine: Any) -> list[Any]:

@@ -76,6 +76,25 @@ def test_two_ranks_train_as_one_does(ranks: Ranks, tmp_path: Path, model: str, k
             assert math.isclose(mine[name], other[name], rel_tol=1e-5, abs_tol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["sft", "score"])
+def test_a_rank_that_is_short_of_memory_divides_its_own_share_and_rank_0_tells_of_it(
+    ranks: Ranks, tmp_path: Path, model: str, kind: str
+) -> None:
+    plenty, scarce = (str(tmp_path / name) for name in ("plenty", "scarce"))
+    expected = made(both(ranks, "make", folder=plenty, model=model, kind=kind))
+    found, said = both(ranks, "make_short_of_memory", folder=scarce, model=model, kind=kind)
+    assert made(found).key == expected.key
+    assert said
+    assert all(text.startswith("rank 1: out of memory with ") for text in said)
+    if kind == "score":
+        ours, theirs = read_scores(found.path), read_scores(expected.path)
+        wanted = {name: score.sum_logprob for name, score in theirs.items()}
+        assert {n: s.sum_logprob for n, s in ours.items()} == pytest.approx(wanted, abs=1e-5)
+        return
+    ours, theirs = (load_file(a.path / WEIGHTS_FILE) for a in (found, expected))
+    assert max(float((ours[n] - theirs[n]).abs().max()) for n in theirs) < 1e-5
+
+
 @pytest.mark.parametrize("tuning", ["dropout", "full"])
 def test_two_ranks_go_on_to_the_same_bytes(
     ranks: Ranks, tmp_path: Path, model: str, tuning: str

@@ -197,12 +197,17 @@ class LocalExecutor:
                 if stop.is_set():
                     raise KeyboardInterrupt
 
+            def narrowed(text: str) -> None:
+                self.observer.note(f"{stage.name}: {text}")
+                self.record.narrowed(stage, text)
+
             together = stage.by_all_ranks
             bench = Bench(
                 lambda: self._of_all_ranks if together else self.policies,
                 self.engine,
                 self.generators,
                 self.ranks,
+                narrowed,
             )
             try:
                 self.orders.stage(stage, self.artifacts)

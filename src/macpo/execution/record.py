@@ -46,6 +46,10 @@ class Record:
         """Write down that a stage's artifact was of no use."""
         self._journal.append("set_aside", stage=stage.name, key=stage.key, reason=reason)
 
+    def narrowed(self, stage: Stage, text: str) -> None:
+        """Write down that a stage goes on with less memory than was asked for."""
+        self._journal.append("narrowed", stage=stage.name, key=stage.key, text=text)
+
     def started(self, stage: Stage, **where: Any) -> None:
         """Write down that a stage runs.
 

@@ -7,7 +7,6 @@ given, stands here.
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from macpo.answering import Respond
 from macpo.config import EngineConfig
 from macpo.errors import DamagedError, ModelError, StoreError
 from macpo.generation.protocol import GeneratorFactory, make_generator
+from macpo.memory import SmallestBudgetError, asked_for, is_out_of_memory, telling, warn
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks
 from macpo.stage import Stage, StageContext
@@ -26,8 +26,6 @@ from macpo.store import Artifact, Store, translate_write_errors
 
 if TYPE_CHECKING:
     from macpo.policies import PolicyPool
-
-_ASKED_MEMORY = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,14 @@ class Bench:
         engine: how work is laid out on this machine.
         generators: makes policies able to answer; by default by the backend of each stage.
         ranks: who runs stages together; a stage that is not `by_all_ranks` is rank 0's alone.
+        note: hears, in one line, of less memory than the layout of work asks for.
     """
 
     pool: Callable[[], PolicyPool]
     engine: EngineConfig
     generators: GeneratorFactory = make_generator
     ranks: Ranks = ALONE
+    note: Callable[[str], None] = warn
 
 
 def look(
@@ -104,9 +104,15 @@ def run_stage(
     check_inputs(store, stage, artifacts)
     workspace = store.workspace(stage.kind, stage.key)
     context = stage_context(store, stage, workspace.output, artifacts, bench, progress)
-    with translate_write_errors(workspace.output), translate_memory_errors(stage.name):
+    with (
+        translate_write_errors(workspace.output),
+        translate_memory_errors(stage.name),
+        telling(bench.note),
+    ):
         meta = stage.run(context)
-    context.ranks.gather(None)  # who has not come so far may fail still
+    for rank, texts in enumerate(context.ranks.gather([])):  # who has not come may fail still
+        for text in texts:
+            bench.note(f"rank {rank}: {text}")
     check_inputs(store, stage, artifacts)
     return workspace.commit(input_digests(stage, artifacts), meta)
 
@@ -123,11 +129,12 @@ def help_stage(
     Raises:
         MacpoError: the stage failed, in one line.
     """
+    said: list[str] = []  # to people by rank 0, at the end
     with tempfile.TemporaryDirectory(prefix="macpo-rank-") as unused:
         context = stage_context(store, stage, Path(unused), artifacts, bench, progress)
-        with translate_memory_errors(stage.name):
+        with translate_memory_errors(stage.name), telling(said.append):
             stage.run(context)
-        context.ranks.gather(None)
+        context.ranks.gather(said)
 
 
 def stage_context(
@@ -219,15 +226,12 @@ def translate_memory_errors(stage: str) -> Iterator[None]:
     """
     try:
         yield
+    except SmallestBudgetError as error:
+        raise ModelError(f"{stage}: {error}") from error
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        # PyTorch has an error of its own for accelerators; on a CPU only the text tells.
-        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not named and "can't allocate memory" not in text:
+        if not is_out_of_memory(error):
             raise
-        asked = _ASKED_MEMORY.search(text)
-        size = f" (tried to allocate {asked[1]})" if asked else ""
         raise ModelError(
-            f"{stage}: out of memory{size}; lower engine.pack_tokens (training and scoring) or "
-            "engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
+            f"{stage}: out of memory{asked_for(error)}; lower engine.pack_tokens (training and "
+            "scoring) or engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
         ) from error

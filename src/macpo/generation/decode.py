@@ -30,9 +30,11 @@ from macpo.generation.cache import KeyValueCache, LayerShape, cache_numbers
 from macpo.generation.layouts import SequenceLayout
 from macpo.generation.passes import prefill, read_prefix, serving, step
 from macpo.generation.protocol import Completion
+from macpo.generation.room import Room
 from macpo.generation.sampler import pick_tokens, uniform_draws
 from macpo.generation.servable import Refused, Served, examine
 from macpo.likelihood.groups import shared_prefix
+from macpo.memory import release
 from macpo.probe import DYNAMIC_ROPE, declared
 
 if TYPE_CHECKING:
@@ -58,11 +60,14 @@ def decode(
     plausible: float = 0.0,
     heard: Callable[[int, int], None] | None = None,
     blocked: Kept | None = None,
+    room: Room | None = None,
 ) -> list[Completion]:
     """Answer each prompt once.
 
     The same call gives the same tokens on the same machine. Which prompts share a call changes an
     answer only through rounding, so a caller who wants to keep finished work passes fixed shards.
+    Where memory runs out, answers that are finished stay, and the others are begun again, half as
+    many at once.
 
     Args:
         model: a transformers causal language model, or a PEFT model over one, that
@@ -84,49 +89,115 @@ def decode(
             likeliest one's are left to the last; 0 leaves none.
         heard: called with the place of a prompt and a token of its answer, as soon as it is drawn.
         blocked: keeps copies of the weights of `model`, see `macpo.generation.blocked`.
+        room: keeps how many answers memory had room for in earlier calls.
 
     Raises:
         ConfigError: `memory_gib` does not hold one answer of full length.
         ModelError: the model cannot be served this way, its positions do not suffice, or its
             logits are not finite.
+        SmallestBudgetError: memory has no room for one answer.
         ValueError: a prompt is empty, or seeds and prompts differ in number.
     """
     check_prompts(model, prompts, seeds, sampling)
-    if not prompts:
-        return []
-    needs = sorted((len(p) + sampling.max_new_tokens - 1 for p in prompts), reverse=True)
-    shapes = (served or _require_served(model, needs[0])).shapes
-    base = base_model(model)
-    models = [model] if away_from is None else [model, away_from]
-    rows, rows_per_block = plan_rows(needs, shapes, base.dtype, memory_gib / len(models))
+    room = room or Room()
+    request = _Request(
+        [model] if away_from is None else [model, away_from],
+        prompts,
+        seeds,
+        stop_ids,
+        sampling,
+        memory_gib if away_from is None else memory_gib / 2,
+        pack_tokens,
+        progress,
+        strength,
+        plausible,
+        heard,
+        blocked,
+    )
+    done, dtype = request.done, base_model(model).dtype
+    while left := [i for i in range(len(prompts)) if i not in done]:
+        needs = sorted((len(prompts[i]) + sampling.max_new_tokens - 1 for i in left), reverse=True)
+        served = served or _require_served(model, needs[0])
+        rows, block = plan_rows(needs, served.shapes, dtype, request.memory_gib, room.most)
+        try:
+            _answer(request, left, needs[:rows], block, served.shapes)
+        except Exception as error:
+            if not room.gives_way(error, rows, needs[0] + 1):
+                raise
+        else:
+            break
+        release()
+    return [done[i] for i in range(len(prompts))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What `decode` is asked for, as there; `memory_gib` is for each of `models`.
+
+    `done` holds what is answered so far, by place.
+    """
+
+    models: Sequence[Any]
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    stop_ids: frozenset[int]
+    sampling: SamplingConfig
+    memory_gib: float
+    pack_tokens: int
+    progress: Callable[[int], None] | None
+    strength: float
+    plausible: float
+    heard: Callable[[int, int], None] | None
+    blocked: Kept | None
+    done: dict[int, Completion] = field(default_factory=dict)
+
+
+def _answer(
+    request: _Request,
+    left: Sequence[int],
+    needs: Sequence[int],
+    rows_per_block: int,
+    shapes: dict[int, LayerShape],
+) -> None:
+    """Answer prompts, each once, into `request.done`.
+
+    Args:
+        request: what is asked for.
+        left: places of the prompts.
+        needs: tokens of the rows that grow at once, falling.
+        rows_per_block: of the cache.
+        shapes: of the layers.
+    """
+    prompts, most = request.prompts, request.sampling.max_new_tokens
     waiting = [
-        _Row(i, tuple(prompts[i]), uniform_draws(seeds[i], sampling.max_new_tokens))
-        for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))
+        _Row(i, tuple(prompts[i]), uniform_draws(request.seeds[i], most))
+        for i in sorted(left, key=lambda i: (len(prompts[i]), -i))
     ]
     with contextlib.ExitStack() as stack:
-        for one in models:
-            stack.enter_context(serving(one))
-            kept = blocked if one is model else None
-            stack.enter_context(blocked_weights(one, memory_gib / len(models), kept))
-        shared = shared_prefix(prompts)
+        for model in request.models:
+            stack.enter_context(serving(model))
+            kept = request.blocked if model is request.models[0] else None
+            stack.enter_context(blocked_weights(model, request.memory_gib, kept))
+        shared = shared_prefix([prompts[i] for i in left])
+        start = prompts[left[0]][:shared]
+        base = base_model(request.models[0])
         readers = [
             _Reader(
-                one,
-                KeyValueCache(shapes, needs[:rows], rows_per_block, base.dtype, base.device),
-                read_prefix(one, prompts[0][:shared]) if shared else None,
+                model,
+                KeyValueCache(shapes, needs, rows_per_block, base.dtype, base.device),
+                read_prefix(model, start) if shared else None,
             )
-            for one in models
+            for model in request.models
         ]
-        run = _Run(readers, strength, plausible, rows, stop_ids, sampling, heard, waiting)
+        run = _Run(request, readers, len(needs), waiting)
         while run.waiting or run.rows:
             if run.wants_prompts():
-                run.admit(shared, pack_tokens)
+                run.admit(shared)
             else:
                 run.advance()
             ended = run.drop_ended()
-            if progress is not None and ended:
-                progress(ended)
-    return [run.done[i] for i in range(len(prompts))]
+            if request.progress is not None and ended:
+                request.progress(ended)
 
 
 def _require_served(model: Any, max_length: int) -> Served:
@@ -164,7 +235,11 @@ def check_prompts(
 
 
 def plan_rows(
-    needs: Sequence[int], shapes: dict[int, LayerShape], dtype: torch.dtype, memory_gib: float
+    needs: Sequence[int],
+    shapes: dict[int, LayerShape],
+    dtype: torch.dtype,
+    memory_gib: float,
+    most: int | None = None,
 ) -> tuple[int, int]:
     """Return how many rows fit into the budget, and how many of them make a block.
 
@@ -173,9 +248,10 @@ def plan_rows(
         shapes: of the layers.
         dtype: of keys and values.
         memory_gib: the budget.
+        most: rows, if there is a limit besides.
     """
     budget = memory_gib * 2**30 / dtype.itemsize
-    for rows in range(len(needs), 0, -1):
+    for rows in range(min(len(needs), most or len(needs)), 0, -1):
         rows_per_block = max(ROWS_PER_BLOCK, -(-rows // MOST_BLOCKS))
         if cache_numbers(needs[:rows], rows_per_block, shapes) <= budget:
             return rows, rows_per_block
@@ -230,21 +306,16 @@ def push(logits: Tensor, others: Tensor, strength: float, plausible: float) -> T
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `decode`: `rows[r]` is the answer in row r of the cache.
+    """Answers under way: `rows[r]` is the answer in row r of the cache.
 
     The first of `readers` answers; a second one is pushed away from.
     """
 
+    request: _Request
     readers: Sequence[_Reader]
-    strength: float
-    plausible: float
     most_rows: int
-    stop_ids: frozenset[int]
-    sampling: SamplingConfig
-    heard: Callable[[int, int], None] | None
     waiting: list[_Row]  # shortest prompt first: the next one is popped from the end
     rows: list[_Row] = field(default_factory=list)
-    done: dict[int, Completion] = field(default_factory=dict)
 
     def wants_prompts(self) -> bool:
         """Tell whether it is time to prefill.
@@ -254,14 +325,13 @@ class _Run:
         free = self.most_rows - len(self.rows)
         return bool(self.waiting) and free >= max(1, self.most_rows // 8)
 
-    def admit(self, shared: int, pack_tokens: int) -> None:
+    def admit(self, shared: int) -> None:
         """Prefill one row of waiting prompts and draw their first tokens.
 
-        Args:
-            shared: how many tokens all prompts start with.
-            pack_tokens: the most other tokens in the row, unless one prompt alone has more.
+        Besides the `shared` tokens that all prompts start with it has at most `pack_tokens`, unless
+        one prompt alone has more.
         """
-        first, room = len(self.rows), pack_tokens
+        first, room = len(self.rows), self.request.pack_tokens
         while self.waiting and len(self.rows) < self.most_rows:
             room -= len(self.waiting[-1].prompt) - shared
             if room < 0 and len(self.rows) > first:
@@ -278,28 +348,29 @@ class _Run:
 
     def _draw(self, first: int, all_logits: Sequence[Tensor]) -> None:
         """Draw the next token of the rows from `first` on, by the logits of each reader."""
-        logits = all_logits[0]
+        logits, sampling = all_logits[0], self.request.sampling
         if len(all_logits) > 1:
-            logits = push(logits.float(), all_logits[1].float(), self.strength, self.plausible)
+            away, asked = all_logits[1].float(), self.request
+            logits = push(logits.float(), away, asked.strength, asked.plausible)
         rows = self.rows[first:]
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in rows])
-        for row, token in zip(rows, pick_tokens(logits, self.sampling, uniforms), strict=True):
+        for row, token in zip(rows, pick_tokens(logits, sampling, uniforms), strict=True):
             row.token_ids.append(token)
-            if self.heard is not None:
-                self.heard(row.place, token)
+            if self.request.heard is not None:
+                self.request.heard(row.place, token)
 
     def drop_ended(self) -> int:
         """Take out the rows that ended, the last row moving into each gap; return how many."""
-        before = len(self.done)
+        asked, before = self.request, len(self.request.done)
         for r in range(len(self.rows) - 1, -1, -1):
             row = self.rows[r]
-            stopped = row.token_ids[-1] in self.stop_ids
-            if not stopped and len(row.token_ids) < self.sampling.max_new_tokens:
+            stopped = row.token_ids[-1] in asked.stop_ids
+            if not stopped and len(row.token_ids) < asked.sampling.max_new_tokens:
                 continue
-            self.done[row.place] = Completion(tuple(row.token_ids), stopped)
+            asked.done[row.place] = Completion(tuple(row.token_ids), stopped)
             last = self.rows.pop()
             if last is not row:
                 for reader in self.readers:
                     reader.cache.move(len(self.rows), r, last.cached)
                 self.rows[r] = last
-        return len(self.done) - before
+        return len(asked.done) - before

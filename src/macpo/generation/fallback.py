@@ -21,7 +21,9 @@ from macpo.errors import ModelError
 from macpo.generation.decode import check_prompts
 from macpo.generation.passes import evaluating
 from macpo.generation.protocol import Completion
+from macpo.generation.room import Room
 from macpo.generation.sampler import pick_tokens, uniform_draws
+from macpo.memory import release
 from macpo.probe import (
     TRIAL_ERRORS,
     agree,
@@ -46,6 +48,7 @@ def decode_by_generate(
     pack_tokens: int,
     progress: Callable[[int], None] | None = None,
     heard: Callable[[int, int], None] | None = None,
+    room: Room | None = None,
 ) -> list[Completion]:
     """Answer each prompt once; see `macpo.generation.decode.decode` for arguments and errors.
 
@@ -56,6 +59,7 @@ def decode_by_generate(
     model's config, but a batch has at least one row.
     """
     check_prompts(model, prompts, seeds, sampling)
+    room = room or Room()
     done: dict[int, Completion] = {}
     with _plain_generation(model) as base:
         if not prompts:
@@ -69,22 +73,31 @@ def decode_by_generate(
             rope = found.rope_changing_within(longest + sampling.max_new_tokens)
             if sharing == "none" or rope is not None:
                 rows = 1
-            batch = [i for i in order[:rows] if sharing == "similar" or len(prompts[i]) == longest]
-            order = order[len(batch) :]
+            at_once = order[: room.rows(rows)]
+            batch = [i for i in at_once if sharing == "similar" or len(prompts[i]) == longest]
             forget_lengths(base)
             chooser = _Chooser(sampling, [seeds[i] for i in batch], longest)
             if heard is not None:
                 chooser.tell = _Teller(batch, stop_ids, heard)
             ids, mask = _left_padded([prompts[i] for i in batch], base.device)
-            answers = base.generate(
-                ids,
-                attention_mask=mask,
-                logits_processor=LogitsProcessorList([chooser]),
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(stop_ids) or None,
-                pad_token_id=0,
-            )[:, longest:].tolist()
+            answers: list[list[int]] | None = None
+            try:
+                answers = base.generate(
+                    ids,
+                    attention_mask=mask,
+                    logits_processor=LogitsProcessorList([chooser]),
+                    max_new_tokens=sampling.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(stop_ids) or None,
+                    pad_token_id=0,
+                )[:, longest:].tolist()
+            except Exception as error:
+                if not room.gives_way(error, len(batch), longest + sampling.max_new_tokens):
+                    raise
+            if answers is None:
+                release()
+                continue
+            order = order[len(batch) :]
             for i, answer in zip(batch, answers, strict=True):
                 done[i] = _cut(answer, stop_ids)
             if progress is not None:

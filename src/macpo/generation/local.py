@@ -12,6 +12,7 @@ from macpo.backends import LOCAL
 from macpo.config import EngineConfig, SamplingConfig
 from macpo.errors import ModelError
 from macpo.generation.protocol import Completion, Speaker, prompt_seed
+from macpo.generation.room import Room
 from macpo.generation.streaming import Spoken
 from macpo.records import Origin, Prompt, Response
 
@@ -128,6 +129,7 @@ class LocalGenerator:
         self.plausible = plausible
         self._found = {} if examined is None else examined
         self._blocked = blocked
+        self._room = Room()
 
     def respond(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed_parts: Sequence[str | int]
@@ -179,6 +181,7 @@ class LocalGenerator:
             pack_tokens=self.engine.pack_tokens,
             progress=self.progress,
             heard=heard,
+            room=self._room,
         )
         return [
             Response(

@@ -25,6 +25,7 @@ from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.kernels import forward_tree
 from macpo.likelihood.padded import padded_hidden
 from macpo.likelihood.recompute import recomputed_layers
+from macpo.memory import SmallestBudgetError, asked_for, halved, is_out_of_memory, release
 from macpo.models.sharding import is_sharded, one_pass
 from macpo.probe import forget_lengths
 from macpo.ranks import ALONE, Ranks, Told, shares
@@ -65,6 +66,43 @@ class LikelihoodEngine:
         if self.architecture.fallback_reason:
             return pack_alike(groups, self.pack_tokens)
         return pack_groups(groups, self.pack_tokens)
+
+    def gives_way(self, error: BaseException, pack: Pack) -> bool:
+        """After an error in a pass, go on with a smaller `pack_tokens` if it was want of memory.
+
+        The caller leaves its `except`, calls `macpo.memory.release` and packs anew what was not
+        done. Ranks need not give way together: what one forwards in a pass is its own matter.
+
+        Args:
+            error: what was raised.
+            pack: what was forwarded.
+
+        Returns:
+            Whether it was; else nothing has changed.
+
+        Raises:
+            SmallestBudgetError: the pack cannot be divided, or all ranks forward at once.
+        """
+        if is_out_of_memory(error) and is_sharded(self.causal_lm):
+            raise SmallestBudgetError(
+                f"out of memory{asked_for(error)} in a pass over a sharded base, which no rank can "
+                f"repeat by itself; lower engine.pack_tokens (now {self.pack_tokens:,}), then run "
+                "again"
+            ) from error
+        recompute = torch.is_grad_enabled() and not self.checkpoint_activations
+        less = halved(
+            error,
+            min(self.pack_tokens, pack.tokens),
+            len(pack.groups),
+            "tokens in a pass",
+            f"with one prompt and its answers in a pass ({pack.tokens:,} tokens); lower "
+            "limits.prompt_tokens or limits.response_tokens, or set "
+            + ("engine.checkpoint_activations: true or " if recompute else "")
+            + "dtype: bfloat16; then run again",
+        )
+        if less is not None:
+            self.pack_tokens = less
+        return less is not None
 
     def tokens_read(self, groups: Sequence[PromptGroup], *, gradients: bool) -> int:
         """Return how many tokens `groups` take through the model, without those of padding.
@@ -223,12 +261,35 @@ class LikelihoodEngine:
         with torch.no_grad() if sharded else torch.inference_mode():
             for filler in self.fillers(packs, spare) if spare is not None else ():
                 self.score_pack(filler)
-            for pack in packs:
-                sums = iter(self.score_pack(pack).tolist())
+            while packs:
+                sums = self._sums_if_they_fit(packs[0])
+                if sums is None:
+                    release()
+                    packs = self._packed_anew(packs)
+                    continue
+                pack, *packs = packs
+                found = iter(sums)
                 for index, group in zip(pack.indices, pack.groups, strict=True):
                     results[index] = [
-                        CompletionScore(next(sums), len(c)) for c in group.completions
+                        CompletionScore(next(found), len(c)) for c in group.completions
                     ]
                 if progress is not None:
                     progress(len(pack.groups))
         return results
+
+    def _sums_if_they_fit(self, pack: Pack) -> list[float] | None:
+        """Return what `score_pack` does; None if it takes too much memory, see `gives_way`."""
+        try:
+            return self.score_pack(pack).tolist()
+        except Exception as error:
+            if not self.gives_way(error, pack):
+                raise
+        return None
+
+    def _packed_anew(self, packs: Sequence[Pack]) -> list[Pack]:
+        """Divide the groups of packs into smaller ones; places stay those of the caller's list."""
+        places = [i for pack in packs for i in pack.indices]
+        groups = [group for pack in packs for group in pack.groups]
+        return [
+            Pack(pack.groups, tuple(places[i] for i in pack.indices)) for pack in self.packs(groups)
+        ]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo.errors import DataError, ModelError
+from macpo.memory import halved, release
 from macpo.models.chat import Chat
 from macpo.models.folders import CONFIG, check_folder, load_failure, read_config
 from macpo.models.loading import load_chat
@@ -85,20 +86,41 @@ class RewardModel:
 
         Args:
             conversations: token ids, none empty.
-            batch_tokens: in one forward pass, padding included; at least one conversation.
+            batch_tokens: in one forward pass, padding included; at least one conversation. Where
+                memory runs out it is halved.
             progress: is told of every batch how many it had.
+
+        Raises:
+            SmallestBudgetError: memory has no room for one conversation.
         """
+        order = sorted(range(len(conversations)), key=lambda i: len(conversations[i]))
+        lengths = [len(ids) for ids in conversations]
+        scores = [0.0] * len(conversations)
+        batches = _batches(order, lengths, batch_tokens)
+        while batches:
+            found = self._scores_if_they_fit([conversations[i] for i in batches[0]])
+            if isinstance(found, int):
+                release()
+                batches = _batches([i for batch in batches for i in batch], lengths, found)
+                continue
+            batch, *batches = batches
+            for i, value in zip(batch, found, strict=True):
+                scores[i] = value
+            progress(len(batch))
+        return scores
+
+    def _scores_if_they_fit(self, batch: Sequence[Sequence[int]]) -> list[float] | int:
+        """Return the scores of a batch, or how many tokens a smaller one may have."""
         import torch
 
-        order = sorted(range(len(conversations)), key=lambda i: len(conversations[i]))
-        scores = [0.0] * len(conversations)
-        with torch.inference_mode():
-            for batch in _batches(order, [len(ids) for ids in conversations], batch_tokens):
-                found = self.forward([conversations[i] for i in batch]).float().cpu().tolist()
-                for i, value in zip(batch, found, strict=True):
-                    scores[i] = float(value)
-                progress(len(batch))
-        return scores
+        try:
+            with torch.inference_mode():
+                return [float(value) for value in self.forward(batch).float().cpu().tolist()]
+        except Exception as error:
+            less = halved_batch(error, batch)
+            if less is None:
+                raise
+        return less
 
     def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the scores of a batch, one each, padded on the right.
@@ -267,6 +289,27 @@ def _shape(folder: Path) -> tuple[str, int, int] | None:
         return str(value["model_type"]), int(value["hidden_size"]), int(value["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def halved_batch(error: BaseException, rows: Sequence[Sequence[int]]) -> int | None:
+    """Return half of the tokens of a batch that memory had no room for; None for other errors.
+
+    Args:
+        error: what was raised.
+        rows: token ids of the conversations in it, or of both of a pair, end to end.
+
+    Raises:
+        SmallestBudgetError: it was one alone.
+    """
+    tokens = len(rows) * max(map(len, rows))
+    return halved(
+        error,
+        tokens,
+        len(rows),
+        "tokens in a batch",
+        f"with one conversation or pair in a batch ({tokens:,} tokens); set a lower max_tokens, or "
+        "dtype: bfloat16; then run again",
+    )
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from macpo.errors import TrainingError
-from macpo.models.reward import RewardModel
+from macpo.memory import release
+from macpo.models.reward import RewardModel, halved_batch
 from macpo.records import read_jsonl, write_jsonl
 from macpo.reward.config import RewardConfig
 from macpo.seeds import stable_seed
@@ -79,6 +80,7 @@ class RewardTrainer:
         self.config = config
         self.checkpoints = checkpoints
         self.progress = progress
+        self.batch_tokens = config.batch_tokens
         self.trainable: dict[str, torch.nn.Parameter] = {
             name: p for name, p in sorted(reward.model.named_parameters()) if p.requires_grad
         }
@@ -119,17 +121,10 @@ class RewardTrainer:
         rate = learning_rate_at(step, self.steps, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total, right = 0.0, 0.0
-        device = self.reward.model.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(stable_seed(self.config.seed, "dropout", step))
-            for part in self._parts(batch):
-                rewards = self._rewards([self.pairs[i] for i in part])
-                losses = bradley_terry(*rewards, self.config.centre)
-                loss = losses.sum() / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
-                right += float((rewards[0] > rewards[1]).sum()) / len(batch)
+        while (sent := self._backward_if_it_fits(step, batch)) is None:
+            self.optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
+            release()
+        total, right = sent
         norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), options.max_grad_norm))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise TrainingError(
@@ -147,6 +142,40 @@ class RewardTrainer:
             "grad_norm": norm,
         }
 
+    def _backward_if_it_fits(self, step: int, batch: Sequence[int]) -> tuple[float, float] | None:
+        """Send a batch's loss back; return it, with the share of pairs that are told apart.
+
+        None if memory ran out: parts are smaller from then on.
+        """
+        total, right = 0.0, 0.0
+        device = self.reward.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(stable_seed(self.config.seed, "dropout", step))
+            for part in self._parts(batch):
+                pairs = [self.pairs[i] for i in part]
+                try:
+                    loss, told = self._send_back(pairs, len(batch))
+                except Exception as error:
+                    less = halved_batch(error, [p.chosen + p.rejected for p in pairs])
+                    if less is None:
+                        raise
+                    self.batch_tokens = less
+                    return None
+                total += loss
+                right += told / len(batch)
+        return total, right
+
+    def _send_back(self, pairs: Sequence[EncodedPair], examples: int) -> tuple[float, float]:
+        """Send the loss of some of a batch's pairs back.
+
+        Returns:
+            Their share of the batch's loss, and how many of them are told apart.
+        """
+        chosen, rejected = self._rewards(pairs)
+        loss = bradley_terry(chosen, rejected, self.config.centre).sum() / examples
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()), float((chosen > rejected).sum())
+
     def _rewards(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
         """Return the rewards of better and worse answers, [pairs] each."""
         device = self.reward.model.device.type
@@ -160,7 +189,7 @@ class RewardTrainer:
         """Cut a batch into parts of at most `batch_tokens`, pairs of similar length together."""
         part: list[int] = []
         for i in sorted(batch, key=lambda i: self.pairs[i].tokens):
-            if part and 2 * (len(part) + 1) * self.pairs[i].tokens > self.config.batch_tokens:
+            if part and 2 * (len(part) + 1) * self.pairs[i].tokens > self.batch_tokens:
                 yield part
                 part = []
             part.append(i)

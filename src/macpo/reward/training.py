@@ -22,6 +22,7 @@ from macpo.config import AUTO
 from macpo.data.loading import load_preferences, source_digest
 from macpo.errors import DataError, StoreError
 from macpo.evaluation.statistics import Estimate, clustered_mean
+from macpo.execution.single import translate_memory_errors
 from macpo.machine import choose_device, fastest_dtype
 from macpo.models.loading import load_chat
 from macpo.models.reward import RECORD, RewardModel, load_classifier, load_reward_model
@@ -32,7 +33,7 @@ from macpo.reward.config import RewardConfig
 from macpo.reward.loop import EncodedPair, RewardTrainer
 from macpo.run_directory import RunDir
 from macpo.seeds import digest
-from macpo.store import Checkpoints, RunLock, new_directory, read_manifest
+from macpo.store import Checkpoints, RunLock, new_directory, read_manifest, write_text_atomic
 from macpo.store.atomic import make_directory, remove_tree
 
 SHOWN_STEPS = 20
@@ -101,8 +102,9 @@ def train_reward(config: RewardConfig, folder: str | Path) -> TrainedReward:
         model, reward = _prepare(task, device)
         pairs = [_encode(reward, example, config) for example in task.train]
         checkpoints = Checkpoints(work / task.key[:16])
-        RewardTrainer(reward, pairs, config, checkpoints, _tell).train()
-        _publish(task, model, reward, folder, device)
+        with translate_memory_errors(folder.name):
+            RewardTrainer(reward, pairs, config, checkpoints, _tell).train()
+            _publish(task, model, reward, folder, device)
     remove_tree(work)
     return _found(folder, task)
 
@@ -112,7 +114,7 @@ def _dtype_once(work: Path, device: torch.device) -> str:
     path = work / "dtype"
     if not path.is_file():
         found = "bfloat16" if device.type == "cuda" else fastest_dtype(device)[0]
-        path.write_text(found, encoding="utf-8")
+        write_text_atomic(path, found, durable=True)
     return path.read_text(encoding="utf-8")
 
 

@@ -167,13 +167,10 @@ def _commit(
             if fields is not None:
                 text = Manifest(scan(temporary), dict(fields)).to_text()
             open_modes(temporary)
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    fsync_file(Path(folder, name))
+            fsync_tree(temporary)
             if fields is not None:
                 _write_file(temporary / MANIFEST, text.encode(), durable=True)
-            for folder, _, _ in os.walk(temporary, topdown=False):
-                fsync_directory(Path(folder))
+                fsync_directory(temporary)
             make_directory(final.parent)
             if confirm is not None:
                 confirm()
@@ -246,6 +243,15 @@ def open_modes(folder: Path) -> None:
             file = Path(path, name)
             if file.stat().st_mode & 0o777 == 0o600:
                 file.chmod(0o666 & ~umask)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make everything in a folder durable: what files hold, then the names."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            fsync_file(Path(path, name))
+    for path, _, _ in os.walk(folder, topdown=False):
+        fsync_directory(Path(path))
 
 
 def fsync_file(path: Path) -> None:

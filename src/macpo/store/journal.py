@@ -37,6 +37,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "found": ("key",),
     "stopped": ("key",),
     "set_aside": ("key",),
+    "narrowed": ("key", "text"),
     "alert": ("title", "text"),
     "replied": ("key", "text"),
 }

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from macpo.config import EngineConfig, OptimizerConfig
 from macpo.errors import TrainingError
-from macpo.likelihood import LikelihoodEngine
+from macpo.likelihood import LikelihoodEngine, Pack, PromptGroup
+from macpo.memory import release
 from macpo.policies import LoadedPolicy, odd_weights, restore, save_weights
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks, shares
@@ -156,27 +157,55 @@ class Trainer:
         """
         dealt = shares([self.objective.groups[i].tokens for i in batch], self.ranks.size)
         mine = [batch[place] for place in dealt[self.ranks.rank]]
+        spare = min((self.objective.groups[i] for i in batch), key=lambda g: g.tokens)
+        while (sent := self._backward_if_it_fits(step, mine, len(batch), spare)) is None:
+            self.optimizer.zero_grad(set_to_none=True)  # of the packs that did fit
+            release()
+        return sent
+
+    def _backward_if_it_fits(
+        self, step: int, mine: Sequence[int], examples: int, spare: PromptGroup
+    ) -> tuple[dict[str, float], int] | None:
+        """Do what `_backward` says, or give way to want of memory half-way and return None.
+
+        Args:
+            step: the optimizer step, which decides what dropout is drawn from.
+            mine: this rank's examples.
+            examples: how many the whole batch has.
+            spare: see `LikelihoodEngine.fillers`.
+        """
         totals: dict[str, float] = {"loss": 0.0}
         tokens = 0
         device = self.engine.causal_lm.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._dropout_seed(step))
             packs = self.engine.packs([self.objective.groups[i] for i in mine])
-            spare = min((self.objective.groups[i] for i in batch), key=lambda g: g.tokens)
             fillers = self.engine.fillers(packs, spare)
             for pack in packs:
                 indices = [mine[i] for i in pack.indices]
-                scored = self.objective.forward(self.engine, pack, indices, step / self.steps)
-                loss = scored.losses.sum() / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                totals["loss"] += loss.item()
-                for name, values in scored.shown.items():
-                    totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
+                try:
+                    shown = self._send_back(pack, indices, examples, step / self.steps)
+                except Exception as error:
+                    if not self.engine.gives_way(error, pack):
+                        raise
+                    return None
+                for name, value in shown.items():
+                    totals[name] = totals.get(name, 0.0) + value
                 tokens += pack.tokens
             for filler in fillers:
                 nothing = 0.0 * self.engine.score_pack(filler).sum()
                 nothing.backward()  # type: ignore[no-untyped-call]
         return totals, tokens
+
+    def _send_back(
+        self, pack: Pack, indices: Sequence[int], examples: int, progress: float
+    ) -> dict[str, float]:
+        """Send a pack's share of the loss back; return its shares of loss and means."""
+        scored = self.objective.forward(self.engine, pack, indices, progress)
+        loss = scored.losses.sum() / examples
+        loss.backward()  # type: ignore[no-untyped-call]
+        shown = {name: values.sum().item() / examples for name, values in scored.shown.items()}
+        return {"loss": loss.item(), **shown}
 
     def _dropout_seed(self, step: int) -> int:
         """Return what dropout is drawn from: no two ranks drop the same places of their rows."""

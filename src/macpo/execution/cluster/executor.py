@@ -361,6 +361,9 @@ class _Walk:
         elif kind == "set_aside":
             self.observer.note(f"{stage.name} is run again: {fields['text']}")
             self.record.set_aside(stage, str(fields["text"]))
+        elif kind == "narrowed":
+            self.observer.note(f"{stage.name}: {fields['text']}")
+            self.record.narrowed(stage, str(fields["text"]))
         elif kind == "note":
             self.observer.note(str(fields["text"]))
 

@@ -14,7 +14,8 @@ FLUSH_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing that a running stage tells: `started`, `progress`, `waiting`, `set_aside`, `note`.
+    """One thing that a running stage tells: `started`, `progress`, `waiting`, `set_aside`, `note`,
+    `narrowed`.
 
     `fields` are the arguments of a report of progress, or `text`.
     """

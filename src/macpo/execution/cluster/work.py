@@ -160,7 +160,12 @@ class RunStage:
                     raise KeyboardInterrupt
 
             with self._together(workshop) as ranks:
-                bench = Bench(workshop.policies, workshop.site.engine, ranks=ranks)
+                bench = Bench(
+                    workshop.policies,
+                    workshop.site.engine,
+                    ranks=ranks,
+                    note=lambda text: reporter.tell("narrowed", text=text),
+                )
                 artifact = run_stage(store, stage, self.artifacts, bench, report)
             return Outcome(artifact, time.monotonic() - started, ran=True)
 

@@ -1,0 +1,89 @@
+"""Want of memory: telling it from other errors, and beginning again with less.
+
+What a pass takes is known only when it has been tried. Whoever divides work by a budget catches
+want of memory, halves the budget, lets go of what was computed, and does that part again. Results
+do not depend on how work is divided (but for rounding), and no key does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+_ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+warn = logging.getLogger("macpo").warning
+"""Who hears of a smaller budget where nobody listens."""
+
+_listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=warn)
+
+
+class SmallestBudgetError(MemoryError):
+    """Not even the smallest part of the work fits; the text says what to lower, in one line."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is want of memory, of the machine or of an accelerator.
+
+    PyTorch has an error of its own for accelerators; on a CPU, on Apple's GPUs and in some of
+    CUDA's libraries only the text tells.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    known = "can't allocate memory" in text or "out of memory" in text.lower()
+    return isinstance(error, RuntimeError) and known
+
+
+def asked_for(error: BaseException) -> str:
+    """Return how much was asked for, as ` (tried to allocate 2.00 GiB)`; empty if unknown."""
+    found = _ASKED.search(str(error))
+    return f" (tried to allocate {found[1]})" if found else ""
+
+
+def halved(error: BaseException, now: int, parts: int, what: str, advice: str) -> int | None:
+    """Return half a budget after want of memory, and tell the listener; None for other errors.
+
+    Args:
+        error: what was raised.
+        now: what the failed part of the work took of the budget, at least 1.
+        parts: into how many the failed part can be divided.
+        what: the budget's unit, such as `tokens in a pass`.
+        advice: what to lower where the part cannot be divided.
+
+    Raises:
+        SmallestBudgetError: it cannot be divided.
+    """
+    if not is_out_of_memory(error) or isinstance(error, SmallestBudgetError):
+        return None
+    if parts < 2:
+        raise SmallestBudgetError(f"out of memory{asked_for(error)} {advice}") from error
+    less = max(1, now // 2)
+    _listener.get()(
+        f"out of memory{asked_for(error)} with {now:,} {what}: it goes on with {less:,} at most; "
+        "results change by rounding at most"
+    )
+    return less
+
+
+def release() -> None:
+    """Give back what a failed pass held; not within an `except`, whose error holds on to it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def telling(listener: Callable[[str], None]) -> Iterator[None]:
+    """Let a function hear of smaller budgets while the block runs."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
