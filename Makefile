@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants faults check format docs figures plan-table dist bounds bench-dpo bench-generation bench-vllm clean
+.PHONY: help setup quickstart demo testbed test test-slow test-vllm test-ray test-browser test-quantised mutants faults chaos check format docs figures plan-table dist bounds bench-dpo bench-generation bench-vllm clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -66,6 +66,10 @@ sweep: $(READY) ## check every model family of transformers (tiny random models)
 POINTS ?= 10000
 faults: $(READY) ## damage a run and hand macpo odd inputs, thousands of them; table and JSON (POINTS=500)
 	$(BIN)/python -m tests.faults --points $(POINTS)
+
+CHAOS ?=
+chaos: $(READY) ## kill -9 a run every few seconds for ten minutes; same adapters, share of work done twice (CHAOS='--minutes 2')
+	$(BIN)/python -m tests.faults.chaos $(CHAOS)
 
 check: $(READY) ## format, lint, types, the direction of imports
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,18 +14,20 @@ from safetensors.torch import load_file
 from macpo import memory
 from macpo.agents import Policy
 from macpo.config import DPOConfig, EngineConfig, SFTConfig, TuningConfig
-from macpo.errors import ModelError
+from macpo.errors import ModelError, SmallestBudgetError
 from macpo.execution.single import Bench, run_stage
 from macpo.generation import decode as decode_module
 from macpo.generation.room import Room
 from macpo.likelihood import LikelihoodEngine, Pack, PromptGroup
-from macpo.memory import SmallestBudgetError, halved, is_out_of_memory, telling
+from macpo.memory import halved, is_out_of_memory, telling
 from macpo.models.chat import Chat
 from macpo.models.reward import RewardModel
 from macpo.policies import WEIGHTS_FILE
 from macpo.records import CompletionScore, read_jsonl
+from macpo.reward.config import RewardConfig
+from macpo.reward.loop import EncodedPair, RewardTrainer
 from macpo.stage import Stage
-from macpo.store import Artifact
+from macpo.store import Artifact, Checkpoints
 from macpo.training.stages import SFTOnAnswers, TrainDPO
 from tests.generation.answers import answer, greedy, random_prompts
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -315,3 +318,54 @@ def test_without_a_listener_a_smaller_budget_is_a_warning(caplog: Any) -> None:
     assert tell() == 4
     assert "out of memory with 8 tokens in a pass: it goes on with 4" in caplog.text
     memory.release()  # without a GPU there is nothing to give back but Python's own
+
+
+class Toy(torch.nn.Module):
+    """A reward model of one number for each of ten words."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Parameter(torch.linspace(-1, 1, 10))
+
+    def forward(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
+        return torch.stack([self.words[list(row)].mean() for row in rows])
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_reward_models_step_is_begun_again_from_clean_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    """The second part of a batch of 8 pairs does not fit, after the first has been sent back."""
+    pairs = [EncodedPair((i % 10,) * 4, ((3 * i + 1) % 10,) * 4) for i in range(16)]
+
+    def fit(folder: Path, batch_tokens: int) -> tuple[torch.Tensor, list[int]]:
+        config = RewardConfig(
+            name="toy",
+            model={"source": "unused"},
+            data={"source": "unused"},
+            batch_tokens=batch_tokens,
+            optimizer={"epochs": 1, "batch_size": 8, "learning_rate": 0.1},
+        )
+        reward: Any = SimpleNamespace(model=(model := Toy()), forward=model)
+        trainer = RewardTrainer(reward, pairs, config, Checkpoints(folder), lambda *told: None)
+        trainer.train()
+        return model.words.detach(), sizes
+
+    sizes: list[int] = []
+    plain = RewardTrainer._rewards
+
+    def scarce(trainer: RewardTrainer, part: list[EncodedPair]) -> Any:
+        sizes.append(len(part))
+        if most is not None and len(sizes) > 1 and len(part) > most:
+            raise no_memory()
+        return plain(trainer, part)
+
+    expected, _ = fit(tmp_path / "smaller", 16 if most else 32)
+    sizes.clear()
+    monkeypatch.setattr(RewardTrainer, "_rewards", scarce)
+    with telling(lambda text: None):
+        found, _ = fit(tmp_path / "scarce", 32)
+    assert torch.equal(found, expected)
+    assert sizes == ([4, 4, 2, 2, 2, 2] + [2] * 4 if most else [4] * 4)

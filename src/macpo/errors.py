@@ -4,6 +4,7 @@
     ├── ConfigError        a config or an option is wrong
     ├── DataError          a data set cannot be read, or has too many bad rows
     ├── ModelError         a model or tokenizer cannot be found, loaded or served
+    │   └── SmallestBudgetError   memory has no room for the smallest part of the work
     ├── TrainingError      a stage had to stop (for example a NaN loss)
     ├── ClusterError       a cluster cannot be used, or loses stages
     ├── RanksError         one of several processes at the same work was lost, or differs
@@ -33,6 +34,10 @@ class DataError(MacpoError):
 
 class ModelError(MacpoError):
     """A model or tokenizer cannot be found, loaded, or used for what was asked."""
+
+
+class SmallestBudgetError(ModelError):
+    """Memory has no room for the smallest part of the work; says what to lower."""
 
 
 class TrainingError(MacpoError):

@@ -15,16 +15,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+from macpo.errors import SmallestBudgetError
+
 _ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 warn = logging.getLogger("macpo").warning
 """Who hears of a smaller budget where nobody listens."""
 
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=warn)
-
-
-class SmallestBudgetError(MemoryError):
-    """Not even the smallest part of the work fits; the text says what to lower, in one line."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -59,7 +57,7 @@ def halved(error: BaseException, now: int, parts: int, what: str, advice: str) -
     Raises:
         SmallestBudgetError: it cannot be divided.
     """
-    if not is_out_of_memory(error) or isinstance(error, SmallestBudgetError):
+    if not is_out_of_memory(error):
         return None
     if parts < 2:
         raise SmallestBudgetError(f"out of memory{asked_for(error)} {advice}") from error

@@ -25,6 +25,7 @@ import contextlib
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ CALLS = (
 SYNCS = ("fdatasync", "fsync")
 MOST_VERSIONS = 5
 SECTOR = 512
+COARSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ Node = File | Folder | Link
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The disk after a call: nodes by inode, the root's first, and how much was promised by then."""
+    """The disk after a call: its nodes by inode, and what was promised by then."""
 
     call: str
     root: int
@@ -238,8 +240,8 @@ class Recorder:
 
     def _look_at_file(self, path: str, stat: os.stat_result) -> None:
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        # Clocks of file systems are coarse: what is small is read again each time.
-        if stat.st_size > 1 << 12 and self._seen.get(stat.st_ino) == state:
+        # Clocks of file systems are coarse: what was written a moment ago may look unchanged.
+        if self._seen.get(stat.st_ino) == state and time.time() - stat.st_mtime > COARSE_SECONDS:
             return
         self._seen[stat.st_ino] = state
         with open(path, "rb") as file:
@@ -264,8 +266,9 @@ class Recorder:
     def _hold(self, number: int, path: str) -> None:
         """Keep an inode's number from being given to another one."""
         if number not in self._nodes:
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._held.append(_OPEN(path, flags))
+            flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
+            with contextlib.suppress(OSError):  # of a link, where only Linux can
+                self._held.append(_OPEN(path, flags))
 
 
 _OPEN = os.open

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from tests.runs import write_config
 from tests.store.cases import CASES, finish, tree
 from tests.store.kill_server import SCENARIOS
 from tests.test_resume import Quiet, digests
+
+RUN_SECONDS = 900.0
+"""After so long a whole run hangs; an ordinary one takes 10 s of CPU time."""
 
 
 class WentWrong(Exception):
@@ -135,6 +139,7 @@ class Recorded:
         Raises:
             WentWrong: it refuses, ends in something else, or does again what was finished.
         """
+        signal.setitimer(signal.ITIMER_REAL, RUN_SECONDS)  # of `outcome`, which is for an answer
         write_out(moment, self.disk, choice)
         done = {
             event["stage"]
@@ -152,7 +157,9 @@ class Recorded:
             raise WentWrong(f"run twice: {', '.join(twice)}: {observer.notes}")
         for found, expected in zip(self._outcome(), (self.final, self.store), strict=True):
             if found != expected:
-                names = sorted(n for n in found.keys() | expected if found.get(n) != expected.get(n))
+                names = sorted(
+                    n for n in found.keys() | expected if found.get(n) != expected.get(n)
+                )
                 raise WentWrong(f"another end: {', '.join(names)}")
         report = status(self.folder, thorough=True)
         if report.state != "finished" or report.faults:

@@ -27,6 +27,7 @@ from macpo.models.merging import read_adapter
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 from macpo.store import Checkpoints, Store, read_journal
+from tests.faults.power import cut_runs, cuts
 
 SECONDS = 30.0
 """After so long an answer is a hang; an ordinary one takes some tenths of a second."""
@@ -295,11 +296,13 @@ def models(run: Path, generator: random.Random) -> Iterator[tuple[str, Fault]]:
 
 KINDS: Mapping[str, tuple[Kind, int]] = {
     "artifacts and final/, by status --verify": (artifacts, 5),
-    "artifacts, by the store": (found, 20),
+    "artifacts, by the store": (found, 15),
     "checkpoints": (checkpoints, 10),
     "journal, run.json, plan.json, metrics, config of a run": (records, 15),
-    "configs and overrides": (configs, 20),
-    "rows of data": (rows, 20),
+    "configs and overrides": (configs, 15),
+    "rows of data": (rows, 19),
     "configs of models and adapters": (models, 10),
+    "power cuts, in the store and the cache": (cuts, 10),
+    "power cuts, in a whole run": (cut_runs, 1),
 }
 """What is tried, with the share of all points in per cent."""

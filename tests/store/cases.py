@@ -1,4 +1,4 @@
-"""What is there before each scenario of `kill_server`, and what must hold however it was cut short."""
+"""What is there before each scenario of `kill_server`, and what must hold when it is cut short."""
 
 from __future__ import annotations
 

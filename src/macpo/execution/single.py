@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from macpo.agents import Agent, Policy
 from macpo.answering import Respond
 from macpo.config import EngineConfig
-from macpo.errors import DamagedError, ModelError, StoreError
+from macpo.errors import DamagedError, ModelError, SmallestBudgetError, StoreError
 from macpo.generation.protocol import GeneratorFactory, make_generator
-from macpo.memory import SmallestBudgetError, asked_for, is_out_of_memory, telling, warn
+from macpo.memory import asked_for, is_out_of_memory, telling, warn
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks
 from macpo.stage import Stage, StageContext

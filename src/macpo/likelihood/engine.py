@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from macpo.attention import base_model
-from macpo.errors import ModelError
+from macpo.errors import ModelError, SmallestBudgetError
 from macpo.likelihood.architecture import Architecture, inspect_architecture
 from macpo.likelihood.branched import branched_hidden
 from macpo.likelihood.groups import Pack, PromptGroup, pack_alike, pack_groups
@@ -25,7 +25,7 @@ from macpo.likelihood.head import most_probable_tokens, token_logprobs
 from macpo.likelihood.kernels import forward_tree
 from macpo.likelihood.padded import padded_hidden
 from macpo.likelihood.recompute import recomputed_layers
-from macpo.memory import SmallestBudgetError, asked_for, halved, is_out_of_memory, release
+from macpo.memory import asked_for, halved, is_out_of_memory, release
 from macpo.models.sharding import is_sharded, one_pass
 from macpo.probe import forget_lengths
 from macpo.ranks import ALONE, Ranks, Told, shares

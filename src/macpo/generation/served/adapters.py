@@ -1,7 +1,8 @@
 """What an engine is given of a policy: its adapter, or the folder with all its weights.
 
 Names and numbers come of the content alone. Engines keep what they loaded under a name or number,
-and would go on with old weights under a used one.
+and would go on with old weights under a used one. What is under such a name is on the disk to its
+last byte before it gets the name: nobody looks at it again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from macpo.adapters import write_adapter
 from macpo.generation.served.engine import Adapter
 from macpo.models.classes import copy_processors
 from macpo.seeds import digest, file_digest
+from macpo.store.atomic import fsync_directory, fsync_tree
 
 if TYPE_CHECKING:
     from macpo.agents import Policy
@@ -57,7 +59,9 @@ def hand_over_adapter(loaded: LoadedPolicy, policy: Policy, home: Path) -> Adapt
         files = sorted(partial.iterdir())
         adapter = adapter_of(digest([[f.name, file_digest(f)] for f in files]), home)
         if not Path(adapter.path).exists():
+            fsync_tree(partial)
             partial.rename(adapter.path)
+            fsync_directory(home)
     return adapter
 
 
@@ -75,5 +79,7 @@ def hand_over_weights(loaded: LoadedPolicy, policy: Policy, home: Path) -> Path:
             partial = Path(name) / "model"
             loaded.model.save_pretrained(partial)
             copy_processors(Path(policy.agent.base.location), partial)
+            fsync_tree(partial)
             partial.rename(target)
+            fsync_directory(home)
     return target
