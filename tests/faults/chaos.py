@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,8 @@ def attempt(
         try:
             run(config, folder, Counting(units))
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     while True:
@@ -107,7 +110,7 @@ def attempt(
             patience = None
         time.sleep(0.01)
     if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
-        raise SystemExit(f"the run in {folder} failed by itself: look at its journal")
+        raise SystemExit(f"the run in {folder} failed by itself")
     return not os.WIFSIGNALED(status), used.ru_utime + used.ru_stime
 
 
