@@ -8,6 +8,7 @@ has to be done by hand, so that an error of ours is a failure here, too.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -186,14 +187,24 @@ def cuts(run: Path, generator: random.Random) -> Iterator[tuple[str, Callable[[]
 
 def cut_runs(run: Path, generator: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
     """Cut the power while a whole run goes on; half of the points are in its end, publishing."""
-    with tempfile.TemporaryDirectory() as home:
-        recorded = Recorded(Path(home))
-        count = len(recorded.moments)
-        while True:
-            late = generator.random() < 0.5
-            moment = recorded.moments[generator.randrange(count * 3 // 4 if late else 0, count)]
-            choice = generator.choice((*EXTREMES, *(Draw(generator.random()) for _ in EXTREMES)))
-            yield named("run", moment), put_back(recorded.ask, moment, choice)
+    recorded = recorded_run()
+    count = len(recorded.moments)
+    while True:
+        late = generator.random() < 0.5
+        moment = recorded.moments[generator.randrange(count * 3 // 4 if late else 0, count)]
+        choice = generator.choice((*EXTREMES, *(Draw(generator.random()) for _ in EXTREMES)))
+        yield named("run", moment), put_back(recorded.ask, moment, choice)
+
+
+@functools.cache
+def recorded_run() -> Recorded:
+    """Return a run that is recorded once in a process."""
+    # Kept alive by being in the list, removed when the interpreter ends.
+    _HOMES.append(tempfile.TemporaryDirectory(prefix="macpo-power-"))
+    return Recorded(Path(_HOMES[-1].name))
+
+
+_HOMES: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def named(what: str, moment: Moment) -> str:
