@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from macpo.agents import Policy
+from macpo.config import TuningConfig
+from macpo.generation.served.adapters import hand_over_adapter
 from macpo.store import atomic, checkpoints
 from tests.faults.disk import EXTREMES, Draw, Extreme, Moment, recording, write_out
 from tests.faults.power import Scenario, WentWrong, cuts
 from tests.faults.sweep import outcome
 from tests.store.cases import CASES, tree
+from tests.test_resume import digests
+from tests.workbench import Workbench, make_agent
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +103,24 @@ def test_a_folder_whose_name_was_not_synced_is_lost_with_all_that_was(tmp_path: 
         frozenset(),
         frozenset({"deep", "deep/a"}),
     }
+
+
+def test_an_adapter_under_the_name_of_its_content_is_whole_or_not_there(tmp_path: Path) -> None:
+    """An engine is given whatever is under that name."""
+    agent = make_agent(tuning=TuningConfig(rank=2))
+    loaded, root = Workbench(tmp_path).train_from(agent), tmp_path / "disk"
+    root.mkdir()
+    with recording(root) as recorder:
+        adapter = hand_over_adapter(loaded, Policy(agent, "positive"), root)
+    place = Path(adapter.path)
+    whole = digests(place)
+    assert len(whole) == 2
+    for moment in recorder.moments:
+        for choice in EXTREMES:
+            write_out(moment, root, choice)
+            assert not place.exists() or digests(place) == whole
+    write_out(recorder.moments[-1], root, Extreme("old", "old"))
+    assert digests(place) == whole
 
 
 def nothing(path: Path) -> None:
