@@ -11,11 +11,13 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
+# What is installed besides macpo: EXTRAS=dev,docs also what `make docs` needs.
+EXTRAS ?= dev
 setup: $(READY) ## make the virtual environment
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(READY)
 
 quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 minutes on two cores)
@@ -78,7 +80,8 @@ check: $(READY) ## format, lint, types, the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 docs: $(READY) ## build the pages and the API reference in build/docs; broken links and warnings fail
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html -c docs/reference . build/docs
 	@echo "start at build/docs/README.html"
 

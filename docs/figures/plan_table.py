@@ -19,6 +19,7 @@ from macpo.config import (
     EngineConfig,
     LimitsConfig,
     NegativeSFTConfig,
+    RunConfig,
     SFTConfig,
     TuningConfig,
     load_config,
@@ -51,6 +52,12 @@ PAPER, PAPER_HARDWARE = "example:paper-hh-helpful", "8xH100-80GB"
 
 
 @functools.cache
+def paper_config() -> RunConfig:
+    """Return the config of the paper's setting."""
+    return load_config(PAPER)
+
+
+@functools.cache
 def described(name: str, rank: str) -> Model:
     """Return what a model costs by its shape."""
     base = ResolvedModel(name, name, None, None, local=False, hub_name=name)
@@ -67,7 +74,7 @@ def cell(name: str, rank: str, length: int, hardware: str) -> str:
 
     def trains(checkpoint_activations: bool) -> Place:
         engine = EngineConfig(checkpoint_activations=checkpoint_activations)
-        return place(model, read_hardware(hardware), engine, longest, load_config(PAPER)).training
+        return place(model, read_hardware(hardware), engine, longest, paper_config()).training
 
     for place_, mark in ((trains(False), ""), (trains(True), ", c")):
         if place_.fits:
@@ -107,7 +114,7 @@ def paper(report: PlanReport) -> str:
 
 def section() -> str:
     """Return all that stands between the marks."""
-    report = plan(load_config(PAPER), hardware=PAPER_HARDWARE)
+    report = plan(paper_config(), hardware=PAPER_HARDWARE)
     return f"{START}{table()}\n\n{paper(report)}\n{END}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from macpo.config import RunConfig, load_config
 from macpo.config.methods import method_class
 from macpo.methods.build import build_plan
 from macpo.program import Plan
-from macpo.records import read_examples, read_pairs
-from macpo.runner import run
+from macpo.records import Pair, read_examples, read_pairs
+from macpo.runner import RunResult, run
 from macpo.scoring import ScoreResponses
 from macpo.training.stages import SFTOnPairs, TrainDPO
 from tests.runs import write_config
@@ -86,17 +87,73 @@ def by_name(plan: Plan) -> dict[str, str]:
     return {stage.name: stage.key for stage in plan}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_method_runs_to_the_end_and_hands_out_the_student(
-    folder: Path, tmp_path: Path, name: str
-) -> None:
-    method, last = METHODS[name]
-    result = run(configured(folder, method), tmp_path / "run", Quiet())
+@dataclass(frozen=True)
+class Made:
+    """A finished run of one of `METHODS`."""
+
+    name: str
+    result: RunResult
+
+    def pairs(self, learner: str) -> list[Pair]:
+        return list(read_pairs(self.result.folder / "stages" / "round-1" / learner / "pairs"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs here keep their stages: what methods have in common is made once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def made(
+    request: pytest.FixtureRequest,
+    folder: Path,
+    store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Made:
+    """A run of the method that a test is about, for all tests that are about it."""
+    home = tmp_path_factory.mktemp("run")
+    (home / "store").symlink_to(store)
+    return Made(request.param, run(configured(folder, METHODS[request.param][0]), home, Quiet()))
+
+
+@pytest.mark.parametrize("made", METHODS, indirect=True)
+def test_method_runs_to_the_end_and_hands_out_the_student(made: Made) -> None:
+    method, last = METHODS[made.name]
+    result = made.result
     rounds = {row.round for row in result.metrics if row.policy == "student"}
     assert rounds == set(range(last + 1))
     assert (result.final["student"] / "adapter_model.safetensors").is_file()
     card = (result.final["student"] / "README.md").read_text()
     assert f"method {method.get('name', 'macpo')}, {last} rounds" in card
+
+
+PAIRS: dict[str, dict[str, tuple[set[str], set[str]]]] = {
+    "no mutual positives": {
+        "student": ({"student/positive"}, {"student/negative"}),
+        "weak-b": ({"weak-b/positive"}, {"weak-b/negative"}),
+    },
+    "no hard negatives": {
+        "student": ({"weak-a/positive", "weak-b/positive"}, {"weak-a/negative"}),
+        "weak-a": ({"student/positive"}, {"student/negative"}),
+    },
+    "spin": {"student": ({"weak-a/positive"}, {"student/positive"})},
+    "decoding": {"weak-a": ({"student/positive"}, {"weak-a/negative"})},
+    "prompted": {"weak-a": ({"student/positive"}, {"weak-a/positive"})},
+    "worst of n": {"student": ({"weak-a/positive", "weak-b/positive"}, {"student/positive"})},
+    "rlaif": {"student": ({"student/positive"}, {"student/positive"})},
+    "ceiling": {"student": ({"dataset"}, {"dataset"})},
+}
+"""Whose answers are chosen and rejected in round 1: learner -> (chosen, rejected)."""
+
+
+@pytest.mark.parametrize("made", PAIRS, indirect=True)
+def test_pairs_come_from_where_the_method_says(made: Made) -> None:
+    for learner, (chosen, rejected) in PAIRS[made.name].items():
+        pairs = made.pairs(learner)
+        assert pairs
+        assert {pair.chosen.origin.policy for pair in pairs} <= chosen
+        assert {pair.rejected.origin.policy for pair in pairs} == rejected
 
 
 def test_naive_sft_is_a_part_of_macpo(folder: Path) -> None:
@@ -172,34 +229,6 @@ def test_simultaneous_teachers_do_not_wait_for_the_student(folder: Path) -> None
         plan = {s.name: s for s in laid_out(folder, {"schedule": schedule})}
         seen = upstream(plan["round-1/weak-a/train"])
         assert (plan["round-1/student/train"].key in seen) is waits
-
-
-def test_pairs_come_from_where_the_method_says(folder: Path, tmp_path: Path) -> None:
-    """Whose answers are chosen and rejected in round 1: learner -> (chosen, rejected)."""
-    expected = {
-        "no mutual positives": {
-            "student": ({"student/positive"}, {"student/negative"}),
-            "weak-b": ({"weak-b/positive"}, {"weak-b/negative"}),
-        },
-        "no hard negatives": {
-            "student": ({"weak-a/positive", "weak-b/positive"}, {"weak-a/negative"}),
-            "weak-a": ({"student/positive"}, {"student/negative"}),
-        },
-        "spin": {"student": ({"weak-a/positive"}, {"student/positive"})},
-        "decoding": {"weak-a": ({"student/positive"}, {"weak-a/negative"})},
-        "prompted": {"weak-a": ({"student/positive"}, {"weak-a/positive"})},
-        "worst of n": {"student": ({"weak-a/positive", "weak-b/positive"}, {"student/positive"})},
-        "rlaif": {"student": ({"student/positive"}, {"student/positive"})},
-        "ceiling": {"student": ({"dataset"}, {"dataset"})},
-    }
-    for name, learners in expected.items():
-        home = tmp_path / name
-        run(configured(folder, METHODS[name][0]), home, Quiet())
-        for learner, (chosen, rejected) in learners.items():
-            pairs = read_pairs(home / "stages" / "round-1" / learner / "pairs")
-            assert pairs
-            assert {pair.chosen.origin.policy for pair in pairs} <= chosen
-            assert {pair.rejected.origin.policy for pair in pairs} == rejected
 
 
 def test_spin_has_no_sft_term_and_the_policy_before_the_round_as_reference(folder: Path) -> None:

@@ -1,30 +1,38 @@
 """Whole runs of two ranks: one is killed in the middle of a checkpoint; a launcher starts them.
 
-A run is forked off, as in tests.test_resume, and starts the other rank itself. Each start of a rank
-imports torch: these runs are as few as show what they are to show.
+A run is forked off, as in tests.test_resume, and starts the other rank itself: by its command in
+the run that nothing happens to, and elsewhere by forking, which spares it the imports. What a
+launcher would start is forked off as well.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import psutil
 import pytest
 import yaml
 
+from macpo.cli import main
 from macpo.config import RunConfig, load_config
 from macpo.errors import MacpoError
+from macpo.execution import worker
+from macpo.execution.following import WORKER
+from macpo.ranks import launch
 from macpo.runner import run
 from macpo.store import Checkpoints, read_journal
-from tests.runs import python_environment, write_config
+from tests.runs import write_config
 from tests.test_resume import Quiet, digests
 
 
@@ -49,8 +57,67 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture(scope="module")
 def unbroken(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("unbroken")
-    assert run_forked(config, folder, lambda: None) == "done"
+    assert run_forked(config, folder, by_command) == "done"
     return digests(folder / "final")
+
+
+def by_command() -> None:
+    """Leave it to the run to start the other rank, as any run does."""
+
+
+class Forked:
+    """A fork of this process at some work, with the part of `subprocess.Popen` that is used."""
+
+    def __init__(self, work: Callable[[], int], out: int, err: int) -> None:
+        self._status: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:
+            os.setsid()
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
+            status = work()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def wait(self, seconds: float | None = None) -> int:
+        until = time.monotonic() + (math.inf if seconds is None else seconds)
+        while (status := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("a rank", seconds or 0)
+            time.sleep(0.02)
+        return status
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def rank_forked(command: Sequence[str], *, stderr: IO[bytes], **_: object) -> Forked:
+    """Do as the command of a rank does."""
+    assert command[: len(WORKER)] == [*WORKER]
+    words = command[len(WORKER) :]
+    return Forked(lambda: worker.main(words), stderr.fileno(), stderr.fileno())
+
+
+def by_fork() -> None:
+    """Let the run fork the other rank off."""
+    launch.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=rank_forked, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
 
 
 def run_forked(config: RunConfig, folder: Path, prepare: Callable[[], None]) -> str:
@@ -75,6 +142,7 @@ def inside_checkpoint(number: int, whom: Callable[[], int]) -> Callable[[], None
     """Rig rank 0 to kill a process with half of the `number`-th checkpoint written."""
 
     def prepare() -> None:
+        by_fork()
         from macpo.training import loop
 
         original = loop.save_file
@@ -130,7 +198,7 @@ def test_a_rank_killed_inside_a_checkpoint_loses_nothing(
     wait_until(lambda: not psutil.pid_exists(int(note.read_text())))  # it ends with rank 0
 
     done = finished(folder)
-    assert run_forked(config, folder, lambda: None) == "done"
+    assert run_forked(config, folder, by_fork) == "done"
     events = read_journal(folder / "journal.jsonl")
     started = [e["stage"] for e in events[last_invocation(events) :] if e["event"] == "started"]
     assert not done & set(started)
@@ -158,31 +226,35 @@ def test_ranks_of_a_launcher_stop_with_a_checkpoint_whichever_is_asked(tmp_path:
     """What torchrun sets, by hand; rank 1 alone is told to end."""
     path = small_config(tmp_path, sft={"epochs": 400, "batch_size": 4})
     port = str(free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "macpo", "run", path, "--out", tmp_path / "run"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=python_environment(
-                OMP_NUM_THREADS="1",
-                WORLD_SIZE="2",
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
+
+    def work(rank: int) -> int:
+        os.environ.update(
+            WORLD_SIZE="2",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
         )
-        for rank in range(2)
-    ]
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(path), "--out", str(tmp_path / "run")])
+        return int(ended.value.code or 0)
+
+    said = [(tmp_path / f"out-{rank}", tmp_path / f"err-{rank}") for rank in range(2)]
+    ranks = []
+    for rank, (out, err) in enumerate(said):
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            ranks.append(Forked(partial(work, rank), out_file.fileno(), err_file.fileno()))
     try:
         wait_until(lambda: any((tmp_path / "run").glob("store/.partial/sft-*/checkpoints/step-*")))
-        ranks[1].send_signal(signal.SIGTERM)
-        said = [rank.communicate(timeout=120) for rank in ranks]
+        ranks[1].terminate()
+        ended = [rank.wait(120) for rank in ranks]
     finally:
         for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [130, 130]
-    assert said[0][1].splitlines()[-1] == "macpo: stopped; run the same command to go on"
-    assert said[1] == ("", "")
+            if rank.poll() is None:
+                rank.kill()
+    assert ended == [130, 130]
+    assert said[0][1].read_text().splitlines()[-1] == (
+        "macpo: stopped; run the same command to go on"
+    )
+    assert [path.read_text() for path in said[1]] == ["", ""]
     assert (saved_step(tmp_path / "run") or 0) % 20  # made when it was asked to stop
