@@ -7,7 +7,8 @@
     │   └── SmallestBudgetError   memory has no room for the smallest part of the work
     ├── TrainingError      a stage had to stop (for example a NaN loss)
     ├── ClusterError       a cluster cannot be used, or loses stages
-    ├── RanksError         one of several processes at the same work was lost, or differs
+    ├── RanksError         one of several processes at the same work was lost
+    │   └── RanksDifferError   they are not alike, and would not be if they began anew
     └── StoreError         the run directory cannot be used
         ├── RunLockedError     another process holds it
         ├── ClaimLostError     another process has taken over a stage
@@ -50,6 +51,10 @@ class ClusterError(MacpoError):
 
 class RanksError(MacpoError):
     """One of several processes at the same work was lost, did not start, or is not like others."""
+
+
+class RanksDifferError(RanksError):
+    """They find other files or compute differently, as they would again."""
 
 
 class StoreError(MacpoError):

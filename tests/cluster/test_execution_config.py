@@ -37,6 +37,15 @@ def test_a_word_is_the_backend(tmp_path: Path) -> None:
             ["execution.claims=lock", "execution.lease_seconds=5"],
             "claims: lock has no leases",
         ),
+        (["execution.processes_per_node=2"], "processes_per_node: only for backend: ray"),
+        (
+            ["execution.backend=ray", "execution.processes_per_node=2", "engine.processes=3"],
+            "execution.processes_per_node is 2, and engine.processes 3; make that a multiple of it",
+        ),
+        (
+            ["execution.backend=ray", "execution.processes_per_node=2"],
+            "execution.processes_per_node is 2, and engine.processes not set; make that a multiple",
+        ),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -68,6 +77,19 @@ def test_what_no_node_has_is_refused_with_what_there_is() -> None:
     assert str(caught.value).startswith(
         "round-1/student/train asks for 6 CPU, 4 GPU on one node, and no node of the cluster has "
         "that (head: 4 CPU, 0 GPU; gpu: 8 CPU, 2 GPU)"
+    )
+
+
+def test_nodes_that_one_stage_needs_together_are_counted() -> None:
+    nodes = [Node("1", "head", 4, 0), Node("2", "gpu", 8, 2)]
+    refuse_impossible(Needs(4, 0, nodes=2), "round-1/student/train", nodes)
+
+    with pytest.raises(ClusterError) as caught:
+        refuse_impossible(Needs(6, 0, nodes=2), "round-1/student/train", nodes)
+
+    assert str(caught.value).startswith(
+        "round-1/student/train asks for 6 CPU, 0 GPU on each of 2 nodes, and there are not as many "
+        "(head: 4 CPU, 0 GPU; gpu: 8 CPU, 2 GPU); lower execution.cpus_per_stage"
     )
 
 

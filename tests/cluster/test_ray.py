@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ from macpo.compare import compare, load_design
 from macpo.config import EngineConfig, ExecutionConfig, RunConfig, load_config
 from macpo.errors import ClusterError, TrainingError
 from macpo.execution.cluster.executor import ClusterExecutor
-from macpo.execution.cluster.ray import Cluster, open_cluster
+from macpo.execution.cluster.ray import Cluster, Needs, open_cluster
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 from macpo.runner import run
@@ -485,3 +486,74 @@ def test_a_stage_of_several_processes_takes_as_many_cpus_of_one_node(
     run(local, tmp_path / "local", Quiet())
     torch.set_num_threads(1)
     assert artifacts(tmp_path / "run") == artifacts(tmp_path / "local")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A config of two ranks on two nodes, and its run by two ranks of this machine."""
+    home = tmp_path_factory.mktemp("two-ranks")
+    options = [
+        *OPTIONS,
+        "engine.processes=2",
+        "execution.backend=ray",
+        "execution.processes_per_node=1",
+        "dpo.epochs=30",  # long enough that a rank can be found in the middle
+    ]
+    config = load_config(small(home / "config"), options)
+    torch.set_num_threads(2)  # one for each rank
+    local = config.model_copy(update={"execution": ExecutionConfig()})
+    run(local, home / "run", Quiet())
+    torch.set_num_threads(1)
+    return config, home / "run"
+
+
+def test_a_stage_over_two_nodes_leaves_the_bytes_of_two_processes_here(
+    nodes: Nodes, two_ranks: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, local = two_ranks
+    assert Needs(2, 0).can_ever_be_met(Cluster().nodes()) is False  # no node has both
+
+    run(config, tmp_path / "run", Quiet())
+
+    assert artifacts(tmp_path / "run") == artifacts(local)
+    assert digests(tmp_path / "run/final") == digests(local / "final")
+
+
+@pytest.mark.parametrize("what", ["rank", "node"])
+def test_a_rank_killed_on_another_node_costs_no_byte(
+    what: str, nodes: Nodes, two_ranks: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, local = two_ranks
+    observer, killed = Told(), threading.Event()
+
+    def kill(stage: Stage) -> None:
+        if not stage.name.endswith("/train") or killed.is_set():
+            return
+        found = standing_by(stage.name)
+        if found is None:  # it has just ended
+            return
+        killed.set()
+        if what == "node":
+            nodes.kill_second()
+            nodes.mend()
+        else:
+            os.kill(found, signal.SIGKILL)
+
+    observer.act = kill
+    section = {"claims": "lease", "lease_seconds": 5.0}
+    execution = config.execution.model_copy(update=section)
+    run(config.model_copy(update={"execution": execution}), tmp_path / "run", observer)
+
+    assert killed.is_set()
+    assert [note for note in observer.notes if "/train is begun anew: " in note]
+    assert artifacts(tmp_path / "run") == artifacts(local)
+    assert digests(tmp_path / "run/final") == digests(local / "final")
+
+
+def standing_by(stage: str) -> int | None:
+    """The process that is the second rank of a stage, while it is."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        name, words = process.info["name"] or "", process.info["cmdline"] or []
+        if name.startswith("ray::") and f"{stage}, node 1" in " ".join(words):
+            return int(process.pid)
+    return None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from macpo.config import EngineConfig, ExecutionConfig
-from macpo.errors import ClusterError, MacpoError, TrainingError
+from macpo.errors import ClusterError, MacpoError, RanksDifferError, RanksError, TrainingError
 from macpo.execution.cluster.executor import ClusterExecutor
 from macpo.execution.cluster.mailbox import Message
 from macpo.execution.cluster.ray import Job, Lost, Needs, Node
@@ -162,6 +162,30 @@ def test_a_lost_stage_is_begun_anew_and_both_are_written_down(tmp_path: Path) ->
     assert observer.notes == ["first is begun anew: its process died"] * 2
 
 
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(RanksError("it has lost another one"), True), (RanksDifferError("others differ"), False)],
+)
+def test_a_stage_that_has_lost_a_rank_is_begun_anew_and_one_whose_ranks_differ_is_not(
+    error: RanksError, again: bool, tmp_path: Path
+) -> None:
+    class Losing(OneNode):
+        def wait(self, jobs: list[Job]) -> None:
+            if self.lost.pop("first", 0):
+                jobs[0].outcome = Outcome(error=error)
+                return
+            super().wait(jobs)
+
+    observer, cluster = Quiet(), Losing({"first": 1})
+    if again:
+        made = execute(tmp_path, [Write("first", "1")], cluster, observer)
+        assert [text(artifact) for artifact in made.values()] == ["1"]
+        assert observer.notes == ["first is begun anew: it has lost another one"]
+    else:
+        with pytest.raises(RanksDifferError, match="others differ"):
+            execute(tmp_path, [Write("first", "1")], cluster, observer)
+
+
 def test_a_stage_that_is_lost_too_often_ends_the_run(tmp_path: Path) -> None:
     cluster = OneNode({"first": 9})
 
@@ -286,6 +310,10 @@ def test_only_models_reserve_what_the_config_says(tmp_path: Path) -> None:
     assert executor.needs(Write("texts", "1"), 1) == Needs(1, 0)
     assert executor.needs(Model("model", "1"), 1) == Needs(8, 1)
     assert executor.needs(Shared("shared", "1"), 1) == Needs(32, 4)
+    spread = ExecutionConfig(backend="ray", cpus_per_stage=8, processes_per_node=2)
+    executor.config = spread
+    assert executor.needs(Model("model", "1"), 1) == Needs(8, 1)
+    assert executor.needs(Shared("shared", "1"), 1) == Needs(16, 2, nodes=2)
 
 
 def test_a_task_is_told_where_its_inputs_are(tmp_path: Path) -> None:

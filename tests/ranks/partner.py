@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from macpo.ranks import Ranks
-from macpo.ranks.launch import answered, started
+from macpo.ranks.launch import Seat, answered, started
 
 PARTNER = (sys.executable, "-m", "tests.ranks.partner")
 PATIENCE = timedelta(seconds=240)  # below that of a test: what waits for gloo hears no alarm
@@ -49,8 +49,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     group.PATIENCE = group.FOREVER = PATIENCE
-    rank, size, port, _ = map(int, sys.argv[1:])
-    ranks = answered(rank, size, port)
+    ranks = answered(Seat.read(sys.argv[1:-1]))
     from tests.ranks import tasks
 
     while (order := ranks.hear()) is not None:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from macpo.config.base import Section
 from macpo.config.values import Count, CountOrZero, NonNegative, Positive, Text
 
-CLUSTER_KEYS = ("address", "cpus_per_stage", "gpus_per_stage", "retries")
+CLUSTER_KEYS = ("address", "cpus_per_stage", "gpus_per_stage", "processes_per_node", "retries")
 
 
 class ExecutionConfig(Section):
@@ -19,7 +19,9 @@ class ExecutionConfig(Section):
     of `address` (`auto` for the one on this machine), by default one of this machine alone, for
     this run. A stage with a model reserves `cpus_per_stage` threads and `gpus_per_stage` GPUs of a
     node, a share such as 0.5 to let two stages have one GPU; by default one GPU each where the
-    cluster has any. A stage whose process or node dies is begun anew `retries` times at most, from
+    cluster has any. With `engine.processes` a training, scoring or local answering stage takes that
+    many times as much: of one node, or of several, with `processes_per_node` of the processes on
+    each. A stage whose process or node dies is begun anew `retries` times at most, from
     its last checkpoint. `claims` says how processes keep from running a stage twice in one store:
     by the operating system's `lock`, or by a `lease` on a file, which is anybody's when its holder
     has not written for `lease_seconds`; `auto` tries whether locks reach all nodes.
@@ -29,6 +31,7 @@ class ExecutionConfig(Section):
     address: Text | None = None
     cpus_per_stage: Count = 1
     gpus_per_stage: NonNegative | None = None
+    processes_per_node: Count | None = None
     retries: CountOrZero = 3
     claims: Literal["auto", "lock", "lease"] = "auto"
     lease_seconds: Positive = 60.0

@@ -358,6 +358,7 @@ class RunConfig(Section):
         faults += self._faults_of_dpo()
         faults += self._faults_of_sharding()
         faults += self._faults_of_quantizing()
+        faults += self._faults_of_nodes()
         method = method_name(self.method)
         why = dict.fromkeys(self.method.unused, f"method {method}")
         why |= self.method.idle
@@ -434,6 +435,15 @@ class RunConfig(Section):
                     "stored, which is another model; let local answer, or name a checkpoint that "
                     "is quantised already"
                 )
+
+    def _faults_of_nodes(self) -> Iterator[str]:
+        """Yield why the processes of a stage cannot be spread over nodes as it is asked."""
+        each, processes = self.execution.processes_per_node, self.engine.processes
+        if each is not None and (processes is None or processes % each):
+            yield (
+                f"execution.processes_per_node is {each}, and engine.processes "
+                f"{processes or 'not set'}; make that a multiple of it"
+            )
 
     def _faults_of_stopping(self) -> Iterator[str]:
         """Yield why `stop_on_collapse` cannot stop this run."""

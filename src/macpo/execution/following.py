@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from macpo.agents import Agent, Policy, assemble_team
 from macpo.data.stages import content_digest
-from macpo.errors import RanksError
+from macpo.errors import RanksDifferError
 from macpo.execution.single import Bench, help_stage, translate_memory_errors
 from macpo.machine import choose_device, tune_allocator
 from macpo.plugins import load_plugin, named_plugins
@@ -124,7 +124,7 @@ class _Follower:
         team = assemble_team(config, config.dtype, fetch=True)
         plan = build_plan(config, team, content_digest(config.data, fetch=True))
         if digest([stage.key for stage in plan.stages]) != order["keys"]:
-            raise RanksError(
+            raise RanksDifferError(
                 f"rank {ranks.rank} finds other data, models or plugins than rank 0 in the same "
                 "places; give all machines the same files"
             )

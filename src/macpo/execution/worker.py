@@ -13,24 +13,24 @@ import traceback
 from collections.abc import Sequence
 
 from macpo.errors import MacpoError, RanksError
-from macpo.ranks.launch import LOST, answered
+from macpo.ranks.launch import LOST, Seat, answered
 
 
 def main(arguments: Sequence[str]) -> int:
     """Follow rank 0.
 
     Args:
-        arguments: this rank, how many there are, the port of rank 0's store, and a descriptor of
-            the terminal for what is said when rank 0 is gone.
+        arguments: the words of this rank's `Seat`, and a descriptor of the terminal for what is
+            said when rank 0 is gone.
 
     Returns:
         The status to end with.
     """
-    rank, size, port, terminal = map(int, arguments)
+    seat, terminal = Seat.read(arguments[:-1]), int(arguments[-1])
     parent = os.getppid()
     logging.disable(logging.WARNING)  # rank 0 says the same
     try:
-        ranks = answered(rank, size, port)
+        ranks = answered(seat)
         from macpo.execution.following import follow
 
         follow(ranks, threading.Event())
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     except RanksError as error:
         print(f"macpo: {error}", file=sys.stderr)
-        if rank == 1 and os.getppid() != parent:
-            gone = f"macpo: rank 0 of {size} is gone; run the same command to go on\n"
+        if seat.rank == 1 and os.getppid() != parent:
+            gone = f"macpo: rank 0 of {seat.size} is gone; run the same command to go on\n"
             os.write(terminal, gone.encode())
         return LOST
     except MacpoError as error:

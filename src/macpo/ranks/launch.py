@@ -1,8 +1,9 @@
 """Starting ranks on this machine, or joining those that a launcher has started.
 
 Who calls `started` is rank 0; the others are processes that it starts, which work under a command
-of their own and end with it. Under `torchrun` or `accelerate launch` all ranks run the same
-command, and each calls `joined`.
+of their own and end with it. Where some of them are on other machines, whoever works for us there
+calls `standing_by`, and is the first rank of that machine. Under `torchrun` or `accelerate launch`
+all ranks run the same command, and each calls `joined`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,6 +40,34 @@ class Launched:
     size: int
     local_rank: int
     on_this_machine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a rank that `started` has started belongs, and where it finds rank 0.
+
+    Attributes:
+        rank: which one it is, and `size` of how many.
+        host: an address of rank 0's machine, and `port` that of its store there.
+        local_rank: which of those on its own machine it is, and `here` of how many.
+    """
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    local_rank: int
+    here: int
+
+    def words(self) -> list[str]:
+        """Return arguments of a command, which `read` takes."""
+        return [str(getattr(self, field.name)) for field in fields(self)]
+
+    @staticmethod
+    def read(words: Sequence[str]) -> Seat:
+        """Return the seat that `words` has written."""
+        rank, size, host, port, local_rank, here = words
+        return Seat(int(rank), int(size), host, int(port), int(local_rank), int(here))
 
 
 def launched(environment: Mapping[str, str]) -> Launched | None:
@@ -95,14 +124,26 @@ def joined(found: Launched) -> Group:
 
 
 @contextlib.contextmanager
-def started(size: int, command: Sequence[str]) -> Iterator[Group]:
+def started(
+    size: int,
+    command: Sequence[str],
+    *,
+    here: int | None = None,
+    host: str = HOST,
+    meet: Callable[[str, int], None] = lambda host, port: None,
+) -> Iterator[Group]:
     """Be rank 0 of `size` ranks while the block runs; the others are ended with it.
 
-    Torch's threads are shared out among them.
+    Torch's threads are shared out among those of this machine.
 
     Args:
         size: how many.
-        command: of the others; it is given rank, size and port as arguments and calls `answered`.
+        command: of the others; it is given the words of its `Seat` as arguments and calls
+            `answered`.
+        here: how many of them are on this machine, and are started; by default all. The others
+            have to call `standing_by`, machine by machine.
+        host: an address at which others find this machine.
+        meet: is told where they find rank 0: `host`, and a port.
 
     Raises:
         RanksError: one of them does not start.
@@ -112,18 +153,22 @@ def started(size: int, command: Sequence[str]) -> Iterator[Group]:
 
     from macpo.ranks.group import PATIENCE, Group
 
+    here = size if here is None else here
+    if here < size:
+        speak_at(host)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        HOST, 0, size, is_master=True, wait_for_workers=False
+        host, 0, size, is_master=True, wait_for_workers=False
     )
     before = torch.get_num_threads()
-    threads = max(1, before // size)
-    others = _Others(size, command, store.port, threads)
+    threads = max(1, before // here)
+    others = _Others(Seat(0, size, host, store.port, 0, here), command, threads)
     try:
         torch.set_num_threads(threads)
+        meet(host, store.port)
         others.wait_for(store)
         dist.init_process_group(_backend(), store=store, rank=0, world_size=size, timeout=PATIENCE)
         try:
-            yield Group(local_rank=0, on_this_machine=size, blame=others.blame)
+            yield Group(local_rank=0, on_this_machine=here, blame=others.blame)
         finally:
             dist.destroy_process_group()
     finally:
@@ -131,18 +176,81 @@ def started(size: int, command: Sequence[str]) -> Iterator[Group]:
         others.end()
 
 
-def answered(rank: int, size: int, port: int) -> Group:
-    """Become a rank that `started` has started."""
+@contextlib.contextmanager
+def standing_by(seat: Seat, command: Sequence[str], host: str) -> Iterator[Group]:
+    """Be the first rank of a machine for a rank 0 on another one, while the block runs.
+
+    The other ranks of this machine are started, and ended with it.
+
+    Args:
+        seat: of this rank.
+        command: see `started`.
+        host: an address of this machine.
+
+    Raises:
+        RanksError: rank 0 is not there.
+    """
+    import torch
+    import torch.distributed as dist
+
+    speak_at(host)
+    before = torch.get_num_threads()
+    threads = max(1, before // seat.here)
+    others = _Others(seat, command, threads)
+    try:
+        torch.set_num_threads(threads)
+        ranks = answered(seat, others.blame)
+        try:
+            yield ranks
+        finally:
+            dist.destroy_process_group()
+    finally:
+        torch.set_num_threads(before)
+        others.end()
+
+
+def speak_at(host: str) -> None:
+    """Let gloo speak to other machines from an address of this one.
+
+    By itself it takes what the machine's name stands for, which many systems make a loopback
+    address. Whoever has named an interface is left to it.
+    """
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == host for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def answered(seat: Seat, blame: Callable[[], str | None] | None = None) -> Group:
+    """Become a rank that `started` waits for.
+
+    Args:
+        seat: of this rank.
+        blame: see `Group`.
+
+    Raises:
+        RanksError: rank 0 is not there.
+    """
     import torch.distributed as dist
 
     from macpo.ranks.group import PATIENCE, Group
 
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        HOST, port, size, is_master=False, timeout=timedelta(seconds=START_SECONDS)
-    )
-    store.set(_here(rank), "")
-    dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    return Group(local_rank=rank, on_this_machine=size)
+    rank, size = seat.rank, seat.size
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            seat.host, seat.port, size, is_master=False, timeout=timedelta(seconds=START_SECONDS)
+        )
+        store.set(_here(rank), "")
+        dist.init_process_group(
+            _backend(), store=store, rank=rank, world_size=size, timeout=PATIENCE
+        )
+    except RuntimeError as error:
+        raise RanksError(
+            f"rank {rank} of {size} does not find rank 0 at {seat.host}:{seat.port}; look at what "
+            "that says, and run again"
+        ) from error
+    return Group(local_rank=seat.local_rank, on_this_machine=seat.here, blame=blame)
 
 
 def _here(rank: int) -> str:
@@ -158,20 +266,21 @@ def _backend() -> str:
 
 
 class _Others:
-    """The processes of ranks 1 and up, and what they say at last."""
+    """The processes that stand by the first rank of a machine, and what they say at last."""
 
-    def __init__(self, size: int, command: Sequence[str], port: int, threads: int) -> None:
-        self._size = size
+    def __init__(self, first: Seat, command: Sequence[str], threads: int) -> None:
+        self._first = first
         self._words: list[IO[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         terminal = os.dup(2)  # for what they say should this process be gone
         try:
-            for rank in range(1, size):
+            for place in range(1, first.here):
+                seat = replace(first, rank=first.rank + place, local_rank=place)
                 words = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
                 self._words.append(words)
                 self._processes.append(
                     subprocess.Popen(
-                        [*command, str(rank), str(size), str(port), str(terminal)],
+                        [*command, *seat.words(), str(terminal)],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         stderr=words,
@@ -187,9 +296,9 @@ class _Others:
             os.close(terminal)
 
     def wait_for(self, store: Any) -> None:
-        """Wait until all have started."""
+        """Wait until all have started, on all machines."""
         until = time.monotonic() + START_SECONDS
-        here = [_here(rank) for rank in range(1, self._size)]
+        here = [_here(rank) for rank in range(1, self._first.size)]
         while not store.check(here):
             lost = self._lost()
             if lost is None and time.monotonic() > until:
@@ -207,21 +316,23 @@ class _Others:
 
     def _lost(self) -> str | None:
         """Describe a rank that has ended, if possible by itself and not for want of another."""
-        ended = {rank: p.poll() for rank, p in enumerate(self._processes, 1)}
+        numbered = enumerate(self._processes, self._first.rank + 1)
+        ended = {rank: process.poll() for rank, process in numbered}
         codes = {rank: code for rank, code in ended.items() if code is not None}
         rank = min(codes, key=lambda rank: codes[rank] == LOST, default=None)
         if rank is None:
             return None
-        code, pid = codes[rank], self._processes[rank - 1].pid
+        place, size = rank - self._first.rank - 1, self._first.size
+        code, pid = codes[rank], self._processes[place].pid
         if code < 0:
             name = signal.Signals(-code).name
-            return f"rank {rank} of {self._size} (process {pid}) was killed by {name}"
-        said = self._last_words(rank) or f"it ended with status {code}"
-        return f"rank {rank} of {self._size}: {said}"
+            return f"rank {rank} of {size} (process {pid}) was killed by {name}"
+        said = self._last_words(place) or f"it ended with status {code}"
+        return f"rank {rank} of {size}: {said}"
 
-    def _last_words(self, rank: int) -> str:
-        """Return the last line that a rank wrote on its stderr."""
-        words = self._words[rank - 1]
+    def _last_words(self, place: int) -> str:
+        """Return the last line that one of the processes wrote on its stderr."""
+        words = self._words[place]
         end = words.seek(0, os.SEEK_END)
         words.seek(max(0, end - WORDS))
         lines = words.read().decode(errors="replace").strip().splitlines()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from macpo.errors import DamagedError, RanksError
+from macpo.errors import DamagedError, RanksDifferError
 from macpo.ranks import ALONE, Ranks
 from macpo.store.atomic import (
     PARTIAL,
@@ -62,7 +62,7 @@ class Checkpoints:
         """
         for rank, (theirs, found) in enumerate(said := self.ranks.gather([step, digest])):
             if [theirs, found] != said[0]:
-                raise RanksError(
+                raise RanksDifferError(
                     f"rank {rank} is at step {theirs} with other weights than rank 0 at step "
                     f"{said[0][0]}: they compute differently; run on machines of one kind"
                 )

@@ -26,7 +26,7 @@ from macpo.errors import ClaimLostError, ClusterError
 from macpo.execution.cluster.ray import Cluster, Job, Lost, Needs, refuse_impossible
 from macpo.execution.cluster.shared import locks_reach, probe, refuse_strangers
 from macpo.execution.cluster.visible import await_artifact
-from macpo.execution.cluster.work import Examine, Outcome, RunStage, Site
+from macpo.execution.cluster.work import Examine, Outcome, RunStage, Site, lost_another
 from macpo.execution.protocol import Observer
 from macpo.execution.record import Record
 from macpo.execution.single import look, who_works
@@ -126,20 +126,27 @@ class ClusterExecutor:
         return stop_on_signal(self.observer.note)
 
     def needs(self, stage: Stage, gpus: float) -> Needs:
-        """Return what a stage reserves, on one node.
+        """Return what a stage reserves, on one node or more.
 
-        One that runs no model takes a thread and no GPU, one that all ranks run `engine.processes`
-        times as much as another.
+        One that runs no model takes a thread and no GPU, one that all ranks run as much for each of
+        them as another with a model.
         """
         if not stage.uses_model:
             return Needs(1, 0)
-        processes = self.processes if stage.by_all_ranks else 1
-        return Needs(processes * self.config.cpus_per_stage, processes * gpus)
+        here, nodes = 1, 1
+        if stage.by_all_ranks:
+            here, nodes = self.per_node, self.processes // self.per_node
+        return Needs(here * self.config.cpus_per_stage, here * gpus, nodes)
 
     @property
     def processes(self) -> int:
-        """How many processes of one node run a training or scoring stage together."""
+        """How many processes run a training or scoring stage together."""
         return self.engine.processes or 1
+
+    @property
+    def per_node(self) -> int:
+        """How many of them are on one node."""
+        return self.config.processes_per_node or self.processes
 
     def _gpus(self) -> float:
         """Return the GPUs of a stage with a model."""
@@ -174,6 +181,7 @@ class ClusterExecutor:
             self.run.path.resolve(),
             store,
             self.engine,
+            self.per_node,
             self._asked if gpus else "cpu",
             use_threads(),  # those that the run began with
             named_plugins(),
@@ -328,7 +336,7 @@ class _Walk:
         self._close(running)
         if isinstance(outcome, Lost):
             self._lose(running, outcome.reason)
-        elif isinstance(outcome.error, ClaimLostError):
+        elif isinstance(outcome.error, ClaimLostError) or lost_another(outcome.error):
             self._lose(running, str(outcome.error))
         elif outcome.error is not None:
             self._stopped(running, outcome.error)
@@ -400,8 +408,8 @@ class _Walk:
             return
         self.observer.note(f"{stage.name} is begun anew: {reason}")
         needs = self.executor.needs(stage, self.gpus)
-        if not any(node.can_ever(needs) for node in self.cluster.nodes()):
-            self.observer.note(f"no node is left with {needs}: waiting until one joins the cluster")
+        if not needs.can_ever_be_met(self.cluster.nodes()):
+            self.observer.note(f"nothing is left with {needs}: waiting until a node joins")
 
     def _stopped(self, running: _Running, error: BaseException | str) -> None:
         """Write down that a stage stopped before its end, if it had begun."""

@@ -30,6 +30,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._mail: list[tuple[str, list[Message]]] = []
         self._stopping: set[str] = set()
+        self._addresses: dict[str, tuple[str, int]] = {}
 
     def post(self, job: str, messages: list[Message]) -> bool:
         """Take messages of a job; returns whether it is to stop."""
@@ -45,6 +46,14 @@ class Mailbox:
     def stop(self, jobs: Sequence[str]) -> None:
         """Ask jobs to stop at their next safe point."""
         self._stopping |= set(jobs)
+
+    def meet(self, job: str, host: str, port: int) -> None:
+        """Take where the first rank of a job is found."""
+        self._addresses[job] = (host, port)
+
+    def met(self, job: str) -> tuple[str, int] | None:
+        """Return where the first rank of a job is found; None until it has said so."""
+        return self._addresses.get(job)
 
 
 class Reporter:
@@ -98,6 +107,10 @@ class Reporter:
         # others on them.
         if self._mailbox.post.remote(self._job, messages).future().result():
             self._stop.set()
+
+    def meet(self, host: str, port: int) -> None:
+        """Say where this job's first rank is found, to those who stand by on other nodes."""
+        self._mailbox.meet.remote(self._job, host, port).future().result()
 
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:

@@ -21,21 +21,29 @@ from macpo.config import ExecutionConfig
 from macpo.errors import ClusterError, ConfigError, MacpoError
 from macpo.execution.cluster.mailbox import Mailbox, Message
 from macpo.execution.cluster.shared import Seen, see
-from macpo.execution.cluster.work import Outcome, Site, Task, do_task
+from macpo.execution.cluster.work import Outcome, Site, Task, do_task, lost_another, stand_by
 
 OWN_OBJECT_STORE = 100 * 2**20  # bytes; what goes through Ray is small: everything else is on disk
 WAIT_SECONDS = 0.25
+END_SECONDS = 5.0  # that those who stood by have to end after rank 0 has
+GRACE_SECONDS = 60.0  # that rank 0 has to end after one of those has
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a task reserves on one node."""
+    """What a task reserves on one node, or on each of several."""
 
     cpus: int
     gpus: float
+    nodes: int = 1
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPU, {self.gpus:g} GPU"
+        where = "one node" if self.nodes == 1 else f"each of {self.nodes} nodes"
+        return f"{self.cpus} CPU, {self.gpus:g} GPU on {where}"
+
+    def can_ever_be_met(self, nodes: Sequence[Node]) -> bool:
+        """Tell whether there is room on nodes when nothing else runs there."""
+        return sum(n.cpus >= self.cpus and n.gpus >= self.gpus for n in nodes) >= self.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +55,54 @@ class Node:
     cpus: float
     gpus: float
 
-    def can_ever(self, needs: Needs) -> bool:
-        """Tell whether a task fits when nothing else runs there."""
-        return needs.cpus <= self.cpus and needs.gpus <= self.gpus
-
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """A task that ended without a word, and what is known of why."""
 
     reason: str
+
+
+@dataclass(slots=True)
+class Others:
+    """The tasks that stand by another one on more nodes (`stand_by`), and what they reserve.
+
+    `ended` is when one of them was first seen to have ended.
+    """
+
+    refs: list[Any]
+    group: Any
+    ended: float | None = None
+
+    def have_left(self) -> bool:
+        """Tell whether one has ended so long ago that rank 0 would know of it."""
+        import ray
+
+        if self.ended is None and ray.wait(self.refs, timeout=0)[0]:
+            self.ended = time.monotonic()
+        return self.ended is not None and time.monotonic() > self.ended + GRACE_SECONDS
+
+    def blamed(self, outcome: Outcome | Lost) -> Outcome | Lost:
+        """Return a task's outcome, or if it has lost its others what became of them."""
+        import ray
+
+        ended, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=END_SECONDS)
+        if isinstance(outcome, Lost) or not lost_another(outcome.error):
+            return outcome
+        for found in map(_outcome, ended):
+            if isinstance(found, Lost):
+                return Lost(f"on another node {found.reason}")
+            if found.error is not None and not lost_another(found.error):
+                return found
+        return outcome
+
+    def end(self) -> None:
+        """End those that are there still, and give back what was reserved."""
+        import ray
+
+        for ref in self.refs:
+            ray.cancel(ref, force=True)
+        ray.util.remove_placement_group(self.group)
 
 
 @dataclass(slots=True)
@@ -70,6 +116,7 @@ class Job:
     ref: Any
     messages: list[Message] = field(default_factory=list)
     outcome: Outcome | Lost | None = None
+    others: Others | None = None
 
     def take_messages(self) -> list[Message]:
         """Return the messages since this was last asked for."""
@@ -103,6 +150,8 @@ class Cluster:
         # A process with a GPU ends with its task, and gives the GPU's memory back.
         self._kept = ray.remote(max_calls=0, max_retries=0)(do_task)
         self._ended = ray.remote(max_calls=1, max_retries=0)(do_task)
+        self._kept_by = ray.remote(max_calls=0, max_retries=0)(stand_by)
+        self._ended_by = ray.remote(max_calls=1, max_retries=0)(stand_by)
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive."""
@@ -162,10 +211,21 @@ class Cluster:
         from ray import cloudpickle
 
         function = self._ended if needs.gpus else self._kept
-        placed = function.options(num_cpus=needs.cpus, num_gpus=needs.gpus, name=name)
+        options: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "name": name}
         id = uuid.uuid4().hex
+        others = None
+        if needs.nodes > 1:
+            places = _reserve(needs)
+            options["scheduling_strategy"] = places[0]
+            others = Others([], places[0].placement_group)
+        placed = function.options(**options)
         ref = placed.remote(site, self._mailbox, id, cloudpickle.dumps(task))
-        self._jobs[id] = job = Job(id, ref)
+        if others is not None:
+            for node, place in enumerate(places[1:], 1):
+                options |= {"scheduling_strategy": place, "name": f"{name}, node {node}"}
+                placed = (self._ended_by if needs.gpus else self._kept_by).options(**options)
+                others.refs.append(placed.remote(site, self._mailbox, id, node))
+        self._jobs[id] = job = Job(id, ref, others=others)
         return job
 
     def wait(self, jobs: Sequence[Job]) -> None:
@@ -192,7 +252,19 @@ class Cluster:
         for job in jobs:
             if job.ref.hex() in done:
                 self._jobs.pop(job.id, None)
-                job.outcome = _outcome(job.ref)
+                job.outcome = self._settled(job)
+            elif job.others is not None and job.others.have_left():
+                self.kill([job])
+                job.outcome = Lost("the processes of another node ended")
+
+    def _settled(self, job: Job) -> Outcome | Lost:
+        """Return what came of a job that has ended; nothing of it is left then."""
+        if job.others is None:
+            return _outcome(job.ref)
+        try:
+            return job.others.blamed(_outcome(job.ref))
+        finally:
+            job.others.end()
 
     def jobs(self) -> list[Job]:
         """Return the jobs that are not done, of all runs."""
@@ -211,6 +283,8 @@ class Cluster:
         for job in jobs:
             self._jobs.pop(job.id, None)
             ray.cancel(job.ref, force=True)
+            if job.others is not None:
+                job.others.end()
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -270,18 +344,32 @@ def open_cluster(config: ExecutionConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def _reserve(needs: Needs) -> list[Any]:
+    """Reserve as much on several nodes; returns where tasks go, one for each node.
+
+    Either all of it is reserved or nothing, so that no two stages wait for one another's rest.
+    """
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    each = {"CPU": needs.cpus, "GPU": needs.gpus} if needs.gpus else {"CPU": needs.cpus}
+    group = placement_group([each] * needs.nodes, strategy="STRICT_SPREAD")
+    return [PlacementGroupSchedulingStrategy(group, number) for number in range(needs.nodes)]
+
+
 def refuse_impossible(needs: Needs, what: str, nodes: Sequence[Node]) -> None:
-    """Refuse what no node could ever run, which Ray would wait for in silence.
+    """Refuse what the nodes could never run, which Ray would wait for in silence.
 
     Raises:
         ClusterError: in one line: what is asked for, and what there is.
     """
-    if any(node.can_ever(needs) for node in nodes):
+    if needs.can_ever_be_met(nodes):
         return
     there = "; ".join(f"{node.host}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
+    that = "no node of the cluster has that" if needs.nodes == 1 else "there are not as many"
     raise ClusterError(
-        f"{what} asks for {needs} on one node, and no node of the cluster has that ({there}); "
-        "lower execution.cpus_per_stage or execution.gpus_per_stage, or add such a node"
+        f"{what} asks for {needs}, and {that} ({there}); lower "
+        "execution.cpus_per_stage or execution.gpus_per_stage, or add such a node"
     )
 
 

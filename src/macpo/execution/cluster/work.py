@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from macpo.agents import Agent
 from macpo.answering import Respond
 from macpo.config import EngineConfig
-from macpo.errors import MacpoError
+from macpo.errors import MacpoError, RanksDifferError, RanksError
 from macpo.execution.cluster.mailbox import Reporter
 from macpo.execution.cluster.visible import await_artifact
 from macpo.execution.single import Bench, examine, find_or_discard, run_stage
 from macpo.machine import choose_device, tune_allocator, use_threads
 from macpo.plugins import load_plugin, load_plugins
 from macpo.ranks import ALONE, Ranks
-from macpo.ranks.launch import started
+from macpo.ranks.launch import HOST, Seat, standing_by, started
 from macpo.stage import Stage
 from macpo.store import Artifact, LeaseClaims, Store
 
@@ -41,7 +42,8 @@ class Site:
     Attributes:
         run: the run directory, by a path that all nodes know.
         store: its store, likewise.
-        engine: layout of work on one machine.
+        engine: layout of work.
+        ranks_per_node: how many of the `engine.processes` that run a stage together are on a node.
         device: `auto`, `cpu` or `cuda`, as the config names it.
         threads: of a process.
         plugins: what the user named with `--plugin`.
@@ -51,6 +53,7 @@ class Site:
     run: Path
     store: Path
     engine: EngineConfig
+    ranks_per_node: int
     device: str
     threads: int
     plugins: tuple[str, ...]
@@ -100,6 +103,11 @@ class Workshop:
         return self.pool
 
 
+def lost_another(error: MacpoError | None) -> bool:
+    """Tell whether an error is one of several processes' that has lost another."""
+    return isinstance(error, RanksError) and not isinstance(error, RanksDifferError)
+
+
 class Task(Protocol):
     """Something for a worker to do."""
 
@@ -120,7 +128,7 @@ class RunStage:
     Attributes:
         stage: the stage.
         artifacts: those of its inputs, by stage key.
-        plan: the keys of the plan that it is of, if several processes of the node run it together.
+        plan: the keys of the plan that it is of, if several processes run it together.
     """
 
     stage: Stage
@@ -159,7 +167,7 @@ class RunStage:
                 if reporter.stopping:
                     raise KeyboardInterrupt
 
-            with self._together(workshop) as ranks:
+            with self._together(workshop, reporter) as ranks:
                 bench = Bench(
                     workshop.policies,
                     workshop.site.engine,
@@ -170,18 +178,22 @@ class RunStage:
             return Outcome(artifact, time.monotonic() - started, ran=True)
 
     @contextlib.contextmanager
-    def _together(self, workshop: Workshop) -> Iterator[Ranks]:
-        """Yield the processes that run the stage: this one, or also others that are started."""
+    def _together(self, workshop: Workshop, reporter: Reporter) -> Iterator[Ranks]:
+        """Yield the processes that run the stage: this one, or also others that are started.
+
+        Those of other nodes stand by already (`stand_by`) and are told where to meet.
+        """
         site = workshop.site
         if self.plan is None:
             yield ALONE
             return
         from macpo.execution.following import WORKER, Orders  # needs torch
 
-        size = site.engine.processes or 1
-        use_threads(site.threads * size)  # which are shared out
+        size, here = site.engine.processes or 1, site.ranks_per_node
+        host = _own_address() if here < size else HOST
+        use_threads(site.threads * here)  # which are shared out
         try:
-            with started(size, WORKER) as ranks:
+            with started(size, WORKER, here=here, host=host, meet=reporter.meet) as ranks:
                 orders = Orders(ranks)
                 orders.plan(site.run, site.store, self.plan)
                 orders.stage(self.stage, self.artifacts)
@@ -233,6 +245,41 @@ def do_task(site: Site, mailbox: Any, job: str, task: bytes) -> Outcome:
         finally:
             if workshop.pool is not None:
                 workshop.pool.close()  # engines that served would outlive this process
+
+
+def stand_by(site: Site, mailbox: Any, job: str, node: int) -> Outcome:
+    """Be the ranks of one more node for a stage of several; called through Ray, beside `do_task`.
+
+    Args:
+        site: what all tasks of the run have in common.
+        mailbox: the handle of the `Mailbox`.
+        job: the task that is rank 0, in it.
+        node: which of the task's nodes this is, from 1; rank 0 is on node 0.
+    """
+    from macpo.execution.following import WORKER, follow  # needs torch
+
+    _open_workshop(site)
+    here, size = site.ranks_per_node, site.engine.processes or 1
+    while (address := mailbox.met.remote(job).future().result()) is None:
+        time.sleep(WAIT_SECONDS)
+    host, port = address
+    seat = Seat(node * here, size, host, port, 0, here)
+    use_threads(site.threads * here)  # which are shared out
+    try:
+        with standing_by(seat, WORKER, _own_address()) as ranks:
+            follow(ranks, threading.Event())
+        return Outcome()
+    except MacpoError as error:
+        return Outcome(error=error)
+    finally:
+        use_threads(site.threads)
+
+
+def _own_address() -> str:
+    """Return the address at which Ray's other nodes find this one."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 def _open_workshop(site: Site) -> Workshop:
