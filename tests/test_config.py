@@ -198,6 +198,12 @@ def test_a_key_that_is_no_text_is_unknown(key: Any, shown: str) -> None:
     assert ": unknown key; " in found
 
 
+def test_an_empty_key_of_a_mapping_is_told_of() -> None:
+    model = {"source": "m", "chat_template_args": {"": None}}
+    raw = config_with(student={"model": model})
+    assert any(f.startswith("student.model.chat_template_args.''") for f in faults(raw))
+
+
 def test_a_key_without_default_is_missed_at_every_depth() -> None:
     assert faults({}) == [
         f"{name}: missing; it has no default" for name in ("name", "data", "student", "teachers")

@@ -67,6 +67,13 @@ def test_other_messages_have_another_id(messages: tuple[Message, ...]) -> None:
     assert Prompt(messages).id != PROMPT.id
 
 
+def test_halves_of_a_character_that_stand_apart_are_joined_as_in_a_file() -> None:
+    prompt = Prompt((Message("user", "a\ud83d\ude00\ude00"),))
+    assert prompt == Prompt((Message("user", "a\U0001f600\ude00"),))
+    assert Prompt.from_json(json.loads(json.dumps(prompt.to_json()))) == prompt
+    assert Response(prompt.id, "\ud83d\ude00", Origin("dataset")).text == "\U0001f600"
+
+
 @pytest.mark.parametrize(
     "change",
     [

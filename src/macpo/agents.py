@@ -9,7 +9,8 @@ artifacts of training stages, and `macpo.policies` loads them.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,24 +26,13 @@ from macpo.config import (
     TuningConfig,
 )
 from macpo.config.training import lay_over
-from macpo.models.cache import remembered_digest
 from macpo.models.chat import Chat, SystemTurn
-from macpo.models.folders import CONFIG, generation_stops
+from macpo.models.folders import CONFIG, generation_stops, tokenizer_files
 from macpo.models.loading import load_chat
 from macpo.models.sources import ResolvedModel, resolve
-from macpo.seeds import digest
+from macpo.seeds import digest, plain
 
 STUDENT = "student"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +50,7 @@ class Agent:
     dpo: DPOConfig
     template_args: tuple[tuple[str, bool | int | float | str], ...] = ()
     system_turn: SystemTurn = "auto"
+    tells_tokenizer: bool = False
 
     @property
     def chat_options(self) -> tuple[Any, ...]:
@@ -81,11 +72,12 @@ class Agent:
 
     def reader(self) -> str:
         """Return a digest of how this agent reads text: tokenizer, template and limits."""
-        folder = Path(self.base.location)
-        files = [folder / name for name in TOKENIZER_FILES]
-        found = [[file.name, remembered_digest(file)] for file in files if file.is_file()]
-        limits = self.limits.model_dump(mode="json")
-        return digest([found or self.base.name, self._template(), limits, *self._chat_identity()])
+        limits = plain(self.limits.model_dump())
+        return digest([self.tokenizer(), self._template(), limits, *self._chat_identity()])
+
+    def tokenizer(self) -> list[list[str]] | str:
+        """Return what stands for its tokenizer in a digest: its files, or the model's name."""
+        return tokenizer_files(Path(self.base.location)) or self.base.name
 
     def _template(self) -> str | None:
         """Return what stands for the chat template in a digest: a name, or a file's content."""
@@ -103,15 +95,20 @@ class Agent:
 
         The base model counts by the digest of its weights; while they are not on this machine (a
         plan of a large run) by its name, and the stage keys are provisional.
+
+        All stages stand on the data, whose key says which tokenizers a team has, though not who has
+        which. So where there are several (`tells_tokenizer`) an agent's own counts as well.
         """
+        own = {"tokenizer": digest(self.tokenizer())} if self.tells_tokenizer else {}
         return {
             "name": self.name,
             "base": self.base.digest or f"unresolved:{self.base.name}",
             "chat_template": self._template(),
             "chat": self._chat_identity(),
             "dtype": self.dtype,
-            "tuning": self.tuning.model_dump(mode="json"),
-            "limits": self.limits.model_dump(mode="json"),
+            "tuning": plain(self.tuning.model_dump()),
+            "limits": plain(self.limits.model_dump()),
+            **own,
         }
 
 
@@ -185,8 +182,19 @@ def assemble_team(config: RunConfig, dtype: str, *, fetch: bool) -> Team:
             dpo=lay_over(config.dpo, section.dpo),
         )
 
-    teachers = tuple(agent(teacher.name, teacher) for teacher in config.active_teachers)
-    return Team(agent(STUDENT, config.student), teachers)
+    teachers = [agent(teacher.name, teacher) for teacher in config.active_teachers]
+    student, *teachers = _telling_tokenizers([agent(STUDENT, config.student), *teachers])
+    return Team(student, tuple(teachers))
+
+
+def _telling_tokenizers(agents: Sequence[Agent]) -> Sequence[Agent]:
+    """Let folders' tokenizers count agent by agent where the team has several of them.
+
+    The digest of other models, a commit's for one, stands for their tokenizer too.
+    """
+    if len({digest(agent.tokenizer()) for agent in agents}) == 1:
+        return agents
+    return [replace(agent, tells_tokenizer=bool(agent.base.beside)) for agent in agents]
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from macpo.policies import LoadedPolicy, PolicyPool
 from macpo.probe import agree, first_line, own_logits, probe_ids, relative_error
 from macpo.store import MANIFEST, new_directory, verify
 from macpo.store.atomic import remove_tree
+from macpo.words import in_markdown
 
 CHECKED_TOKENS = 24
 OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")
@@ -176,6 +177,7 @@ def model_card(
     """
     agent = policy.agent
     kind = f"LoRA rank {agent.tuning.rank}" if agent.tuning.kind == "lora" else "full fine-tuning"
+    name = in_markdown(agent.base.name)
     library = "peft" if agent.tuning.kind == "lora" else "transformers"
     rows = "\n".join(
         f"| {m.title} (`{m.name}`) | {m.format(metrics[m.name])} |" for m in in_order(metrics)
@@ -190,7 +192,7 @@ tags: [macpo, {method}, weak-to-strong]
 
 # {agent.name} of the run {run}
 {warning}
-{agent.base.name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
+{name}, aligned from weak supervision: method {method}, {rounds} rounds, {kind},
 {agent.dtype}. Trained by the `macpo` library (arXiv 2410.07672).
 Weights: `{policy.weights_key[:16]}`.{base}
 
@@ -213,9 +215,10 @@ def _where_the_base_is(agent: Agent) -> str:
     if agent.base.hub_name is not None or agent.tuning.kind != "lora":
         return ""
     return (
-        f"\nThe base ({agent.base.name}) is no model of the hub, and adapter_config.json names its "
-        "folder on the machine that trained it. `macpo plan` with the config of the run makes it "
-        "again elsewhere; `macpo export` writes base and adapter as one portable model."
+        f"\nThe base ({in_markdown(agent.base.name)}) is no model of the hub, and "
+        "adapter_config.json names its folder on the machine that trained it. `macpo plan` with "
+        "the config of the run makes it again elsewhere; `macpo export` writes base and adapter as "
+        "one portable model."
     )
 
 

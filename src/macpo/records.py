@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from macpo.errors import DataError
-from macpo.seeds import digest
+from macpo.seeds import digest, joined
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -51,6 +51,10 @@ class Message:
 
     role: Role
     content: str
+
+    def __post_init__(self) -> None:
+        """Hold the text as it comes back from a file."""
+        object.__setattr__(self, "content", joined(self.content))
 
     def to_json(self) -> dict[str, str]:
         """Return the message as chat templates and TRL data sets write it."""
@@ -144,6 +148,10 @@ class Response:
     finished: bool = True
     token_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        """See `Message`."""
+        object.__setattr__(self, "text", joined(self.text))
 
     @property
     def is_empty(self) -> bool:

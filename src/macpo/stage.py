@@ -24,7 +24,7 @@ from macpo.config import EngineConfig, Section
 from macpo.generation.protocol import GeneratorFactory
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks
-from macpo.seeds import digest
+from macpo.seeds import digest, plain
 from macpo.store import Artifact, Checkpoints
 from macpo.work import Answers, Known, Work
 
@@ -110,7 +110,7 @@ class Stage(ABC):
             f.name: _describe(getattr(self, f.name), f.name, inputs)
             for f in dataclasses.fields(self)
             if f.name not in self.not_in_key
-            and not (f.name in self.added and getattr(self, f.name) == f.default)
+            and not (f.name in self.added and _is(getattr(self, f.name), f.default))
         }
         return fields, inputs
 
@@ -170,6 +170,11 @@ class StageContext:
         return count
 
 
+def _is(value: Any, default: Any) -> bool:
+    """Tell whether a value is the default, and not only equal to it, as True is to 1."""
+    return type(value) is type(default) and bool(value == default)
+
+
 def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
     """Turn a field into JSON for the key, and collect the stages in it."""
     if isinstance(value, Stage):
@@ -182,7 +187,7 @@ def _describe(value: Any, where: str, inputs: dict[str, Stage]) -> Any:
     if isinstance(value, Agent | Section):
         return value.identity()
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return plain(value.model_dump())
     if isinstance(value, tuple):
         return [_describe(item, f"{where}.{i}", inputs) for i, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float | bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Literal
 
 FormatName = Literal[
@@ -29,6 +30,12 @@ FormatChoice = Literal["auto", FormatName]
 
 Criterion = Literal["helpful", "harmless"]
 """Which label of PKU-SafeRLHF says which answer is better."""
+
+
+def in_markdown(name: str) -> str:
+    """Return a name, such as a folder's, that Markdown shows and does not act on."""
+    shown = html.escape(" ".join(name.split()), quote=False)
+    return shown.replace("`", "\\`").replace("](", "]\\(")
 
 
 def labelled(name: str, label: str | None) -> str:

@@ -163,6 +163,16 @@ def test_judgments_are_rows(tmp_path: Path, suffix: str) -> None:
     assert math.isclose(float(rows[0]["seconds"]), 2.0)
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("http://x")'])
+def test_name_is_no_formula_to_a_spreadsheet(tmp_path: Path, name: str) -> None:
+    file = make_file(tmp_path)
+    judge_all(file, name, ["one"])
+    path = tmp_path / "judgments.csv"
+    export_judgments(file, path)
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    assert [row["annotator"] for row in rows] == [f"'{name}"]
+
+
 def test_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     file = make_file(tmp_path)
     judge_all(file, "Anna", ["one"])

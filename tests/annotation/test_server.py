@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
 from collections.abc import Iterator
@@ -121,6 +122,33 @@ def test_requests_that_are_wrong_are_told_and_keep_nothing(
 def test_what_is_no_json_is_told(client: TestClient, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     assert client.post("/api/judge", content=content, headers=headers).status_code == 400
+
+
+def test_odd_requests_by_the_hundred_are_answered_and_keep_nothing_odd(
+    client: TestClient, file: JudgmentFile
+) -> None:
+    """The client raises what the server does not answer."""
+    generator = random.Random(0)
+    pair = file.pairs[0].id
+    odd: list[Any] = [
+        *(None, True, -1, 10**400, 1e308, "", " ", "x" * 99, "\ud800", "\0", "\u202e", "../..", []),
+        *({}, [pair], {"$ne": 1}, "'; DROP TABLE judgments; --", "<script>", f"{pair}\n", "left\0"),
+    ]
+    bodies = [b"[" * 9000, b'{"annotator": "' + b"x" * 20_000, b"1" * 9000, b"NaN", b"\xff\xfe{}"]
+    for _ in range(200):
+        asked = {"annotator": "Anna", "pair": pair, "choice": "left", "seconds": 1}
+        asked[generator.choice(["annotator", "pair", "choice"])] = generator.choice(odd)
+        made = json.dumps(asked).encode()
+        body = generator.choice([made, made, made, made[: generator.randrange(len(made))], *bodies])
+        method = generator.choice(["POST", "POST", "POST", "PUT", "DELETE", "GET", "HEAD"])
+        path = generator.choice(
+            ["/api/judge", "/api/judge", "/api/undo", "/api/next", "/api/../..", "/x", "//"]
+        )
+        headers = {"Content-Type": "application/json"}
+        reply = client.request(method, HOME + path, content=body, headers=headers)
+        assert reply.status_code in (200, 400, 404, 405), (method, path, body)
+    kept = {judgment.annotator for judgment in file.judgments()}
+    assert kept <= {"../..", "'; DROP TABLE judgments; --", "<script>"}  # as good names as others
 
 
 @pytest.mark.parametrize("seconds", ["1", True, -1, 1e300, None])

@@ -1,7 +1,8 @@
 """`make faults`: thousands of faults, a table of how they ended, and a line of JSON.
 
-python -m tests.faults                          # 10,000; some ten minutes
+python -m tests.faults                          # 10,000 of each sort; half an hour
 python -m tests.faults --points 500 --seed 1    # fewer, others
+python -m tests.faults --only YAML judge        # of sorts with such words in their names
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from tests.faults.sweep import KINDS, OUTCOMES, outcome
+from tests.faults.outcomes import OUTCOMES, outcome
+from tests.faults.sweep import KINDS
 
 SHOWN = 20
 
@@ -35,7 +37,9 @@ def main(arguments: Sequence[str] | None = None, run: Path | None = None) -> int
     logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as home:
-            counts, bad = sweep(run or _finished_run(Path(home)), asked.points, asked.seed)
+            counts, bad = sweep(
+                run or _finished_run(Path(home)), asked.points, asked.seed, asked.only
+            )
     finally:
         logging.disable(logging.NOTSET)
     print(table(counts))
@@ -52,11 +56,22 @@ def main(arguments: Sequence[str] | None = None, run: Path | None = None) -> int
     return 1 if bad else 0
 
 
-def sweep(run: Path, points: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Try faults of every kind on a finished run; return outcomes by kind, and what went wrong."""
+def sweep(
+    run: Path, points: int, seed: int, only: Sequence[str] = ()
+) -> tuple[dict[str, Counter[str]], list[str]]:
+    """Try faults of every kind on a finished run; return outcomes by kind, and what went wrong.
+
+    Args:
+        run: a finished run.
+        points: how many, of which `KINDS` has shares.
+        seed: draws other faults.
+        only: kinds whose names hold one of these words; all without any.
+    """
     counts: dict[str, Counter[str]] = {}
     bad = []
     for title, (kind, share) in KINDS.items():
+        if only and not any(word in title for word in only):
+            continue
         counts[title] = Counter()
         generator = random.Random(f"{seed} {title}")
         for name, ask in islice(kind(run, generator), max(points * share // 100, 1)):
@@ -90,8 +105,13 @@ def _finished_run(home: Path) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=10_000, help="how many faults")
+    parser.add_argument(
+        "--points", type=int, default=10_000, help="how many: sweep.KINDS has shares of it"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws other faults")
+    parser.add_argument(
+        "--only", nargs="*", default=(), help="kinds with such words in their names"
+    )
     return parser
 
 

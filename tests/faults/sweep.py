@@ -1,7 +1,8 @@
 """Faults by the thousand: what is done to a run or given to macpo, and how that ended.
 
 A point is one fault. It is put in place, macpo is asked, and the outcome is one of: `answer`, `one
-line` (one of our errors), `traceback`, `hang`, or `silent` (damage that nobody told of).
+line` (one of our errors), `traceback`, `hang`, or `silent` (damage that nobody told of, or a result
+that is wrong).
 """
 
 from __future__ import annotations
@@ -9,105 +10,25 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
 from macpo.config import DataConfig, load_config
 from macpo.data.loading import read_preferences
-from macpo.errors import ConfigError, MacpoError
 from macpo.models.folders import generation_stops, weight_files
 from macpo.models.merging import read_adapter
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 from macpo.store import Checkpoints, Store, read_journal
+from tests.faults import parsers, tokens
+from tests.faults.odd import ODD, damaged, odd
+from tests.faults.outcomes import Fault, Kind, Silent, outcome
 from tests.faults.power import cut_runs, cuts
-
-SECONDS = 30.0
-"""After so long an answer is a hang; an ordinary one takes some tenths of a second."""
-
-OUTCOMES = ("answer", "one line", "traceback", "hang", "silent")
-ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 2**63, 1e308, float("nan"), float("-inf")),
-    *("", "x" * 300, "\x1b[2J", "\ud800", "../..", "~nobody-there", [], {}, [[]], {"": None}),
-)
-
-
-class Hang(BaseException):  # no `except Exception` takes it for an error of its own
-    """An answer took too long."""
-
-
-class Silent(Exception):
-    """Damage was there, and nothing said so."""
-
-
-Fault = Callable[[], object]
-Kind = Callable[[Path, random.Random], Iterator[tuple[str, Fault]]]
-"""Yields faults for ever, each with a name; what it does to the run at the path it takes back."""
-
-
-def outcome(ask: Fault) -> tuple[str, str]:
-    """Ask, and say how that ended and with what words."""
-    try:
-        with _alarm():
-            ask()
-    except ConfigError:  # lists every fault of a file, one a line
-        return "one line", ""
-    except MacpoError as error:
-        return ("traceback", str(error)) if "\n" in str(error) else ("one line", "")
-    except Hang:
-        return "hang", f"took more than {SECONDS:g} s"
-    except Silent as error:
-        return "silent", str(error)
-    except Exception as error:
-        return "traceback", f"{type(error).__name__}: {error}"
-    return "answer", ""
-
-
-@contextmanager
-def _alarm() -> Iterator[None]:
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def odd(value: Any, generator: random.Random) -> Any:
-    """Return a value with something in it replaced by something odd, or left out."""
-    if isinstance(value, dict) and value and generator.random() < 0.9:
-        key = generator.choice(sorted(value, key=str))
-        rest = {k: v for k, v in value.items() if k != key}
-        return rest if generator.random() < 0.2 else {**rest, key: odd(value[key], generator)}
-    if isinstance(value, list) and value and generator.random() < 0.9:
-        at = generator.randrange(len(value))
-        return [*value[:at], odd(value[at], generator), *value[at + 1 :]]
-    return generator.choice(ODD)
-
-
-def damaged(content: bytes, generator: random.Random) -> bytes:
-    """Return other bytes: a bit flipped, the end cut off, zeros in a page's place, or rubbish."""
-    way = generator.randrange(4)
-    at = generator.randrange(max(len(content), 1))
-    if way == 0 and content:
-        return content[:at] + bytes([content[at] ^ 1 << generator.randrange(8)]) + content[at + 1 :]
-    if way == 1 and content:
-        return content[:at]
-    if way == 2 and content:
-        hole = bytes(min(4096, len(content) - at))
-        return content[:at] + hole + content[at + len(hole) :] + b"\0"
-    return content[:at] + generator.randbytes(9) + content[at:]
 
 
 @contextmanager
@@ -296,13 +217,20 @@ def models(run: Path, generator: random.Random) -> Iterator[tuple[str, Fault]]:
 
 KINDS: Mapping[str, tuple[Kind, int]] = {
     "artifacts and final/, by status --verify": (artifacts, 5),
-    "artifacts, by the store": (found, 15),
+    "artifacts, by the store": (found, 20),
     "checkpoints": (checkpoints, 10),
     "journal, run.json, plan.json, metrics, config of a run": (records, 15),
-    "configs and overrides": (configs, 15),
-    "rows of data": (rows, 19),
+    "configs and overrides": (configs, 20),
+    "rows of data": (rows, 20),
     "configs of models and adapters": (models, 10),
     "power cuts, in the store and the cache": (cuts, 10),
     "power cuts, in a whole run": (cut_runs, 1),
+    "YAML in pieces": (parsers.yaml_texts, 20),
+    "--set": (parsers.overrides, 10),
+    "data as CSV, JSON, parquet, packed": (parsers.tables, 15),
+    "headers of weight files": (parsers.weights, 5),
+    "replies of a judge that quotes a fake verdict": (parsers.replies, 20),
+    "conversations as tokens, nine kinds of tokenizers": (tokens.conversations, 100),
+    "conversations as SmolLM2's tokens, where it is cached": (tokens.smollm2, 10),
 }
-"""What is tried, with the share of all points in per cent."""
+"""What is tried, and how often for every hundred points that are asked for."""

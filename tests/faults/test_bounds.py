@@ -125,7 +125,7 @@ GROWTH = (
         (LOOP, "takes more than 0.5 s"),
         ("{{ range(99999)|map('string')|map('length')|sum }}" * 50, "takes more than 0.5 s"),
         (GROWTH, "takes more than 256 MiB"),
-        ("{{ 'a' * 10 ** 10 }}", "takes more than 256 MiB"),
+        ("{{ 'a' * 10000000000 }}", "takes more than 256 MiB"),
         ("{{ '%9999999999d' % 1 }}", "takes more than 256 MiB"),
         ("{{ 'a' * 3000000 }}", "writes 3,0"),
     ],
@@ -139,6 +139,51 @@ def test_template_that_takes_too_much_is_refused(
     with pytest.raises(ModelError, match=said):
         chat(harm + PLAIN)
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+POWERS = (
+    "{{ 9**9**9**9 }}",
+    "{% set x = 9 %}{{ x ** messages|length ** x }}",
+    "{{ 1|round(999999999, 'ceil') }}",
+    "{{ 5|round(-999999999) }}",
+    "{{ 5|round(precision=999999999) }}",
+    "{{ 5|round(x) }}",
+    "{% filter round(999999999, 'ceil') %}5{% endfilter %}",
+    "{{ [5]|map('round', -999999999)|list }}",
+    "{{ [5]|map('ro' ~ 'und', -999999999)|list }}",
+    "{{ [5]|map('r\\x6fund', -999999999)|list }}",
+    "{{ [5]|map(name, -999999999)|list }}",
+    "{%- if false -%}{{ 2 **3 }}{%- endif -%}",
+)
+
+
+@pytest.mark.parametrize("harm", POWERS)
+def test_template_that_computes_powers_is_refused_before_it_is_compiled(harm: str) -> None:
+    with pytest.raises(ModelError, match=r"the chat template (raises|rounds|maps) .*; set another"):
+        chat(harm + PLAIN)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "{# 2 ** 3 #}",
+        "**bold** and round(9999)",
+        "{{ '**' }}",
+        "{{ 2.5|round }}{{ 2.5|round(1) }}{{ 2.5|round(1, 'floor') }}",
+        "{% set round = 1 %}{{ round }}",
+        "{% set x = messages|map(attribute='role')|list + [1]|map('string')|list %}",
+        "{% set map = {'round': 2} %}{{ map.round * 3 }}",
+    ],
+)
+def test_template_without_powers_is_taken(harmless: str) -> None:
+    assert chat(harmless + PLAIN).end_of_turn == chat(PLAIN).end_of_turn
+
+
+def test_products_that_grow_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    squares = "{% set ns = namespace(x=9) %}{% for a in range(60) %}"
+    with pytest.raises(ModelError, match=r"takes more than 0\.5 s"):
+        chat(squares + "{% set ns.x = ns.x * ns.x %}{% endfor %}" + PLAIN)
 
 
 def test_template_that_harms_some_conversations_alone_is_refused_there(

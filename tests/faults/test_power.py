@@ -15,8 +15,8 @@ from macpo.config import TuningConfig
 from macpo.generation.served.adapters import hand_over_adapter
 from macpo.store import atomic, checkpoints
 from tests.faults.disk import EXTREMES, Draw, Extreme, Moment, recording, write_out
+from tests.faults.outcomes import outcome
 from tests.faults.power import Scenario, WentWrong, cuts
-from tests.faults.sweep import outcome
 from tests.store.cases import CASES, tree
 from tests.test_resume import digests
 from tests.workbench import Workbench, make_agent

@@ -17,6 +17,9 @@ from macpo.errors import ConfigError, StoreError
 from macpo.records import Pair, write_jsonl
 
 TABLES = (".csv", ".jsonl")
+FORMULAS = ("=", "+", "-", "@")
+"""What spreadsheets take the rest of a cell for a formula after; names are what people typed."""
+
 COLUMNS = ("prompt_id", "annotator", "one", "other", "better", "left", "seconds", "time")
 
 
@@ -85,8 +88,13 @@ def export_judgments(file: JudgmentFile, path: Path) -> int:
             with path.open("w", encoding="utf-8", newline="") as out:
                 writer = csv.DictWriter(out, fieldnames=COLUMNS)
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
     return len(rows)
+
+
+def _inert(cell: object) -> object:
+    """Return a cell that a spreadsheet shows and does not compute."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def _row(file: JudgmentFile, judgment: Judgment) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from macpo.config.values import shown
+from macpo.seeds import plain
 
 
 class Section(BaseModel):
@@ -35,10 +36,14 @@ class Section(BaseModel):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return what of this section decides the outcome of a stage, as JSON."""
+        """Return what of this section decides the outcome of a stage, as JSON.
+
+        Raises:
+            TypeError: a value has no one form in JSON, as a set has none.
+        """
         return {
-            name: value
-            for name, value in self.model_dump(mode="json").items()
+            name: plain(value)
+            for name, value in self.model_dump().items()
             if name not in self.added
             or getattr(self, name) != type(self).model_fields[name].get_default()
         }

@@ -120,8 +120,9 @@ def _section_at(loc: Sequence[Any], raw: Any, root: type[BaseModel]) -> type[Bas
     section = root
     for part in loc:
         raw = _item(raw, part)
-        if not isinstance(part, int):  # the number of a list's item
-            section = _section_in(section.model_fields[str(part)].annotation) or section
+        field = section.model_fields.get(str(part))  # none for a list's item or a mapping's key
+        if field is not None:
+            section = _section_in(field.annotation) or section
         if issubclass(section, MethodConfig):
             section = method_class(raw) or section
         elif issubclass(section, EvaluatorConfig):

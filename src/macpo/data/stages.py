@@ -28,7 +28,7 @@ from macpo.records import (
     write_examples,
     write_pairs,
 )
-from macpo.seeds import digest, stable_seed
+from macpo.seeds import digest, plain, stable_seed
 from macpo.stage import Stage, StageContext
 from macpo.work import Answers, Known
 
@@ -198,4 +198,4 @@ def content_digest(config: DataConfig, *, fetch: bool) -> str:
         if fetch:
             raise
         content = f"unresolved:{config.source}"
-    return digest([content, config.model_dump(mode="json", exclude={"source", "replay"})])
+    return digest([content, plain(config.model_dump(exclude={"source", "replay"}))])

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from macpo.agents import TOKENIZER_FILES
 from macpo.config import ModelConfig
 from macpo.config.evaluators import LabelledConfig
 from macpo.config.values import Count, Flag, Text
@@ -21,8 +20,7 @@ from macpo.errors import ModelError
 from macpo.evaluation.evaluator import Evaluator, Subject, register_evaluator
 from macpo.evaluation.measures import Item, read_items, write_measures
 from macpo.evaluation.statistics import Estimate, clustered_mean, paired_difference, paired_wins
-from macpo.models.cache import remembered_digest
-from macpo.models.folders import weight_files
+from macpo.models.folders import tokenizer_files, weight_files
 from macpo.models.reward import (
     check_reward_model,
     load_reward_model,
@@ -248,9 +246,7 @@ def _beside(metric: str, other: str) -> str:
 
 def _reader(found: ResolvedModel, chat_template: str | None) -> str:
     """Return a digest of how a model reads text: its tokenizer and template."""
-    folder = Path(found.location)
-    files = [folder / name for name in TOKENIZER_FILES]
-    there = [[file.name, remembered_digest(file)] for file in files if file.is_file()]
+    there = tokenizer_files(Path(found.location))
     template = chat_template
     if template is not None and Path(template).is_file():
         template = digest(Path(template).read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from macpo.errors import DataError, ModelError
 from macpo.models.encoding import TextEncoder
-from macpo.models.rendering import bounded
+from macpo.models.rendering import TemplateError, bounded, refuse_powers
 from macpo.models.templates import BUILT_IN
 from macpo.records import Message, Prompt, Response
 from macpo.seeds import digest
@@ -126,6 +126,13 @@ class Chat:
         self._template = _template_of(tokenizer)
         self._template_args = dict(template_args or {})
         self._name = name or str(tokenizer.name_or_path) or "the tokenizer"
+        try:
+            refuse_powers(self._template)
+        except TemplateError as error:
+            raise ModelError(
+                f"{self._name}: the chat template {error}, which can take for ever; set another "
+                "chat_template"
+            ) from None
         control = self._control_ids()
         probe = TextEncoder(tokenizer, control, contexts=())
         before, after = self._around_answer()

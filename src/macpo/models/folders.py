@@ -16,6 +16,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+UNCONVERTED = ("vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+"""What transformers makes a tokenizer of where there is no tokenizer.json."""
+
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -128,10 +141,36 @@ def generation_stops(folder: Path) -> tuple[int, ...]:
         raise ModelError(f"{path}: cannot be read ({error}); fetch or mend the file") from error
 
 
-def folder_digest(folder: Path) -> str:
-    """Return a digest of config and weights: the same model in another place has the same."""
-    files = [folder / CONFIG, *weight_files(folder)]
+def folder_digest(folder: Path, *, with_code: bool = False) -> str:
+    """Return a digest of config and weights: the same model in another place has the same.
+
+    Args:
+        folder: a model's.
+        with_code: its Python files count too, since they are run.
+    """
+    code = sorted(folder.glob("*.py")) if with_code else []
+    files = [folder / CONFIG, *weight_files(folder), *code]
     return digest([[path.name, remembered_digest(path)] for path in files])
+
+
+def tokenizer_files(folder: Path) -> list[list[str]]:
+    """Return names and SHA-256 of the files that make a folder's tokenizer and its template."""
+    paths = [folder / name for name in TOKENIZER_FILES]
+    if not paths[0].is_file():
+        more = {path for pattern in UNCONVERTED for path in folder.glob(pattern)}
+        paths += sorted(more - set(paths))
+    return [[path.name, remembered_digest(path)] for path in paths if path.is_file()]
+
+
+def beside_digest(folder: Path) -> str:
+    """Return a digest of what a folder holds beside config and weights; empty if nothing.
+
+    That is the tokenizer with its template, and where answers end.
+    """
+    files = tokenizer_files(folder)
+    if (folder / GENERATION_CONFIG).is_file():
+        files.append([GENERATION_CONFIG, remembered_digest(folder / GENERATION_CONFIG)])
+    return digest(files) if files else ""
 
 
 def read_config(folder: Path, *, with_code: bool) -> Any:

@@ -2,8 +2,9 @@
 
 A template is a program. The sandbox of transformers keeps it from files and secrets, not from
 loops in loops or from `'a' * 10 ** 10`. Here it has some seconds of CPU time between lines of
-Python, and on Linux some address space that it may add. What is not bounded is one operation on
-little memory that computes for long, such as a power of huge numbers.
+Python, and on Linux some address space that it may add. Neither ends one operation on little memory
+that computes for long. Of these there are powers: templates that have any are refused. A product
+takes some three times as long as those that made its factors, at most, and memory ends it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -29,6 +30,57 @@ WRITTEN_AT_LEAST, WRITTEN_PER_CHARACTER = 1 << 20, 16
 
 class TemplateError(Exception):
     """A template takes too much, in a few words."""
+
+
+def refuse_powers(template: str) -> None:
+    """Refuse a template that raises numbers to a power, which no chat template has a use for.
+
+    Compiling it would compute what is constant. Beside the operator, rounding raises 10 to as many
+    digits as it is told; `map` can be told any filter's name.
+
+    Args:
+        template: its text; what is no template is left to whoever compiles it.
+
+    Raises:
+        TemplateError: it does.
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        found = [
+            (kind, word)
+            for _, kind, word in Environment().lex(template)
+            if kind not in ("whitespace", "data", "comment")
+        ]
+    except TemplateSyntaxError:
+        return
+    padded = [*found, *[("", "")] * 3]
+    for at, (kind, word) in enumerate(found):
+        after = padded[at + 1 : at + 4]
+        if kind == "operator" and word == "**":
+            raise TemplateError("raises numbers to a power (**)")
+        if kind != "name" or found[at - 1][1] not in ("|", "filter"):
+            continue
+        if word == "round" and not _rounds_plainly(after):
+            raise TemplateError("rounds to a number of digits that is not written out")
+        if word == "map" and not _names_a_filter(after):
+            raise TemplateError("maps by a filter whose name is not written out")
+
+
+def _rounds_plainly(after: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether what follows `round` is nothing, or one or two figures in brackets."""
+    (_, opening), (kind, digits), (_, closing) = after
+    if opening != "(":
+        return True
+    return closing in (")", ",") and kind == "integer" and len(digits) < 3
+
+
+def _names_a_filter(after: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether what follows `map` is the name of a filter that raises nothing to a power."""
+    (_, opening), (kind, word), (_, then) = after
+    if opening != "(" or (kind == "name" and then == "="):
+        return True
+    return kind == "string" and then in (")", ",") and "round" not in word and "\\" not in word
 
 
 def bounded(render: Callable[[], str], characters: int) -> str:

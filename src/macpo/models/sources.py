@@ -25,6 +25,7 @@ from macpo.models.cache import build_once, model_folder, remembered_digest
 from macpo.models.folders import (
     ADAPTER_CONFIG,
     CONFIG,
+    beside_digest,
     check_folder,
     folder_digest,
     holds_config_alone,
@@ -58,6 +59,8 @@ class ResolvedModel:
         layers: the layers that still have to be cut out of `location`; empty when none.
         hub_name: the name on the hub, if that is where it comes from and nothing was cut out.
         quantize: how its weights are quantised while they load; None keeps them as they are.
+        beside: a digest of tokenizer, template and ends of answers, where `digest` does not stand
+            for them as a commit does: a folder's, or an adapter's own.
     """
 
     name: str
@@ -69,6 +72,7 @@ class ResolvedModel:
     layers: tuple[int, ...] = ()
     hub_name: str | None = None
     quantize: str | None = None
+    beside: str = ""
 
 
 def resolve(model: ModelConfig, *, fetch: bool = True) -> ResolvedModel:
@@ -146,6 +150,8 @@ def _merged(base: ResolvedModel, adapter: Path, fetch: bool) -> ResolvedModel:
         )
 
     parts = ("merged", merging.RECIPE, of_adapter)
+    if own := beside_digest(adapter):  # an adapter's tokenizer replaces the base's
+        base = replace(base, beside=digest([base.beside, own]))
     return _made_of(base, f"{base.name}+{adapter.name}", parts, make if fetch else None)
 
 
@@ -167,9 +173,10 @@ def _folder(model: ModelConfig, fetch: bool) -> ResolvedModel:
         name=folder.name,
         location=str(folder),
         revision=None,
-        digest=folder_digest(folder),
+        digest=folder_digest(folder, with_code=model.trust_remote_code),
         local=True,
         trust_remote_code=model.trust_remote_code,
+        beside=beside_digest(folder),
     )
 
 
@@ -296,7 +303,9 @@ def _made_of(
         return unmade
     kind, recipe, what = parts
     made_digest = digest([kind, recipe, base.digest, what])
-    key = f"{kind}-{recipe}-{made_digest[:32]}"
+    # The folder holds copies of what lies beside the weights: with other ones it is another.
+    folder_of = digest([made_digest, base.beside]) if base.beside else made_digest
+    key = f"{kind}-{recipe}-{folder_of[:32]}"
     if make is not None:
         build_once(key, make)
     folder = model_folder(key)

@@ -35,6 +35,7 @@ from macpo.run_directory import RunDir
 from macpo.seeds import digest
 from macpo.store import Checkpoints, RunLock, new_directory, read_manifest, write_text_atomic
 from macpo.store.atomic import make_directory, remove_tree
+from macpo.words import in_markdown
 
 SHOWN_STEPS = 20
 """How many lines a training writes, about."""
@@ -269,6 +270,7 @@ def _record(task: _Task, accuracy: Estimate) -> dict[str, Any]:
 def _card(task: _Task, accuracy: Estimate) -> str:
     """Return the model card (Markdown with the hub's front matter)."""
     config = task.config
+    source = in_markdown(config.data.source)
     lora = config.tuning.kind == "lora"
     how = f"LoRA rank {config.tuning.rank}, merged" if lora else "full fine-tuning"
     error = "" if accuracy.error is None else f" ± {100 * accuracy.error:.1f}"
@@ -281,13 +283,13 @@ tags: [macpo, reward-model]
 
 # {config.name}
 
-A reward model: {task.base.name} with a head of one number, by the Bradley-Terry model
+A reward model: {in_markdown(task.base.name)} with a head of one number, by the Bradley-Terry model
 ({how}, {config.dtype}, {config.optimizer.epochs} epochs), trained by `macpo reward train`.
 
 Accuracy on {accuracy.count} held-out pairs, of prompts that it was not trained on:
 **{100 * accuracy.mean:.1f}{error} %** (standard error).
 
-Data: {config.data.source}, {len(task.train)} pairs; content `{task.content[:16]}`. `{RECORD}`
+Data: {source}, {len(task.train)} pairs; content `{task.content[:16]}`. `{RECORD}`
 holds the ids of all prompts that it was trained on: `macpo eval RUN reward` says where a run has
 them too.
 """
