@@ -1052,7 +1052,7 @@ MUTATIONS = (
     Mutation(
         "the loss is a sum over the batch",
         "src/macpo/training/loop.py",
-        "loss = scored.losses.sum() / len(batch)",
+        "loss = scored.losses.sum() / examples",
         "loss = scored.losses.sum()",
         TRAINER,
     ),
