@@ -33,6 +33,7 @@ SCORE, HELPFULNESS, HARMLESSNESS = "oracle_score", "oracle_helpfulness", "oracle
 KINDS, KL = "oracle_kinds", "kl_initial"
 CEILING = "ceiling: ground truth"
 BETA = ", beta "
+PUBLISHED, STABLE = "published", "stable"
 LAST_ROUND = 12
 
 
@@ -181,44 +182,79 @@ def recipe_figure(numbers: Sequence[Number]) -> Figure:
 
 
 def front_figure(numbers: Sequence[Number]) -> Figure:
-    """Draw score against kinds of answers after the last round, and against KL in all of them.
+    """Draw score against kinds of answers after each method's last round.
 
-    On the left a small mark is a seed and a large one the mean over seeds; betas of one recipe are
-    joined.
+    A large mark is the mean over seeds, a small one a seed. Betas of one recipe are joined, and
+    what has none is named where it stands.
     """
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    front, drift = figure.subplots(1, 2)
-    seeds = [n for n in numbers if n.setting != TESTBED]
-    families = list(dict.fromkeys(_family(n) for n in seeds))
-    for place, family in enumerate(families):
-        look = style(place)
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    panel = figure.subplots()
+    families = dict.fromkeys(_family(n) for n in numbers)
+    dials = [f for f in families if any(n.method.startswith(f + BETA) for n in numbers)]
+    for family in families:
+        look = style(dials.index(family)) if family in dials else {"color": "0.35", "marker": "o"}
         centres = []
-        for method in dict.fromkeys(n.method for n in seeds if _family(n) == family):
+        for method in dict.fromkeys(n.method for n in numbers if _family(n) == family):
             kinds, scores = (
-                [n.mean for n in seeds if (n.method, n.metric) == (method, name)]
+                [n.mean for n in numbers if (n.method, n.metric) == (method, name)]
                 for name in (KINDS, SCORE)
             )
-            front.scatter(kinds, scores, s=10, alpha=0.4, color=look["color"])
+            panel.scatter(kinds, scores, s=8, alpha=0.3, color=look["color"])
             centres.append((fmean(kinds), fmean(scores)))
-            beta = method.removeprefix(family).removeprefix(BETA)
-            front.annotate(beta, centres[-1], xytext=(5, 4), textcoords="offset points")
-        front.plot(*zip(*centres, strict=True), label=family, markersize=7, **look)
-    front.set_xlabel(f"{metric(KINDS).title}, round {LAST_ROUND}")
-    front.set_ylabel(f"{metric(SCORE).title}, round {LAST_ROUND}")
-    means = [n for n in numbers if n.setting == TESTBED]
-    for family in dict.fromkeys(_family(n) for n in means):
-        lines = [
-            [
-                p.mean
-                for p in _points([n for n in means if (_family(n), n.metric) == (family, name)])
-            ]
-            for name in (KL, SCORE)
-        ]
-        drift.plot(*lines, label=family, markersize=3, **style(families.index(family)))
-    drift.set_xscale("log")
-    drift.set_xlabel(f"{metric(KL).title}, nats an answer, rounds 1 to {LAST_ROUND}")
-    drift.set_ylabel(metric(SCORE).title)
-    add_legend(figure, [front, drift], below=4)
+            label = method.removeprefix(family).removeprefix(BETA) or method
+            panel.annotate(
+                label,
+                centres[-1],
+                xytext=(5, 4),
+                textcoords="offset points",
+                color=look["color"],
+                fontsize="small",
+            )
+        shown = family if family in dials else None
+        panel.plot(*zip(*centres, strict=True), label=shown, markersize=6, **look)
+    panel.set_xlabel(f"{metric(KINDS).title}, last round")
+    panel.set_ylabel(f"{metric(SCORE).title}, last round")
+    panel.set_ylim(bottom=-0.02)
+    panel.margins(x=0.12)  # room for the names
+    add_legend(figure, [panel], below=len(dials))
+    return figure
+
+
+def drift_figure(numbers: Sequence[Number]) -> Figure:
+    """Draw score against KL to round 0, one panel a cure and one line a seed.
+
+    Each panel has the published recipe and the stable one, too, which a cure is to be held against.
+    """
+    cures = [m for m in dict.fromkeys(n.method for n in numbers) if m not in (PUBLISHED, STABLE)]
+    columns = 4
+    rows = -(-len(cures) // columns)
+    figure = Figure(figsize=(WIDTH, 2.0 * rows + 0.7), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for panel, cure in zip(panels, cures, strict=False):
+        for place, method in ((1, PUBLISHED), (0, STABLE), (2, cure)):
+            own = method == cure
+            look = style(place) | {"alpha": 1.0 if own else 0.35, "markersize": 3 if own else 0}
+            found = [n for n in numbers if n.method == method]
+            for seed in dict.fromkeys(n.setting for n in found):
+                drift, scores = (
+                    [
+                        p.mean
+                        for p in _points(
+                            [n for n in found if (n.setting, n.metric) == (seed, name)]
+                        )
+                    ]
+                    for name in (KL, SCORE)
+                )
+                panel.plot(drift, scores, label="the cure" if own else method, **look)
+        panel.set_title(cure, fontsize="medium")
+        panel.set_xscale("log")
+    for panel in panels[len(cures) :]:
+        panel.set_axis_off()
+    for panel in panels[len(cures) - columns : len(cures)]:
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("KL to round 0, nats an answer", fontsize="small")
+    figure.supylabel(metric(SCORE).title)
+    add_legend(figure, panels[: len(cures)], below=3)
     return figure
 
 
@@ -234,6 +270,7 @@ FIGURES: dict[str, Callable[[Sequence[Number]], Figure]] = {
     "references": references_figure,
     "recipe": recipe_figure,
     "front": front_figure,
+    "drift": drift_figure,
 }
 
 
