@@ -34,6 +34,8 @@ KINDS, KL = "oracle_kinds", "kl_initial"
 CEILING = "ceiling: ground truth"
 BETA = ", beta "
 PUBLISHED, STABLE = "published", "stable"
+BELOW = ("with guard and filter by lot", "with guard and anchor .2")
+"""Names that would cover others, were they above their points."""
 LAST_ROUND = 12
 
 
@@ -205,7 +207,7 @@ def front_figure(numbers: Sequence[Number]) -> Figure:
             panel.annotate(
                 label,
                 centres[-1],
-                xytext=(5, 4),
+                xytext=(5, -11 if family in BELOW else 4),
                 textcoords="offset points",
                 color=look["color"],
                 fontsize="small",
@@ -233,7 +235,7 @@ def drift_figure(numbers: Sequence[Number]) -> Figure:
     for panel, cure in zip(panels, cures, strict=False):
         for place, method in ((1, PUBLISHED), (0, STABLE), (2, cure)):
             own = method == cure
-            look = style(place) | {"alpha": 1.0 if own else 0.35, "markersize": 3 if own else 0}
+            look = style(place) | ({"markersize": 3} if own else {"alpha": 0.35, "marker": ""})
             found = [n for n in numbers if n.method == method]
             for seed in dict.fromkeys(n.setting for n in found):
                 drift, scores = (
@@ -248,6 +250,7 @@ def drift_figure(numbers: Sequence[Number]) -> Figure:
                 panel.plot(drift, scores, label="the cure" if own else method, **look)
         panel.set_title(cure, fontsize="medium")
         panel.set_xscale("log")
+        panel.minorticks_off()
     for panel in panels[len(cures) :]:
         panel.set_axis_off()
     for panel in panels[len(cures) - columns : len(cures)]:

@@ -203,7 +203,7 @@ def test_a_second_comparison_over_the_same_store_runs_nothing_twice(
 
 
 def test_two_comparisons_at_once_share_a_store(home: Path, tmp_path: Path) -> None:
-    file = write_comparison(home, name="at-once", seeds=[7])
+    file = write_comparison(home, name="at-once", seeds=[7], methods={"macpo": "macpo"})
     command = [sys.executable, "-m", "macpo", "compare", str(file), "--store", tmp_path / "store"]
     both = [
         subprocess.Popen([*command, "--out", tmp_path / name], stderr=subprocess.DEVNULL)
