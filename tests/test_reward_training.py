@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import macpo
 from macpo.data import load_preferences
-from macpo.errors import ConfigError, DataError, StoreError
+from macpo.errors import ConfigError, DataError, ModelError, StoreError
 from macpo.models.reward import RECORD, load_reward_model
 from macpo.models.sources import resolve
 from macpo.records import SPLITS, read_split_prompts, splits_in
@@ -106,6 +106,24 @@ def test_a_training_that_was_killed_ends_in_the_same_bytes(
 
     assert taken[7] == 4  # from the checkpoint after four steps
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+
+
+def test_want_of_memory_in_a_step_names_keys_that_the_config_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(self: Any, *args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", grow)
+    config = load_reward_config(write_config(tmp_path))
+
+    with pytest.raises(ModelError, match=r"out of memory \(tried to allocate 2.00 GiB\)") as caught:
+        train_reward(config, tmp_path / "out")
+
+    message = str(caught.value)
+    assert "\n" not in message
+    assert {"batch_tokens", "max_tokens", "dtype"} <= set(type(config).model_fields)
+    assert "lower batch_tokens or max_tokens, or set dtype: bfloat16" in message
 
 
 def test_a_finished_model_is_found_and_another_is_not_overwritten(tmp_path: Path) -> None:

@@ -15,9 +15,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-from macpo.errors import SmallestBudgetError
+from macpo.errors import ModelError, SmallestBudgetError
 
 _ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+LOWER = (
+    "engine.pack_tokens (training and scoring) or engine.decode_memory_gib (answers), or set "
+    "dtype: bfloat16"
+)
+"""What takes less memory in a run."""
 
 warn = logging.getLogger("macpo").warning
 """Who hears of a smaller budget where nobody listens."""
@@ -85,3 +91,26 @@ def telling(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextlib.contextmanager
+def translate_memory_errors(what: str, lower: str = LOWER) -> Iterator[None]:
+    """Turn want of memory, where nobody gave way to it, into an error of ours.
+
+    Args:
+        what: was done, such as a stage's name.
+        lower: the options that take less.
+
+    Raises:
+        ModelError: one line with what was done, how much was asked for, and the options.
+    """
+    try:
+        yield
+    except SmallestBudgetError as error:
+        raise ModelError(f"{what}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{what}: out of memory{asked_for(error)}; lower {lower}; then run again"
+        ) from error

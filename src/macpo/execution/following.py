@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from macpo.agents import Agent, Policy, assemble_team
 from macpo.data.stages import content_digest
 from macpo.errors import RanksDifferError
-from macpo.execution.single import Bench, help_stage, translate_memory_errors
+from macpo.execution.single import Bench, help_stage
 from macpo.machine import choose_device, tune_allocator
+from macpo.memory import translate_memory_errors
 from macpo.plugins import load_plugin, named_plugins
 from macpo.ranks import Ranks
 from macpo.run_directory import RunDir

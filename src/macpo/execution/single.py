@@ -6,9 +6,8 @@ given, stands here.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING
 from macpo.agents import Agent, Policy
 from macpo.answering import Respond
 from macpo.config import EngineConfig
-from macpo.errors import DamagedError, ModelError, SmallestBudgetError, StoreError
+from macpo.errors import DamagedError, StoreError
 from macpo.generation.protocol import GeneratorFactory, make_generator
-from macpo.memory import asked_for, is_out_of_memory, telling, warn
+from macpo.memory import telling, translate_memory_errors, warn
 from macpo.progress import ProgressCallback
 from macpo.ranks import ALONE, Ranks
 from macpo.stage import Stage, StageContext
@@ -215,23 +214,3 @@ def examine(agent: Agent, answering: Respond | None, policies: PolicyPool) -> No
         if answering is not None:
             written = answering.sampling.max_new_tokens
             refuse_mute(agent.name, loaded, agent.limits.prompt_tokens + written)
-
-
-@contextlib.contextmanager
-def translate_memory_errors(stage: str) -> Iterator[None]:
-    """Turn want of memory while a stage runs into a `ModelError`.
-
-    Raises:
-        ModelError: one line with the stage, how much was asked for, and which options take less.
-    """
-    try:
-        yield
-    except SmallestBudgetError as error:
-        raise ModelError(f"{stage}: {error}") from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{stage}: out of memory{asked_for(error)}; lower engine.pack_tokens (training and "
-            "scoring) or engine.decode_memory_gib (answers), or set dtype: bfloat16; then run again"
-        ) from error

@@ -22,8 +22,8 @@ from macpo.config import AUTO
 from macpo.data.loading import load_preferences, source_digest
 from macpo.errors import DataError, StoreError
 from macpo.evaluation.statistics import Estimate, clustered_mean
-from macpo.execution.single import translate_memory_errors
 from macpo.machine import choose_device, fastest_dtype
+from macpo.memory import translate_memory_errors
 from macpo.models.loading import load_chat
 from macpo.models.reward import RECORD, RewardModel, load_classifier, load_reward_model
 from macpo.models.sources import ResolvedModel, resolve
@@ -36,6 +36,9 @@ from macpo.seeds import digest
 from macpo.store import Checkpoints, RunLock, new_directory, read_manifest, write_text_atomic
 from macpo.store.atomic import make_directory, remove_tree
 from macpo.words import in_markdown
+
+LOWER = "batch_tokens or max_tokens, or set dtype: bfloat16"
+"""What takes less memory."""
 
 SHOWN_STEPS = 20
 """How many lines a training writes, about."""
@@ -103,7 +106,7 @@ def train_reward(config: RewardConfig, folder: str | Path) -> TrainedReward:
         model, reward = _prepare(task, device)
         pairs = [_encode(reward, example, config) for example in task.train]
         checkpoints = Checkpoints(work / task.key[:16])
-        with translate_memory_errors(folder.name):
+        with translate_memory_errors(folder.name, LOWER):
             RewardTrainer(reward, pairs, config, checkpoints, _tell).train()
             _publish(task, model, reward, folder, device)
     remove_tree(work)
