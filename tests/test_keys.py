@@ -233,12 +233,14 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "seed=1": ("seed", ("data",)),
     "data.noise=0.1": ("data", ("data",)),
     "data.splits.test=7": ("data", ("data",)),
-    "data.max_bad_rows=0.5": ("data", ("data",)),
+    "data.max_bad_rows=0.5": ("nothing", ()),  # what it takes it takes whole
     "limits.prompt_tokens=127": ("limits", ("data",)),
     "limits.response_tokens=63": ("limits", ("data",)),
     "student.model.chat_template=vicuna": ("template", ("data",)),
     "student.model.system_turn=merge": ("template", ("data",)),
     "teachers.1.model.chat_template_args.enable_thinking=false": ("template", ("data",)),
+    "student.model.quantize=nf4": ("weights", running("student")),
+    "teachers.0.model.quantize=nf4": ("weights", running("weak-a")),
     "tuning.rank=4": ("tuning", ("init/weak-*/positive",)),
     "student.tuning.rank=4": ("tuning", ("init/student/positive",)),
     "teachers.1.tuning.alpha=4": ("tuning", ("init/weak-b/positive",)),
@@ -257,6 +259,9 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dpo.max_grad_norm=2": ("dpo", ("*/train",)),
     "student.dpo.beta=0.2": ("dpo", ("*/student/train",)),
     "teachers.1.dpo.beta=0.2": ("dpo", ("*/weak-b/train",)),
+    # Before round 1 the last policy and the initial one are the same.
+    "teachers.1.dpo.reference=initial": ("reference", ("round-2/weak-b/reference",)),
+    "teachers.1.dpo.reference=base": ("reference", ("*/weak-b/reference",)),
     "sampling.temperature=0.5": ("sampling", ANSWERS),
     "sampling.top_k=5": ("sampling", ANSWERS),
     "sampling.max_new_tokens=7": ("sampling", ANSWERS),
@@ -284,6 +289,25 @@ def test_option_changes_the_keys_of_what_depends_on_it_alone(
     _, readers = CONFIGS[override]
     expected = downstream(*readers) if readers else set()
     assert changed(before, planned(home, override)) == expected
+
+
+REFERENCES = {
+    "initial": ({"round-2/student/reference"}, "round-2/student/train"),
+    "base": ({"round-1/student/reference", "round-2/student/reference"}, "*/student/train"),
+}
+"""For a student's reference: the stages that score for it, and those that read other scores."""
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_reference_that_is_not_who_filters_scores_for_itself(
+    reference: str, home: Path, before: Keys
+) -> None:
+    """And changes nothing but the training that reads its scores."""
+    scoring, readers = REFERENCES[reference]
+    after = planned(home, f"student.dpo.reference={reference}")
+    assert after.keys() - before.keys() == scoring
+    others = {name: key for name, key in after.items() if name not in scoring}
+    assert changed(before, others) == downstream(readers)
 
 
 def test_dtype_is_part_of_all_that_runs_a_model(home: Path, before: Keys) -> None:

@@ -79,6 +79,16 @@ class Stage(ABC):
         """
         return ()
 
+    def accept(self, folder: Path) -> None:
+        """Look at a finished artifact of this stage's key before it is used.
+
+        For what a config may ask of it that does not decide what is in it.
+
+        Raises:
+            MacpoError: it will not do; in one line.
+        """
+        return  # whatever has the key will do
+
     @property
     def may_end_run(self) -> bool:
         """Whether `ends_run` can be true of what this stage returns."""

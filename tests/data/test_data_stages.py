@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from macpo.config import DataConfig, LimitsConfig, SplitsConfig
 from macpo.data.stages import SplitData, content_digest
+from macpo.errors import DataError
+from macpo.execution.single import look
 from macpo.records import read_examples, splits_in
+from macpo.store import Artifact
 from tests.workbench import Workbench, make_agent
 
 QUESTIONS = ("Name a prime.", "Name a fruit.", "Say hello.", "word " * 400)
@@ -38,6 +44,27 @@ def test_report_says_which_rows_were_left_out_and_why(tmp_path: Path) -> None:
         for e in read_examples(made.path, s)
     }
     assert used == set(QUESTIONS[:3])
+
+
+@pytest.mark.parametrize("limit", [0, 0.1])
+def test_what_was_taken_is_refused_once_fewer_bad_rows_are_allowed(
+    tmp_path: Path, limit: float
+) -> None:
+    stage = data_stage(tmp_path, "pairs.jsonl")
+    bench = Workbench(tmp_path / "bench")
+    made = bench.run(stage)
+
+    def found(limit: float) -> Artifact | None:
+        data = stage.data.model_copy(update={"max_bad_rows": limit})
+        return look(bench.store, replace(stage, data=data), {})[0]
+
+    for enough in (1, 0.2, 100):
+        kept = found(enough)
+        assert kept is not None
+        assert kept.digest == made.digest
+    message = rf"1 of 6 rows are bad, more than data.max_bad_rows {limit} allows; mend them"
+    with pytest.raises(DataError, match=message):
+        found(limit)
 
 
 def test_artifact_does_not_tell_where_the_data_lay(tmp_path: Path) -> None:

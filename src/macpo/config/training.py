@@ -81,9 +81,13 @@ class DPOConfig(OptimizerConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """See `Section.identity`; where a stage starts and goes back to, it says itself."""
+        """See `Section.identity`; where a stage starts and goes back to, it says itself.
+
+        So do the scores that it reads: who made them is the reference, whatever word named it.
+        """
         said = ("start", "anchor")
-        return {name: value for name, value in super().identity().items() if name not in said}
+        values = {name: value for name, value in super().identity().items() if name not in said}
+        return {**values, "reference": "previous"}  # as in the keys of stages that are finished
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot take effect together."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DETECTION_ROWS = 100
 EXCERPT_CHARACTERS = 80
+MENDING = "mend them, or raise data.max_bad_rows to skip them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,20 @@ def load_preferences(config: DataConfig) -> LoadedData:
             f"{loaded.report.format} ({_reasons(loaded.report.skipped)}); check data.format"
         )
     return loaded
+
+
+def refuse_bad_rows(config: DataConfig, bad: int, rows: int) -> None:
+    """Refuse data that was read before, if `config` allows fewer bad rows now.
+
+    Raises:
+        DataError: so many of its `rows` are `bad`.
+    """
+    limit = config.max_bad_rows
+    if _too_many(bad, limit, rows):
+        raise DataError(
+            f"{config.source}: {bad} of {rows} rows are bad, more than data.max_bad_rows {limit:g} "
+            f"allows; {MENDING}"
+        )
 
 
 def source_digest(config: DataConfig) -> str:
@@ -319,7 +334,7 @@ def _too_many_error(
 ) -> DataError:
     """Say which rows are bad, and what to do about it."""
     row, bad = next(iter(tally.first.values()))
-    remedy = "mend them, or raise data.max_bad_rows to skip them"
+    remedy = MENDING
     if not tally.examples:
         other = detect_format(r.value for r in head if r.bad is None)
         if other is not None and other != format:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from macpo.agents import Agent
 from macpo.config import DataConfig
 from macpo.data.cuts import Cuts, count_cuts
-from macpo.data.loading import LoadReport, load_preferences, source_digest
+from macpo.data.loading import LoadReport, load_preferences, refuse_bad_rows, source_digest
 from macpo.data.splits import split_examples, with_noise
 from macpo.errors import DataError
 from macpo.models.chat import PromptTooLong
@@ -82,6 +82,11 @@ class SplitData(Stage):
             write_examples(context.output, name, examples)
         _write_report(loaded.report, too_long, cuts, context.output / REPORT_FILE)
         return {"pairs": counts, "prompts_too_long": too_long}
+
+    def accept(self, folder: Path) -> None:
+        """Hold `data.max_bad_rows` against what was read under another one."""
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        refuse_bad_rows(self.data, report["bad_rows"], report["rows"])
 
     def _cuts(self, examples: Sequence[PreferenceExample], context: StageContext) -> list[Cuts]:
         """Count what each way of reading cuts off, and warn where it is much."""
@@ -182,7 +187,8 @@ def _write_report(loading: LoadReport, too_long: int, cuts: Sequence[Cuts], path
 def content_digest(config: DataConfig, *, fetch: bool) -> str:
     """Return a digest of a data set's content and of how it is read and divided.
 
-    How much of it is replayed later is said where that is done.
+    How much of it is replayed later is said where that is done. `max_bad_rows` decides whether it
+    is taken, and never what of it: see `SplitData.accept`.
 
     Args:
         config: the data section.
@@ -198,4 +204,6 @@ def content_digest(config: DataConfig, *, fetch: bool) -> str:
         if fetch:
             raise
         content = f"unresolved:{config.source}"
-    return digest([content, plain(config.model_dump(exclude={"source", "replay"}))])
+    how = config.model_dump(exclude={"source", "replay"})
+    limit = DataConfig.model_fields["max_bad_rows"].get_default()  # as in keys that are about
+    return digest([content, plain({**how, "max_bad_rows": limit})])

@@ -58,6 +58,7 @@ def look(
 
     Raises:
         StoreError: it cannot be read.
+        MacpoError: the stage does not accept it.
     """
     try:
         artifact = store.find(stage.kind, stage.key)
@@ -65,6 +66,8 @@ def look(
         return None, str(error)
     if artifact is not None and dict(artifact.inputs) != input_digests(stage, artifacts):
         return None, "it was made from inputs that have changed since"
+    if artifact is not None:
+        stage.accept(artifact.path)
     return artifact, None
 
 
