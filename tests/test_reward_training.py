@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,40 @@ def test_a_training_that_was_killed_ends_in_the_same_bytes(
     train_reward(config, tmp_path / "again")
 
     assert taken[7] == 4  # from the checkpoint after four steps
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_the_training_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """SIGINT too where a shell has told its background jobs to ignore it."""
+    path = write_config(tmp_path)
+    train_reward(load_reward_config(path), tmp_path / "whole")
+    command = ["reward", "train", path, "--out", tmp_path / "again"]
+    taken: list[int] = []
+    step = RewardTrainer._step
+
+    def asked_in_step_6(self: RewardTrainer, at: int) -> dict[str, Any]:
+        taken.append(at)
+        if len(taken) == 6:
+            os.kill(os.getpid(), number)
+        return step(self, at)
+
+    monkeypatch.setattr(RewardTrainer, "_step", asked_in_step_6)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stopped = run_cli(command)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == "macpo: stopped; run the same command to go on"
+    assert not (tmp_path / "again").exists()
+    resumed = run_cli(command)
+
+    assert resumed.code == 0, resumed.err
+    assert taken == list(range(15))  # none twice
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
 
 

@@ -65,6 +65,7 @@ class RewardTrainer:
         config: step size and so on.
         checkpoints: where to save, and where an earlier attempt may have saved.
         progress: told after every step: how many are done, of how many, and the step's numbers.
+            Where it raises KeyboardInterrupt that step is saved first.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class RewardTrainer:
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
+            KeyboardInterrupt: from `progress`.
         """
         first = self._resume()
         self.reward.model.train()
@@ -105,9 +107,13 @@ class RewardTrainer:
             row = self._step(step)
             self.log.append(row)
             done = step + 1
+            try:
+                self.progress(done, self.steps, row)
+            except KeyboardInterrupt:
+                self.checkpoints.save(done, self._save)  # between two steps: lose nothing
+                raise
             if done % self.config.checkpoint_steps == 0 and done < self.steps:
                 self.checkpoints.save(done, self._save)
-            self.progress(done, self.steps, row)
         self.reward.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         return self.log

@@ -22,6 +22,7 @@ from macpo.config import AUTO
 from macpo.data.loading import load_preferences, source_digest
 from macpo.errors import DataError, StoreError
 from macpo.evaluation.statistics import Estimate, clustered_mean
+from macpo.execution.stopping import stop_on_signal
 from macpo.machine import choose_device, fastest_dtype
 from macpo.memory import translate_memory_errors
 from macpo.models.loading import load_chat
@@ -78,6 +79,8 @@ class _Task:
 def train_reward(config: RewardConfig, folder: str | Path) -> TrainedReward:
     """Train a reward model into a folder; run again after a kill, it goes on from a checkpoint.
 
+    The first SIGINT or SIGTERM saves one and ends the training, a second one ends it at once.
+
     Args:
         config: of the training.
         folder: of the model, made when it is done. One that this very training made is kept.
@@ -85,12 +88,19 @@ def train_reward(config: RewardConfig, folder: str | Path) -> TrainedReward:
     Raises:
         StoreError: the folder holds something else, or another process is training into it.
         MacpoError: something else is wrong; see macpo.errors.
+        KeyboardInterrupt: asked to stop; the same call goes on where it stopped.
     """
     folder = Path(folder)
     device = choose_device(config.device)
     work = folder.with_name(f".{folder.name}.training")
     make_directory(work)
-    with RunLock(work / "lock"):
+    with RunLock(work / "lock"), stop_on_signal(_log.info) as stop:
+
+        def tell(done: int, total: int, row: Mapping[str, float]) -> None:
+            _tell(done, total, row)
+            if stop.is_set():
+                raise KeyboardInterrupt
+
         if config.dtype == "auto":
             config = config.model_copy(update={"dtype": _dtype_once(work, device)})
         task = _read(config)
@@ -107,7 +117,7 @@ def train_reward(config: RewardConfig, folder: str | Path) -> TrainedReward:
         pairs = [_encode(reward, example, config) for example in task.train]
         checkpoints = Checkpoints(work / task.key[:16])
         with translate_memory_errors(folder.name, LOWER):
-            RewardTrainer(reward, pairs, config, checkpoints, _tell).train()
+            RewardTrainer(reward, pairs, config, checkpoints, tell).train()
             _publish(task, model, reward, folder, device)
     remove_tree(work)
     return _found(folder, task)
