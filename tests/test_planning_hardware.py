@@ -14,7 +14,7 @@ from macpo.planning import PlanReport, plan
 from macpo.planning.cards import CARDS, Card, Hardware, read_hardware
 from macpo.planning.costs import GIB, ModelShape
 from macpo.planning.memory import Model
-from macpo.planning.placement import SERVED, Placement, place
+from macpo.planning.placement import SERVED, Member, Placement, place, place_run
 from macpo.planning.times import Asked, loading_seconds, stage_seconds
 from macpo.ranks.launch import check_processes
 from macpo.report.plan import render_plan
@@ -26,6 +26,7 @@ CARD = Card("test-80GB", 80, 1000, 2000, 100, "made up")
 LLAMA_70B = ModelShape(80, 8192, 28672, 64, 2048, 32000, 68 * 10**9, 855 * 10**6, 16 * 10**6)
 LLAMA_7B = ModelShape(32, 4096, 11008, 32, 8192, 32000, 6.5 * 10**9, 202 * 10**6, 4 * 10**6)
 BIG = Model(69 * 10**9, "bfloat16", "lora", LLAMA_70B)
+IN_NF4 = Model(69 * 10**9, "bfloat16", "lora", LLAMA_70B, stored=36 * 10**9, made=True)
 SMALL = Model(67 * 10**8, "bfloat16", "lora", LLAMA_7B)
 
 
@@ -143,6 +144,103 @@ def test_keys_that_a_plan_names_for_the_papers_example_are_a_config_that_a_run_t
         load_config(PAPER, ["engine.processes=8", "engine.sharding=fsdp"])
 
 
+def keys_with(report: PlanReport) -> list[str]:
+    """Return the keys by which bases in 4 bits are proposed, as `--set` takes them."""
+    return [line.replace(": ", "=", 1) for line in report.layout.in_four_bits]
+
+
+@pytest.fixture
+def _nf4_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macpo.preflight.refuse_unmade", lambda name: None)
+
+
+@pytest.mark.usefixtures("_nf4_can_be_made")
+def test_a_70b_on_one_card_is_proposed_in_four_bits_with_keys_that_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = plan(load_config(PAPER), hardware="1xH100-80GB")
+    keys = keys_with(nothing)
+    assert keys == ["student.model.quantize=nf4", "engine.checkpoint_activations=true"]
+    assert (
+        "in 4 bits (QLoRA) all of it fits 1xH100-80GB; set student.model.quantize: nf4, engine."
+        in show(nothing)
+    )
+
+    loaded: list[float] = []
+    monkeypatch.setattr(
+        "macpo.planning.stages.loading_seconds", lambda uses: loaded.extend(u[2] for u in uses) or 0
+    )
+    found = plan(load_config(PAPER, keys), hardware="1xH100-80GB")
+
+    assert max(loaded) == pytest.approx(69e9 * 2 / GIB, rel=0.01)  # files of ordinary weights
+    places = [agent.placement for agent in found.agents if agent.placement is not None]
+    assert all(p.training.fits and p.answering.fits for p in places)
+    assert found.layout.missing == ()
+    assert found.layout.in_four_bits == ()
+    assert "4 bits" not in show(found)
+
+
+@pytest.mark.usefixtures("_nf4_can_be_made")
+def test_an_8b_on_a_small_card_is_proposed_in_four_bits_where_texts_are_long(
+    tmp_path: Path,
+) -> None:
+    path = write_config(
+        tmp_path,
+        student={"model": {"source": "meta-llama/Llama-3.1-8B"}},
+        limits={"prompt_tokens": 4096, "response_tokens": 4096},
+        tuning={"rank": 64, "targets": "all-linear"},
+        dtype="bfloat16",
+    )
+    nothing = plan(load_config(path), hardware="1xRTX4090-24GB")
+    assert nothing.agents[0].placement is not None
+    assert nothing.agents[0].placement.training.fits is False
+    keys = keys_with(nothing)
+    assert "student.model.quantize=nf4" in keys
+    assert not any(key.startswith("teachers") for key in keys)  # the largest alone will do
+
+    found = plan(load_config(path, keys), hardware="1xRTX4090-24GB").agents[0].placement
+
+    assert found is not None
+    assert found.training.fits
+    assert found.answering.fits
+
+
+def test_four_bits_are_proposed_beside_divided_bases(paper: PlanReport) -> None:
+    assert keys_with(paper)[:2] == ["student.model.quantize=nf4", "engine.processes=8"]
+    assert "in 4 bits (QLoRA) no base need be divided; set student.model.quantize: nf4, " in show(
+        paper
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "proposed"),
+    [
+        ([], True),
+        (["tuning={kind: full}"], False),
+        (["generation={backend: vllm, python: p}"], False),
+        (
+            ["engine.sharding=fsdp", "engine.processes=2", "generation={backend: vllm, python: p}"],
+            False,
+        ),
+    ],
+    ids=["LoRA", "full", "vLLM", "divided"],
+)
+def test_four_bits_are_proposed_only_where_a_run_would_take_them(
+    changes: list[str], proposed: bool
+) -> None:
+    student = Member("student", BIG, 1536, "", in_nf4=IN_NF4)
+    layout, placed = place_run(load_config(PAPER, changes), Hardware(1, CARD), [student])
+    assert placed["student"].training.fits is False
+    assert bool(layout.in_four_bits) is proposed
+
+
+def test_what_is_quantised_while_it_loads_is_read_whole_from_disk() -> None:
+    assert IN_NF4.read_gib == BIG.read_gib == BIG.gib == pytest.approx(138e9 / GIB)
+    assert IN_NF4.gib == pytest.approx(36e9 / GIB)
+    stored_so = Model(69 * 10**9, "bfloat16", "lora", LLAMA_70B, stored=36 * 10**9)
+    assert stored_so.read_gib == stored_so.gib
+
+
 @pytest.mark.parametrize(
     ("changes", "why", "change"),
     [
@@ -216,6 +314,20 @@ def test_time_of_answers_is_that_of_reading_weights_and_cache_for_every_step() -
     assert seconds(work) == pytest.approx(80 * read / (2000e9 * 0.6))
     assert seconds(work, count=2) < seconds(work)
     assert seconds(work, backend="local") > seconds(work)
+
+
+def test_quantised_weights_are_turned_back_for_every_pass_and_step() -> None:
+    # 276 GB out of and into memory at 1.2 TB/s: twice a pack of 2,048 that trains, once one read
+    once = 2 * 138e9 / (2000e9 * 0.6)
+    products = 4 * 68e9 * 1e6 / 500e12
+    trained = seconds(Work(trained=1e6), IN_NF4, backend="local")
+    assert trained == pytest.approx(products + 2 * 1e6 / 2048 * once)
+    read = seconds(Work(read=1e6), IN_NF4, backend="local")
+    assert read == pytest.approx(products / 2 + 1e6 / 2048 * once)
+    # a step reads 36 GB and the cache, too; by vLLM it does not turn back
+    step = 36e9 + 140 * 80 * 2048 * 2
+    written = seconds(Work(written=80, answers=1), IN_NF4, backend="local")
+    assert written == pytest.approx(80 * (step / (2000e9 * 0.6) + once))
 
 
 def test_bases_are_loaded_when_another_one_was_used_or_in_another_way() -> None:

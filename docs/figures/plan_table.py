@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from macpo.agents import Agent
@@ -24,9 +25,10 @@ from macpo.config import (
     TuningConfig,
     load_config,
 )
-from macpo.models.loading import parameter_count
+from macpo.models.loading import parameter_count, weight_bytes
+from macpo.models.quantising import NF4
 from macpo.models.sources import ResolvedModel
-from macpo.planning import Place, PlanReport, plan
+from macpo.planning import PlanReport, plan
 from macpo.planning.cards import read_hardware
 from macpo.planning.costs import model_shape
 from macpo.planning.memory import Model
@@ -52,9 +54,9 @@ PAPER, PAPER_HARDWARE = "example:paper-hh-helpful", "8xH100-80GB"
 
 
 @functools.cache
-def paper_config() -> RunConfig:
-    """Return the config of the paper's setting."""
-    return load_config(PAPER)
+def paper_config(*changes: str) -> RunConfig:
+    """Return the config of the paper's setting, or one that differs in some keys."""
+    return load_config(PAPER, list(changes))
 
 
 @functools.cache
@@ -68,17 +70,27 @@ def described(name: str, rank: str) -> Model:
     return Model(counted.count, "bfloat16", "lora", model_shape(agent))
 
 
+@functools.cache
+def in_four_bits(name: str, rank: str) -> Model:
+    """Return the same with `quantize: nf4`."""
+    base = ResolvedModel(name, name, None, None, local=False, hub_name=name, quantize=NF4)
+    stored = weight_bytes(base, "bfloat16")
+    return replace(described(name, rank), stored=stored, made=True)
+
+
 def cell(name: str, rank: str, length: int, hardware: str) -> str:
     """Return what the table says of one model on one machine."""
-    model, longest = described(name, rank), length // 2 * 3  # a prompt and two answers
-
-    def trains(checkpoint_activations: bool) -> Place:
-        engine = EngineConfig(checkpoint_activations=checkpoint_activations)
-        return place(model, read_hardware(hardware), engine, longest, paper_config()).training
-
-    for place_, mark in ((trains(False), ""), (trains(True), ", c")):
-        if place_.fits:
-            return ("yes" if place_.shards == 1 else "divided") + mark
+    longest = length // 2 * 3  # a prompt and two answers
+    in_nf4 = paper_config(f"student.model.quantize={NF4}")
+    for model, config, whole in (
+        (described(name, rank), paper_config(), "yes"),
+        (in_four_bits(name, rank), in_nf4, "4-bit"),
+    ):
+        for again in (False, True):
+            engine = EngineConfig(checkpoint_activations=again)
+            found = place(model, read_hardware(hardware), engine, longest, config).training
+            if found.fits:
+                return (whole if found.shards == 1 else "divided") + (", c" if again else "")
     return "no"
 
 

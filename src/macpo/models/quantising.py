@@ -15,6 +15,9 @@ from typing import Any
 from macpo.errors import ModelError
 from macpo.models.cache import reason
 
+NF4 = "nf4"
+"""What `quantize` calls it."""
+
 RECIPE = 1
 """Part of every digest; raise it when the same word comes to stand for other weights."""
 

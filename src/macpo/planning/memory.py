@@ -62,7 +62,8 @@ class Parts:
 class Model:
     """What is known of an agent's model: weights, dtype, whether all of them train, and shape.
 
-    `stored` are the bytes of quantised weights; None for `parameters` in `dtype`.
+    `stored` are the bytes of quantised weights; None for `parameters` in `dtype`. `made` says that
+    these are quantised while the base loads (`quantize: nf4`), from files of ordinary weights.
     """
 
     parameters: int
@@ -70,11 +71,27 @@ class Model:
     tuning: str
     shape: ModelShape | None
     stored: int | None = None
+    made: bool = False
 
     @property
     def gib(self) -> float:
         """The weights in GiB."""
         return (self.stored or self.parameters * BYTES[self.dtype]) / GIB
+
+    @property
+    def plain_gib(self) -> float:
+        """The weights in GiB, were they not quantised."""
+        return self.parameters * BYTES[self.dtype] / GIB
+
+    @property
+    def read_gib(self) -> float:
+        """What loading reads, in GiB."""
+        return self.plain_gib if self.made else self.gib
+
+    @property
+    def turning_gib(self) -> float:
+        """What goes through memory when all quantised weights are turned back once: out and in."""
+        return 0.0 if self.stored is None else 2 * self.plain_gib
 
     @property
     def turned_back_gib(self) -> float:

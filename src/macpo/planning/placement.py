@@ -10,13 +10,14 @@ and what a run would refuse is no layout.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from macpo.backends import LOCAL, VLLM, find_backend
 from macpo.config import EngineConfig, RunConfig
 from macpo.config.serving import VllmConfig
+from macpo.models.quantising import NF4
 from macpo.planning.cards import Hardware
 from macpo.planning.memory import Model, Parts, answering, serving, training
 
@@ -74,14 +75,19 @@ class Member:
         model: its model.
         longest: tokens of its longest prompt group.
         base: equal for agents that share a base in memory.
-        quantised: its weights stay quantised.
+        in_nf4: its model with `quantize: nf4`; None where it cannot be had so.
     """
 
     name: str
     model: Model
     longest: int
     base: str
-    quantised: bool = False
+    in_nf4: Model | None = None
+
+    def quantised(self) -> Member:
+        """Return this agent with its base in 4 bits, which it shares only with others of these."""
+        assert self.in_nf4 is not None
+        return replace(self, model=self.in_nf4, base=f"{self.base} {NF4}", in_nf4=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +99,15 @@ class RunLayout:
         missing: those that the config does not have so, as `engine.processes: 8`.
         recomputes: with `engine.checkpoint_activations`.
         refused: why the run cannot divide its bases, where it would have to; else empty.
+        in_four_bits: keys with which it would fit undivided, bases in 4 bits; empty where it does
+            without, or cannot.
     """
 
     keys: Mapping[str, Mapping[str, Any]]
     missing: tuple[str, ...]
     recomputes: bool = False
     refused: str = ""
+    in_four_bits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,11 @@ class _Run:
         sizes = {other.base: other.model.gib / shards for other in self.members}
         own = sizes[member.base]
         return min(sum(sizes.values()), max(own, KEPT_BASES * self.hardware.card.memory_gib))
+
+    def fits(self) -> bool:
+        """Tell whether there is room for all that is known of."""
+        places = (place for m in self.members for place in (self.train(m), self.answer(m)))
+        return all(place.fits is not False for place in places)
 
     def train(self, member: Member) -> Place:
         """Place training and scoring."""
@@ -221,19 +235,18 @@ def place_run(
         The layout, and where each member's work goes under it.
     """
     shown: _Run | None = None
-    for run in _candidates(config, hardware, members, pushes):
-        if _refusal(run)[0]:
-            continue
+    for run in _layouts(config, hardware, members, pushes):
         if run.engine.checkpoint_activations == config.engine.checkpoint_activations:
             shown = run  # what is missing is told from what the config says
-        places = [place for m in members for place in (run.train(m), run.answer(m))]
-        if all(place.fits is not False for place in places):
-            return _layout(run), {m.name: Placement(run.train(m), run.answer(m)) for m in members}
+        if run.fits():
+            found = {m.name: Placement(run.train(m), run.answer(m)) for m in members}
+            keys = _in_four_bits(config, hardware, members, pushes) if run.shards > 1 else ()
+            return replace(_layout(run), in_four_bits=keys), found
     if shown is None:  # only a config that was asked to divide, for a reason that weights give
         shown = next(_candidates(config, hardware, members, pushes))
-    divided = config.engine.model_copy(update={"sharding": "fsdp"})
+    dividing = config.engine.model_copy(update={"sharding": "fsdp"})
     backend = VLLM.name if config.generation.backend == LOCAL.name else config.generation.backend
-    refused, instead = _refusal(_Run(config, hardware, members, divided, backend, 1, pushes))
+    refused, instead = _refusal(_Run(config, hardware, members, dividing, backend, 1, pushes))
     found = {}
     for member in members:
         trained, answered = shown.train(member), shown.answer(member)
@@ -242,7 +255,42 @@ def place_run(
         if answered.fits is False and instead:
             answered = _with_remedy(answered, instead)
         found[member.name] = Placement(trained, answered)
-    return _layout(shown, refused), found
+    keys = _in_four_bits(config, hardware, members, pushes)
+    return replace(_layout(shown), refused=refused, in_four_bits=keys), found
+
+
+def _in_four_bits(
+    config: RunConfig, hardware: Hardware, members: Sequence[Member], pushes: bool
+) -> tuple[str, ...]:
+    """Return the keys with which a run fits undivided, with bases in 4 bits; none if it cannot.
+
+    As few bases as will do, the largest first.
+    """
+    able = [member for member in members if member.in_nf4 is not None]
+    able.sort(key=lambda member: member.model.gib, reverse=True)
+    for count in range(1, len(able) + 1):
+        names = {member.name for member in able[:count]}
+        changed = [m.quantised() if m.name in names else m for m in members]
+        asked, keys = _quantising(config, names)
+        for run in _layouts(asked, hardware, changed, pushes):
+            if run.fits():
+                return (*keys, *_layout(run).missing)
+    return ()
+
+
+def _quantising(config: RunConfig, names: Collection[str]) -> tuple[RunConfig, list[str]]:
+    """Return a config that quantises some agents' bases, and the keys that ask for it."""
+    keys, changed = [], []
+    agents = [("student", "student", config.student)]
+    agents += [(t.name, f"teachers.{i}", t) for i, t in enumerate(config.teachers)]
+    for name, where, agent in agents:
+        if name in names:
+            keys.append(f"{where}.model.quantize: {NF4}")
+            model = agent.model.model_copy(update={"quantize": NF4})
+            agent = agent.model_copy(update={"model": model})
+        changed.append(agent)
+    student, *teachers = changed
+    return config.model_copy(update={"student": student, "teachers": tuple(teachers)}), keys
 
 
 def place(
@@ -264,6 +312,15 @@ def place(
 
 def _with_remedy(found: Place, remedy: str) -> Place:
     return replace(found, remedy=remedy)
+
+
+def _layouts(
+    config: RunConfig, hardware: Hardware, members: Sequence[Member], pushes: bool
+) -> Iterator[_Run]:
+    """Yield the layouts that a run would not refuse."""
+    for run in _candidates(config, hardware, members, pushes):
+        if not _refusal(run)[0]:
+            yield run
 
 
 def _candidates(
@@ -338,14 +395,14 @@ def _refusal(run: _Run) -> tuple[str, str]:
     if run.pushes and not find_backend(run.backend).pushes:
         why = f"{run.backend} cannot push answers away from another policy's"
         return why, "another method or way to make negatives"
-    quantised = ", ".join(member.name for member in run.members if member.quantised)
+    quantised = ", ".join(m.name for m in run.members if m.model.stored is not None)
     if divides and quantised:
         why = f"quantised weights cannot be divided, and those of {quantised} are"
         return why, "the model that was quantised"
     return "", ""
 
 
-def _layout(run: _Run, refused: str = "") -> RunLayout:
+def _layout(run: _Run) -> RunLayout:
     """Name the keys of a layout."""
     engine: dict[str, Any] = {}
     generation: dict[str, Any] = {"backend": run.backend}
@@ -366,7 +423,7 @@ def _layout(run: _Run, refused: str = "") -> RunLayout:
         for key, value in values.items()
         if getattr(getattr(run.config, section), key, None) != value
     )
-    return RunLayout(keys, missing, run.engine.checkpoint_activations, refused)
+    return RunLayout(keys, missing, run.engine.checkpoint_activations)
 
 
 def written(value: Any) -> str:

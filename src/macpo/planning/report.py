@@ -21,6 +21,7 @@ from macpo.machine import choose_device, copied_gbps, measured_gflops, memory_gi
 from macpo.methods.build import build_plan
 from macpo.models.chat import Chat
 from macpo.models.loading import ParameterCount, parameter_count, weight_bytes
+from macpo.models.quantising import NF4
 from macpo.planning.cards import CPU, Card, Hardware, read_hardware
 from macpo.planning.costs import model_shape, state_layers
 from macpo.planning.measured import (
@@ -336,7 +337,16 @@ def _model(agent: Agent, counted: ParameterCount | None) -> Model | None:
     if counted is None:
         return None
     stored = weight_bytes(agent.base, agent.dtype) if quantised(agent) else None
-    return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent), stored)
+    made = agent.base.quantize is not None
+    return Model(counted.count, agent.dtype, agent.tuning.kind, model_shape(agent), stored, made)
+
+
+def _in_nf4(agent: Agent, model: Model) -> Model | None:
+    """Return what `quantize: nf4` would make of a model; None where it cannot."""
+    if model.tuning == "full" or model.stored is not None:
+        return None
+    stored = weight_bytes(replace(agent.base, quantize=NF4), agent.dtype)
+    return replace(model, stored=stored, made=True)
 
 
 def _pushes(layout: Plan) -> bool:
@@ -352,7 +362,7 @@ def _members(team: Team, models: Mapping[str, Model | None]) -> list[Member]:
         if model is not None:
             longest = limits.prompt_tokens + 2 * limits.response_tokens
             base = repr((agent.base.location, agent.base.quantize, agent.dtype, agent.tuning))
-            found.append(Member(agent.name, model, longest, base, quantised(agent)))
+            found.append(Member(agent.name, model, longest, base, _in_nf4(agent, model)))
     return found
 
 

@@ -135,7 +135,7 @@ class Clock:
             model, placement = self._of(stage)
             assert stage.work is not None
             busy = placement.answering if stage.work.written else placement.training
-            uses.append((stage.agent, busy.way, model.gib))
+            uses.append((stage.agent, busy.way, model.read_gib))
         return loading_seconds(uses)
 
     def _of(self, stage: StagePlan) -> tuple[Model, Placement]:

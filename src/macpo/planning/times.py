@@ -78,6 +78,9 @@ def stage_seconds(
     seconds = flops(read, met, model.tuning, head, recomputes=recomputes) / (used * speed * share)
     if busy.way == SHARDED:
         seconds = max(seconds, _gathering(read, model, hardware, pack_tokens))
+    elif busy.way != SERVED:
+        turned = read.read + (3 if recomputes else 2) * read.trained
+        seconds += turned / used / pack_tokens * _turning(model, hardware)
     if work.written:
         seconds += _decoding(asked, model, busy, hardware, share)
     return seconds
@@ -88,6 +91,11 @@ def _gathering(work: Work, model: Model, hardware: Hardware, pack_tokens: int) -
     passes = (3 * work.trained + work.read) / hardware.count / pack_tokens
     share = (hardware.count - 1) / hardware.count
     return passes * model.gib * GIB * share / (hardware.card.link_gbps * GIGA * LINK_SHARE)
+
+
+def _turning(model: Model, hardware: Hardware) -> float:
+    """Return the seconds in which all quantised weights are turned back once."""
+    return model.turning_gib * GIB / (hardware.card.memory_gbps * GIGA * MEMORY_SHARE)
 
 
 def _decoding(
@@ -117,6 +125,8 @@ def _decoding(
     memory = (model.gib * GIB + rows * cached) / (
         place.shards * card.memory_gbps * GIGA * MEMORY_SHARE
     )
+    if place.way == HERE:  # vLLM multiplies with quantised weights as they are
+        memory += _turning(model, hardware)
     products = 2 * met * rows / (place.shards * card.tflops * TERA * utilisation)
     return work.written / (rows * place.replicas) * max(memory, products, floor)
 
@@ -125,8 +135,9 @@ def loading_seconds(stages: Iterable[tuple[str, str, float]]) -> float:
     """Estimate the seconds of loading bases, one after the other.
 
     Args:
-        stages: in their order: the agent, the way in which its base is used, and its weights in
-            GiB. A base is loaded whenever the stage before used another one, or in another way.
+        stages: in their order: the agent, the way in which its base is used, and the GiB that
+            are read for it. A base is loaded whenever the stage before used another one, or in
+            another way.
     """
     seconds, before = 0.0, ("", "")
     for agent, way, gib in stages:

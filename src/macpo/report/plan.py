@@ -215,6 +215,9 @@ def _said_layout(report: PlanReport) -> list[str]:
     lines = [f"layout of the whole run: {', '.join(sections)}"]
     if layout.missing:
         lines.append(f"the config differs; set {', '.join(layout.missing)}")
+    if layout.in_four_bits:
+        keys = ", ".join(layout.in_four_bits)
+        lines.append(f"in 4 bits (QLoRA) no base need be divided; set {keys}")
     return lines
 
 
@@ -231,6 +234,9 @@ def _remedies(report: PlanReport) -> list[str]:
                 if report.layout.refused:
                     what += f", and to divide the base is refused ({report.layout.refused})"
                 lines.append(f"{what}; what would do: {place.remedy}")
+    if lines and report.layout.in_four_bits:
+        keys = ", ".join(report.layout.in_four_bits)
+        lines.append(f"in 4 bits (QLoRA) all of it fits {report.hardware.name}; set {keys}")
     return lines
 
 
