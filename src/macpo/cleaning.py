@@ -71,14 +71,33 @@ def sweep_run(run: RunDir) -> None:
         raise StoreError(
             f"{run.path} is the directory of a comparison; give the run its own with --out"
         )
+    sweep_notes(run.path)
     for path in (run.progress_file, *(path for path, _ in _half_done(run.final))):
         remove_tree(path)
+
+
+def sweep_notes(folder: Path) -> None:
+    """Remove what killed processes have left half written of files in a folder.
+
+    The caller holds the folder's lock. Whoever writes a report there meanwhile without it has to
+    write it again.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    for path in half_written(folder):
+        remove_tree(path)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """List what `write_text_atomic` may have left in a folder."""
+    return sorted(folder.glob(".*.partial"))
 
 
 def _leftovers(run: RunDir) -> Iterator[tuple[Path, str]]:
     """Yield what can go, with the reason; the run's lock is held."""
     yield run.progress_file, "nobody is at work"
-    for path in sorted(run.path.glob(".*.partial")):
+    for path in half_written(run.path):
         yield path, "half written"
     yield from _half_done(run.final)
     for path in sorted((run.store / DAMAGED).glob("*")):

@@ -200,11 +200,11 @@ def cut_runs(run: Path, generator: random.Random) -> Iterator[tuple[str, Callabl
 def recorded_run() -> Recorded:
     """Return a run that is recorded once in a process."""
     # Kept alive by being in the list, removed when the interpreter ends.
-    _HOMES.append(tempfile.TemporaryDirectory(prefix="macpo-power-"))
-    return Recorded(Path(_HOMES[-1].name))
+    HOMES.append(tempfile.TemporaryDirectory(prefix="macpo-power-"))
+    return Recorded(Path(HOMES[-1].name))
 
 
-_HOMES: list[tempfile.TemporaryDirectory[str]] = []
+HOMES: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def named(what: str, moment: Moment) -> str:

@@ -25,7 +25,7 @@ from macpo.models.merging import read_adapter
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 from macpo.store import Checkpoints, Store, read_journal
-from tests.faults import parsers, tokens
+from tests.faults import compared, parsers, tokens
 from tests.faults.odd import ODD, damaged, odd
 from tests.faults.outcomes import Fault, Kind, Silent, outcome
 from tests.faults.power import cut_runs, cuts
@@ -225,6 +225,7 @@ KINDS: Mapping[str, tuple[Kind, int]] = {
     "configs of models and adapters": (models, 10),
     "power cuts, in the store and the cache": (cuts, 10),
     "power cuts, in a whole run": (cut_runs, 1),
+    "power cuts, in a comparison": (compared.cuts, 5),
     "YAML in pieces": (parsers.yaml_texts, 20),
     "--set": (parsers.overrides, 10),
     "data as CSV, JSON, parquet, packed": (parsers.tables, 15),

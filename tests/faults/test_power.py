@@ -14,6 +14,7 @@ from macpo.agents import Policy
 from macpo.config import TuningConfig
 from macpo.generation.served.adapters import hand_over_adapter
 from macpo.store import atomic, checkpoints
+from tests.faults import compared
 from tests.faults.disk import EXTREMES, Draw, Extreme, Moment, recording, write_out
 from tests.faults.outcomes import outcome
 from tests.faults.power import Scenario, WentWrong, cuts
@@ -33,6 +34,11 @@ def test_after_a_power_cut_at_some_moments_of_every_scenario_the_end_is_the_same
         asked.add(name.partition(",")[0])
         assert outcome(ask) == ("answer", ""), name
     assert asked == set(CASES)
+
+
+def test_after_a_power_cut_in_a_comparison_the_same_one_and_an_earlier_one_end_the_same() -> None:
+    for name, ask in islice(compared.cuts(Path(), random.Random(7)), 60):
+        assert outcome(ask) == ("answer", ""), name
 
 
 def found(moment: Moment, root: Path) -> list[dict[str, bytes | None]]:

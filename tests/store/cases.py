@@ -136,6 +136,7 @@ def check_model(root: Path) -> None:
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], int]] = {
     # scenario: what is there before, what must hold after any kill, the fewest calls it makes
     "train": (prepare_train, check_train, 60),
+    "train_by_lease": (prepare_train, check_train, 75),
     "save_over_damaged": (prepare_damaged_checkpoint, check_damaged_checkpoint, 12),
     "replace_text": (prepare_text, check_text, 4),
     "append_events": (prepare_journal, check_journal, 9),

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from macpo.models.cache import build_once
-from macpo.store import Checkpoints, Journal, Store, write_text_atomic
+from macpo.store import Checkpoints, Journal, LeaseClaims, Store, write_text_atomic
+from macpo.store.lease import Lease
 
 KEY = "ab" * 32
 OTHER_KEY = "cd" * 32
 STEPS = 3
+LEASE_SECONDS = 3600.0  # no heartbeat of the thread falls into a scenario
 FUNCTIONS = (
     "fsync",
     "ftruncate",
@@ -65,8 +67,30 @@ def train(root: Path, mark: Mark) -> None:
     """Run a whole stage: find, resume, train with a checkpoint after every step, commit."""
     store = Store(root / "store")
     store.sweep()
-    if store.find("sft", KEY) is not None:
-        return
+    if store.find("sft", KEY) is None:
+        train_in(store, mark)
+
+
+def train_by_lease(root: Path, mark: Mark) -> None:
+    """Run it under a lease, as one of several who may: what a dead holder left ends in its time."""
+    now = 0.0
+
+    def wait() -> None:
+        nonlocal now
+        now += LEASE_SECONDS / 4
+        assert now < 2 * LEASE_SECONDS, "the lease does not end"
+
+    store = Store(root / "store", LeaseClaims(LEASE_SECONDS, lambda: now))
+    store.sweep()
+    with store.claim("sft", KEY, wait) as claim:
+        assert isinstance(claim, Lease)
+        if store.find("sft", KEY) is None:
+            train_in(store, mark, beat=lambda: claim._write(claim.path) and None)
+    store.sweep()
+
+
+def train_in(store: Store, mark: Mark, beat: Callable[[], None] = lambda: None) -> None:
+    """Train and commit; `beat` is what happens by itself meanwhile."""
     workspace = store.workspace("sft", KEY)
     found = workspace.checkpoints.latest()
     step = 0 if found is None else found[0]
@@ -76,6 +100,7 @@ def train(root: Path, mark: Mark) -> None:
         state = hashlib.sha256(state).digest() * 8
         workspace.checkpoints.save(step, state_writer(state))
         mark(f"saved {step}")
+        beat()
     write_file(workspace.output / "adapter" / "weights.bin", state)
     write_file(workspace.output / "notes.txt", b"trained")
     workspace.commit({"data": OTHER_KEY}, {"steps": STEPS})
@@ -125,6 +150,7 @@ def build_model(root: Path, mark: Mark) -> None:
 
 SCENARIOS: dict[str, Callable[[Path, Mark], None]] = {
     "train": train,
+    "train_by_lease": train_by_lease,
     "save_over_damaged": save_over_damaged,
     "replace_text": replace_text,
     "append_events": append_events,

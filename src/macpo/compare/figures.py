@@ -30,13 +30,15 @@ from macpo.compare.drawing import (
 from macpo.compare.folder import FIGURES
 from macpo.compare.results import SummaryRow
 from macpo.metrics import metric
+from macpo.report.text import plain_line
 from macpo.store import translate_write_errors
-from macpo.store.atomic import make_directory, remove_tree
+from macpo.store.atomic import TRASH, make_directory, remove_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
+LONGEST_STEM = 100
 
 
 def draw_figures(comparison: Comparison, policy: str = STUDENT) -> list[Path]:
@@ -53,11 +55,14 @@ def draw_figures(comparison: Comparison, policy: str = STUDENT) -> list[Path]:
         StoreError: they cannot be written.
     """
     folder = comparison.folder / FIGURES
-    remove_tree(folder)
+    for earlier in (folder, folder.with_name(TRASH + folder.name)):
+        remove_tree(earlier)
     make_directory(folder)
     written = []
     for name in comparison.results.metrics(policy):
-        stem = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:LONGEST_STEM]
+        while folder / f"{stem}.png" in written:
+            stem += "-"
         drawn = {stem: _over_rounds(comparison, policy, name)}
         if len(comparison.design.settings) > 1:
             drawn[f"{stem}-settings"] = _over_settings(comparison, policy, name)
@@ -98,7 +103,7 @@ def _over_rounds(comparison: Comparison, policy: str, name: str) -> Figure:
         panel.set_visible(False)
     fit_axis(panels, metric(name))
     figure.supxlabel("round (0: after initialisation)")
-    figure.supylabel(f"{metric(name).title}, {policy}")
+    figure.supylabel(_title(name, policy))
     add_legend(figure, panels)
     return figure
 
@@ -117,9 +122,14 @@ def _over_settings(comparison: Comparison, policy: str, name: str) -> Figure:
     turned = sum(map(len, settings)) > 40
     panel.set_xticks(range(len(settings)), settings, rotation=30 if turned else 0)
     panel.set_xlabel("setting")
-    panel.set_ylabel(f"{metric(name).title}, {policy}")
+    panel.set_ylabel(_title(name, policy))
     add_legend(figure, [panel])
     return figure
+
+
+def _title(name: str, policy: str) -> str:
+    """Name a metric of a policy; matplotlib would read what stands between dollars as a formula."""
+    return plain_line(f"{metric(name).title}, {policy}").replace("$", r"\$")
 
 
 def _points(rows: Iterable[SummaryRow | None]) -> list[Point]:

@@ -26,7 +26,7 @@ from macpo.errors import StoreError
 from macpo.machine import choose_device
 from macpo.run_directory import MetricRow, RunDir
 from macpo.store import translate_write_errors, write_text_atomic
-from macpo.store.atomic import make_directory
+from macpo.store.atomic import fsync_directory, make_directory
 
 if TYPE_CHECKING:
     from macpo.execution.protocol import Observer
@@ -128,6 +128,11 @@ def _finished(plan_digest: str) -> dict[str, str]:
 
 
 def unmark_finished(folder: Path) -> None:
-    """Take that back, before the cell is run by another plan."""
+    """Take that back, before the cell is run by another plan.
+
+    Durable before anything else is done there: were the mark there again after a power cut, what
+    the other plan measured would stand for this one's.
+    """
     with translate_write_errors(folder):
         (folder / FINISHED_FILE).unlink(missing_ok=True)
+        fsync_directory(folder)

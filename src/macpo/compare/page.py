@@ -92,7 +92,7 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); compare again") from error
-    write_text_atomic(target, page.encode("utf-8", "replace").decode(), durable=False, alone=False)
+    write_text_atomic(target, page.encode("utf-8", "replace").decode(), durable=True, alone=False)
     return target
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from macpo.cleaning import sweep_notes
 from macpo.compare.comparison import Comparison, Failure, write_results
 from macpo.compare.design import Cell, Design, with_dtype
 from macpo.compare.folder import (
@@ -54,6 +55,7 @@ def run_comparison(
     store = folder / STORE if store is None else Path(store)
     refuse_run(folder)
     with RunLock(folder / LOCK):
+        sweep_notes(folder)
         dtype = decide_dtype(design, folder, observer)
         if dtype is not None:
             design = with_dtype(design, dtype)

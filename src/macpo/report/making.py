@@ -55,8 +55,11 @@ def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _write(path: Path, page: str) -> None:
-    """Write a page; halves of surrogate pairs, which UTF-8 cannot hold, become question marks."""
-    write_text_atomic(path, page.encode("utf-8", "replace").decode(), durable=False, alone=False)
+    """Write a page; halves of surrogate pairs, which UTF-8 cannot hold, become question marks.
+
+    Durable, for a comparison does not write the pages of finished cells again.
+    """
+    write_text_atomic(path, page.encode("utf-8", "replace").decode(), durable=True, alone=False)
 
 
 def leave_report(

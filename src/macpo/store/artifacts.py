@@ -244,7 +244,8 @@ class Store:
             finally:
                 claim.release()
         for name in leased(self.root):
-            if (self.root / name / MANIFEST).is_file():
+            removing = name.startswith(TRASH) and (partial / name).exists()
+            if (self.root / name / MANIFEST).is_file() or (name.startswith(TRASH) and not removing):
                 remove_leases(self.root, name)
         return removed
 
