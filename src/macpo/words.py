@@ -32,10 +32,19 @@ Criterion = Literal["helpful", "harmless"]
 """Which label of PKU-SafeRLHF says which answer is better."""
 
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take the rest of a cell for a formula after."""
+
+
 def in_markdown(name: str) -> str:
     """Return a name, such as a folder's, that Markdown shows and does not act on."""
     shown = html.escape(" ".join(name.split()), quote=False)
     return shown.replace("`", "\\`").replace("](", "]\\(")
+
+
+def in_spreadsheet(cell: object) -> object:
+    """Return a cell of a table that a spreadsheet shows and does not compute."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def labelled(name: str, label: str | None) -> str:

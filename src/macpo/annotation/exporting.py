@@ -15,11 +15,9 @@ from macpo.annotation.judgments import Judgment, JudgmentFile
 from macpo.annotation.results import WORTH
 from macpo.errors import ConfigError, StoreError
 from macpo.records import Pair, write_jsonl
+from macpo.words import in_spreadsheet
 
 TABLES = (".csv", ".jsonl")
-FORMULAS = ("=", "+", "-", "@")
-"""What spreadsheets take the rest of a cell for a formula after; names are what people typed."""
-
 COLUMNS = ("prompt_id", "annotator", "one", "other", "better", "left", "seconds", "time")
 
 
@@ -88,13 +86,10 @@ def export_judgments(file: JudgmentFile, path: Path) -> int:
             with path.open("w", encoding="utf-8", newline="") as out:
                 writer = csv.DictWriter(out, fieldnames=COLUMNS)
                 writer.writeheader()
-                writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
+                writer.writerows(
+                    {name: in_spreadsheet(cell) for name, cell in row.items()} for row in rows
+                )
     return len(rows)
-
-
-def _inert(cell: object) -> object:
-    """Return a cell that a spreadsheet shows and does not compute."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def _row(file: JudgmentFile, judgment: Judgment) -> dict[str, Any]:

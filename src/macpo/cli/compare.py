@@ -121,21 +121,23 @@ def _run(
     design: Design, folder: Path, store: Path | None, shown_round: int | None, policy: str
 ) -> int:
     """Run a comparison and print its results; returns how many cells failed."""
+    from rich.text import Text
+
     from macpo.cli.quiet import quiet_libraries
     from macpo.compare import compare, render_comparison
     from macpo.compare.folder import FIGURES
     from macpo.compare.page import REPORT_FILE
     from macpo.compare.progress import CompareConsole
     from macpo.report.console import stdout_console
+    from macpo.report.text import plain_line
 
     with quiet_libraries(), CompareConsole() as observer:
         comparison = compare(design, folder, observer, store)
     console = stdout_console()
     console.print(render_comparison(comparison, console.width, policy, shown_round))
-    console.print(
-        f"results: {folder}/tables.md, results.csv, results.json; figures: {folder / FIGURES}/"
-    )
+    where = f"{folder}/tables.md, results.csv, results.json; figures: {folder / FIGURES}/"
+    console.print(Text(plain_line(f"results: {where}")))
     report = folder / REPORT_FILE
     if report.is_file():
-        console.print(f"report: {report}", soft_wrap=True)
+        console.print(Text(plain_line(f"report: {report}")), soft_wrap=True)
     return len(comparison.failures)

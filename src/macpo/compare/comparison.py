@@ -14,6 +14,7 @@ from macpo.compare.rows import better_of
 from macpo.compare.times import Saving
 from macpo.metrics import in_order
 from macpo.store import write_text_atomic
+from macpo.words import in_spreadsheet
 
 ROWS_FILE, TABLE_FILE, SUMMARY_FILE = "results.jsonl", "results.csv", "results.json"
 
@@ -98,7 +99,8 @@ def write_results(comparison: Comparison) -> None:
     folder, rows = comparison.folder, comparison.results.rows
     lines = "".join(json.dumps(row.to_json(), allow_nan=False) + "\n" for row in rows)
     write_text_atomic(folder / ROWS_FILE, lines, durable=True)
-    table = comparison.results.frame.to_csv(index=False, lineterminator="\n")
+    cells = comparison.results.frame.map(in_spreadsheet)
+    table = cells.to_csv(index=False, lineterminator="\n")
     write_text_atomic(folder / TABLE_FILE, table, durable=True)
     summary = json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n"
     write_text_atomic(folder / SUMMARY_FILE, summary, durable=True)

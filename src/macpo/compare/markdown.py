@@ -15,6 +15,7 @@ from macpo.compare.table import cell_text, legend_lines, note_lines, saving_line
 from macpo.metrics import metric
 from macpo.report.text import plain_line
 from macpo.store import write_text_atomic
+from macpo.words import in_markdown
 
 TABLES_FILE = "tables.md"
 
@@ -43,12 +44,13 @@ def markdown_lines(comparison: Comparison) -> Iterator[str]:
         for name in metrics:
             rows = list(_each_round(comparison, policy, name))
             if rows:
-                yield from ("", f"## {policy}, each round: {metric(name).title}", "", *rows)
+                title = _shown(metric(name).title)
+                yield from ("", f"## {policy}, each round: {title}", "", *rows)
     yield from ("", *(f"- {line}" for line in legend_lines(comparison, STUDENT, None)))
-    yield from (f"- {line}" for line in note_lines(comparison, STUDENT))
+    yield from (f"- {_shown(line)}" for line in note_lines(comparison, STUDENT))
     for failure in comparison.failures:
         where = comparison.design.describe(failure.cell)
-        yield f"- failed: {where}: {plain_line(failure.reason)}"
+        yield f"- failed: {where}: {_shown(failure.reason)}"
     yield from (f"- {line}" for line in saving_lines(comparison.saving))
 
 
@@ -94,4 +96,9 @@ def _label(comparison: Comparison, setting: str, method: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_shown(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _shown(text: str) -> str:
+    """Return a text that neither Markdown nor a terminal acts on."""
+    return in_markdown(plain_line(text))

@@ -86,7 +86,8 @@ def _table(
     table.add_column("round", justify="right")
     table.add_column("seeds", justify="right", no_wrap=True)
     for name in metrics:
-        table.add_column(metric(name).title, justify="right", max_width=CELL_WIDTH)
+        title = Text(plain_line(metric(name).title))  # its label, as in [mine], is no markup
+        table.add_column(title, justify="right", max_width=CELL_WIDTH)
     several = len(comparison.design.settings) > 1
     for setting in comparison.design.settings:
         if several:
@@ -157,7 +158,8 @@ def note_lines(comparison: Comparison, policy: str) -> Iterator[str]:
     for name in design.metrics or ():
         if results.rows and name not in results.metrics(policy):
             measured = dict.fromkeys(row.metric for row in results.rows if row.policy == policy)
-            yield f"note: no {name} was measured of {policy}; there are {', '.join(measured)}"
+            there = ", ".join(map(plain_line, measured))
+            yield f"note: no {plain_line(name)} was measured of {policy}; there are {there}"
     shown = results.metrics(policy)
     gaps = [row.value for row in results.rows if row.policy == policy and row.metric in shown]
     undefined = sum(value is None for value in gaps)
@@ -202,7 +204,7 @@ def render_plan(plan: ComparePlan) -> RenderableType:
         seen.update(keys)
         where = design.describe(cell.cell)
         if cell.fault is not None:
-            faults.append(f"{where}: {cell.fault}")
+            faults.append(f"{where}: {plain_line(cell.fault)}")
         table.add_row(where, f"{len(keys):,}" if keys else GAP, f"{new:,}" if keys else GAP)
     total = plural(plan.total, "stage")
     shared = f"; {plan.total / plan.distinct:.2g} times fewer" if plan.distinct else ""
