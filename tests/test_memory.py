@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +34,7 @@ from macpo.stage import Stage
 from macpo.store import Artifact, Checkpoints
 from macpo.training.stages import SFTOnAnswers, TrainDPO
 from tests.generation.answers import answer, greedy, random_prompts
+from tests.runs import python_environment
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.workbench import Workbench, ignore_progress, make_agent, make_pairs
 
@@ -369,3 +374,27 @@ def test_a_reward_models_step_is_begun_again_from_clean_gradients(
         found, _ = fit(tmp_path / "scarce", 32)
     assert torch.equal(found, expected)
     assert sizes == ([4, 4, 2, 2, 2, 2] + [2] * 4 if most else [4] * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits data as Linux does")
+def test_what_the_allocator_itself_refuses_is_divided(tmp_path: Path) -> None:
+    """No failure is injected: the operating system lets the process have too little for all."""
+    root = Path(__file__).resolve().parents[1]
+    environment = python_environment(OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_=str(1 << 20))
+    environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(root)])
+    command = [sys.executable, "-W", "ignore", "-m", "tests.scarce_memory", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+
+    trained, answered = found["train"], found["answer"]
+    assert min(trained["bytes"], answered["bytes"]) > 50 << 20
+    for said, what in (
+        (trained["said"], "tokens in a pass"),
+        (answered["said"], "answers at once"),
+    ):
+        assert said
+        assert all(text.startswith("out of memory") and what in text for text in said)
+    assert trained["narrowed"] == trained["smaller"]  # the same bytes
+    assert trained["quiet"] == []
+    assert answered["equal"]
