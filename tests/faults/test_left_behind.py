@@ -104,6 +104,18 @@ def test_notes_that_killed_processes_left_in_the_cache_are_swept(tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [fresh.name, "c.json"]
 
 
+def test_of_too_many_notes_in_the_cache_the_older_half_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macpo.models.cache.MOST_NOTES", 4)
+    for age, name in enumerate("edcba"):
+        write_note(tmp_path / f"{name}.json", {})
+        os.utime(tmp_path / f"{name}.json", (1000 - age, 1000 - age))
+    assert len(list(tmp_path.iterdir())) == 5
+    write_note(tmp_path / "new.json", {})
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ["c", "d", "e", "new"]
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_committed_files_have_the_mode_that_the_umask_gives(
     tmp_path: Path, umask: int, mode: int

@@ -35,6 +35,8 @@ logger = logging.getLogger("macpo")
 LARGE_BYTES = 1 << 30
 STALE_SECONDS = 600.0
 """After so long a note that is being written is nobody's: it takes a millisecond."""
+MOST_NOTES = 10_000
+"""Of a kind; past it the older half goes. A note that is gone costs hashing a file once more."""
 
 _whole: dict[Path, tuple[object, ...] | None] = {}
 """Derived models that this process has compared with their checksums, and in what state."""
@@ -185,11 +187,18 @@ def write_note(path: Path, value: dict[str, Any]) -> None:
 
 
 def _sweep_notes(folder: Path) -> None:
-    """Remove what processes that were killed have left of writing notes: what is old enough."""
-    for path in folder.glob(".*.partial"):
-        with suppress(OSError):  # another process was quicker
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+    """Remove what killed processes have left of writing notes, and old notes of too many."""
+    names = os.listdir(folder)
+    for name in names:
+        if name.startswith(".") and name.endswith(".partial"):
+            with suppress(OSError):  # another process was quicker
+                if time.time() - (folder / name).stat().st_mtime > STALE_SECONDS:
+                    (folder / name).unlink()
+    if len(names) > MOST_NOTES:
+        with suppress(OSError):
+            by_age = sorted(folder.glob("*.json"), key=lambda note: note.stat().st_mtime)
+            for note in by_age[: len(by_age) // 2]:
+                note.unlink()
 
 
 @contextmanager
