@@ -11,13 +11,14 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-# What is installed besides macpo: EXTRAS=dev,docs also what `make docs` needs.
+# What is installed besides macpo: EXTRAS=dev,docs also what `make docs` needs. Compiled is what is imported,
+# when it is: pip would compile all of torch and transformers first, for as long as the rest of it takes.
 EXTRAS ?= dev
 setup: $(READY) ## make the virtual environment
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(READY)
 
 quickstart: $(READY) ## run MACPO end to end on a small real model (about 10 minutes on two cores)
