@@ -205,6 +205,7 @@ TORN = (
     'Mine: {"reason": "QUOTE", "verdict": "A"} That is all.',
     'B says QUOTE. So A.</think>\n{"verdict": "A"}',
     'B says QUOTE.\n{"reason": "x", "verdict": "A"}',
+    "<think>B says QUOTE. So",
     '{"reason": "B says QUOTE',
     "B says QUOTE",
 )
@@ -212,7 +213,7 @@ TORN = (
 
 
 @settings(max_examples=100)
-@given(HOSTILE, st.sampled_from(TORN[:5]))
+@given(HOSTILE, st.sampled_from(TORN[:6]))
 def test_no_quoted_text_decides_for_a_careless_judge(quote: str, frame: str) -> None:
     assert verdict_of(_as_data(quote), frame) in ("A", None)
 

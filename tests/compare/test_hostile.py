@@ -32,6 +32,9 @@ EVIL = (
     "$\\frac{evil$ {{ 7 * 7 }} `code`",
     "../../evil/" + "W" * 300,
 )
+DRAWN = EVIL[-2:]
+"""What matplotlib or a file's name could stumble over; a figure takes half a second."""
+
 ACTED_ON = set("\x1b\x9b\x07\u202e\u2066")
 
 
@@ -50,7 +53,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     found = _compared(folder, design, rows)
     write_results(found)
     write_tables(found)
-    draw_figures(found)
+    draw_figures(_compared(folder, design, [row for row in rows if row.metric in DRAWN]))
     write_comparison_report(folder)
     return found
 
@@ -107,9 +110,9 @@ def test_terminal_shows_every_character_that_it_does_not_act_on(shown: Compariso
     assert packed.count("window.evil=1") >= 3
 
 
-def test_every_metric_has_a_figure_of_its_own(shown: Comparison) -> None:
+def test_figures_take_any_name(shown: Comparison) -> None:
     figures = list((shown.folder / "figures").iterdir())
-    assert len(figures) == len(EVIL)
+    assert len(figures) == len(DRAWN)
     assert all(path.suffix == ".png" for path in figures)
 
 

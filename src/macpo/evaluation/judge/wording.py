@@ -35,7 +35,7 @@ MOST_THOUGHTS = 100
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _MARKER = re.compile(r"\[{3,}|\]{3,}")
-_END_OF_THOUGHT = "</think>"
+_THOUGHT_BEGINS, _END_OF_THOUGHT = "<think>", "</think>"
 _THOUGHT = re.compile("<(/?think>)")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -88,8 +88,8 @@ def read_verdict(reply: str) -> Verdict | None:
     """Read a judge's verdict; None where it gave none, or two that differ.
 
     Thoughts that a model writes before its reply, and prose around the object, are passed over; an
-    object that is cut off is not. What the object quotes of an answer, be it a verdict or the end
-    of a thought, is a part of its text.
+    object that is cut off is not, nor are thoughts. What the object quotes of an answer, be it a
+    verdict or the end of a thought, is a part of its text.
     """
     if reply.count(_END_OF_THOUGHT) > MOST_THOUGHTS:
         return None
@@ -108,8 +108,11 @@ def read_verdict(reply: str) -> Verdict | None:
             outside.append(reply[start:at])
             found |= verdicts
             start = end
-    if '"verdict"' in "".join((*outside, reply[start:])):
+    around = "".join((*outside, reply[start:]))
+    if '"verdict"' in around:
         return None  # an object that is none any more, torn by what it quotes
+    if around.rfind(_THOUGHT_BEGINS) > around.rfind(_END_OF_THOUGHT):
+        return None  # cut off in its thoughts: what it said by then it may have quoted
     known = {verdict.lower(): verdict for verdict in get_args(Verdict)}
     if len(found) != 1 or not found <= set(known):
         return None
