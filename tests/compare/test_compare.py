@@ -18,8 +18,10 @@ import pytest
 import yaml
 
 from macpo.compare import Cell, Comparison, Design, compare, load_design, plan_comparison
+from macpo.compare.folder import finished_metrics, mark_finished
 from macpo.config import load_config
 from macpo.errors import RunLockedError, StoreError
+from macpo.run_directory import MetricRow
 from macpo.run_status import status
 from macpo.runner import run
 from macpo.seeds import digest
@@ -266,6 +268,17 @@ def test_running_again_only_looks_up(copied: Finished) -> None:
     assert events_of(copied.folder) == before
     assert (copied.folder / "results.json").read_bytes() == results
     assert re.search(r"^ +macpo +0 +2 ", again.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"policy": "student"}\n', "\0" * 50])
+def test_cell_with_damaged_metrics_is_not_taken_for_finished(tmp_path: Path, damage: str) -> None:
+    row = MetricRow("student", 0, "preference_accuracy", 0.5)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row.to_json()) + "\n")
+    mark_finished(tmp_path, "plan")
+    assert finished_metrics(tmp_path, "plan") == [row]
+    assert finished_metrics(tmp_path, "another plan") is None
+    (tmp_path / "metrics.jsonl").write_text(damage)
+    assert finished_metrics(tmp_path, "plan") is None
 
 
 def test_one_more_method_runs_what_it_does_not_share(copied: Finished, home: Path) -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from macpo.compare.design import Design
 from macpo.dtype import known_dtype, read_resolved, resolve_once
-from macpo.errors import StoreError
+from macpo.errors import DataError, StoreError
 from macpo.machine import choose_device
 from macpo.run_directory import MetricRow, RunDir
 from macpo.store import translate_write_errors, write_text_atomic
@@ -104,7 +104,10 @@ def prepare_cell(folder: Path, store: Path) -> None:
 
 
 def finished_metrics(folder: Path, plan_digest: str) -> list[MetricRow] | None:
-    """Return the metrics of a cell that was run to its end by this very plan; else None."""
+    """Return the metrics of a cell that was run to its end by this very plan; else None.
+
+    Also where they are damaged: the cell's run finds its stages and writes them anew.
+    """
     try:
         known = json.loads((folder / FINISHED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,7 +115,10 @@ def finished_metrics(folder: Path, plan_digest: str) -> list[MetricRow] | None:
     run = RunDir(folder)
     if known != _finished(plan_digest) or not run.metrics_file.is_file():
         return None
-    return run.metrics()
+    try:
+        return run.metrics()
+    except DataError:
+        return None
 
 
 def mark_finished(folder: Path, plan_digest: str) -> None:
