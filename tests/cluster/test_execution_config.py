@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from macpo.config import EngineConfig, load_config
 from macpo.errors import ClusterError, ConfigError
 from macpo.execution.choice import chosen_claims
-from macpo.execution.cluster.ray import Needs, Node, refuse_impossible
+from macpo.execution.cluster.ray import Needs, Node, open_cluster, refuse_impossible
 from macpo.execution.local import LocalExecutor
 from macpo.store import Store
 from tests.runs import run_cli, write_config
@@ -105,3 +107,26 @@ def test_claims_by_lease_serve_the_local_executor_too(tmp_path: Path) -> None:
     assert (made[stage.key].path / "text").read_text() == "text"
     assert list((tmp_path / "store" / ".leases").iterdir())
     assert chosen_claims(load_config(write_config(tmp_path)).execution) is None
+
+
+@pytest.mark.parametrize(("listens", "said"), [(True, "Ray was asked"), (False, "refused")])
+def test_ray_is_asked_only_where_something_listens(
+    listens: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would try for many minutes elsewhere."""
+
+    def init(**options: object) -> None:
+        raise ConnectionError("Ray was asked")
+
+    util = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, util=util)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        overrides = ["execution.backend=ray", f"execution.address={address}"]
+        section = load_config(write_config(tmp_path), overrides).execution
+        expected = rf"no Ray cluster can be reached at {address} \(.*{said}"
+        with pytest.raises(ClusterError, match=expected), open_cluster(section):
+            pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
@@ -27,6 +28,8 @@ OWN_OBJECT_STORE = 100 * 2**20  # bytes; what goes through Ray is small: everyth
 WAIT_SECONDS = 0.25
 END_SECONDS = 5.0  # that those who stood by have to end after rank 0 has
 GRACE_SECONDS = 60.0  # that rank 0 has to end after one of those has
+KNOCK_SECONDS = 30.0  # in which a head node takes a connection
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +303,29 @@ class Cluster:
             self.turn.acquire()
 
 
+def _knock(address: str, own: str) -> None:
+    """Connect once to where a head node is said to be; Ray would try for many minutes.
+
+    Args:
+        address: `host:port`; other words of Ray's, such as `auto`, pass.
+        own: this machine's address among others, which Ray takes for the loopback one.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    places = (host, own) if host in LOOPBACK else (host,)
+    for number, place in enumerate(places, start=1):
+        try:
+            socket.create_connection((place, int(port)), KNOCK_SECONDS).close()
+            return
+        except OSError:
+            if number == len(places):
+                raise
+
+
 @contextlib.contextmanager
 def open_cluster(config: ExecutionConfig) -> Iterator[Cluster]:
     """Connect to the cluster of a config, or start one on this machine while the block runs.
@@ -332,8 +358,10 @@ def open_cluster(config: ExecutionConfig) -> Iterator[Cluster]:
             "object_store_memory": OWN_OBJECT_STORE,
         }
     try:
+        if config.address is not None:
+            _knock(config.address, ray.util.get_node_ip_address())
         ray.init(**options, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
         raise ClusterError(
             f"execution.address: no Ray cluster can be reached at {config.address} "
             f"({_first_line(error)}); start one with `ray start --head`, or leave address out"
