@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -330,6 +331,20 @@ def test_interrupted_comparison_keeps_all_and_goes_on(finished: Finished, tmp_pa
     for name in ("results.jsonl", "results.csv"):
         unbroken = (finished.folder / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == unbroken
+
+
+def test_sigterm_between_cells_ends_a_comparison_as_ctrl_c_does(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "macpo.compare.running.write_layout",
+        lambda design, folder: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    ended = run_cli(["compare", finished.file, "--out", tmp_path / "out"])
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == "macpo: stopped; run the same command to go on"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_failing_cells_are_left_out_and_told(home: Path, tmp_path: Path) -> None:

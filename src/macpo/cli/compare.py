@@ -17,6 +17,7 @@ from macpo.cli.run import (
     load_named,
     with_data,
 )
+from macpo.cli.stopping import resumable
 
 if TYPE_CHECKING:
     from macpo.compare import Design
@@ -82,11 +83,8 @@ def command(
     policy = STUDENT if policy is None else policy
     check_view(design, policy, shown_round)
     print(f"comparison {design.name} in {folder}", file=sys.stderr, flush=True)
-    try:
+    with resumable():
         failures = _run(design, folder, store, shown_round, policy)
-    except KeyboardInterrupt:
-        print("macpo: stopped; run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
     if failures:
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from macpo.cli.run import PluginOption, load_named
+from macpo.cli.stopping import resumable
 
 EXAMPLES = """\
 Examples:
@@ -46,7 +47,7 @@ def command(
 
     where = str(config) if config is not None else "macpo eval"
     check_evaluators(asked := _asked(evaluator, options, against, config), where)
-    try:
+    with resumable():
         from macpo.api import evaluate
         from macpo.cli.quiet import quiet_libraries
         from macpo.report.result import print_evaluation
@@ -57,9 +58,6 @@ def command(
         print_evaluation(result)
         if (report := RunDir(run).report_file).is_file():
             typer.echo(f"\nreport: {report}")
-    except KeyboardInterrupt:
-        typer.echo("macpo: stopped; run the same command to go on", err=True)
-        raise typer.Exit(130) from None
 
 
 def _asked(

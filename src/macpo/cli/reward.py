@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from macpo.cli.run import PluginOption, SetOption, load_named
+from macpo.cli.stopping import resumable
 
 app = typer.Typer(no_args_is_help=True, help="Make a reward model, to judge runs by.")
 
@@ -35,14 +36,11 @@ def train(
     from macpo.reward.config import load_reward_config
 
     loaded = load_reward_config(config, overrides or [])
-    try:
+    with resumable():
         from macpo.cli.quiet import quiet_libraries
         from macpo.reward.training import describe, train_reward
 
         with quiet_libraries():
             trained = train_reward(loaded, out or Path("rewards") / loaded.name)
-    except KeyboardInterrupt:
-        typer.echo("macpo: stopped; run the same command to go on", err=True)
-        raise typer.Exit(130) from None
     for line in describe(trained):
         typer.echo(line)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from macpo.cli.stopping import resumable
 from macpo.paths import user_path
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def command(
         return
     folder = run_folder(loaded, out)
     print(describe(loaded, folder), file=sys.stderr, flush=True)
-    try:
+    with resumable():
         from macpo.cli.quiet import quiet_libraries
         from macpo.report.console import ConsoleObserver
         from macpo.report.making import leave_report, write_run_report
@@ -83,9 +84,6 @@ def command(
         print_result(result)
         if report is not None:
             print(f"\nreport: {plain_line(str(report))}")
-    except KeyboardInterrupt:
-        print("macpo: stopped; run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def load_named(plugins: list[str] | None) -> None:
