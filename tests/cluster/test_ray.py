@@ -57,6 +57,8 @@ class Nodes:
     """A cluster of a head and a second node, each with one CPU, and this process connected."""
 
     arguments: ClassVar[dict[str, Any]] = {"num_cpus": 1}
+    settings: ClassVar[dict[str, Any]] = {"health_check_timeout_ms": 60_000}
+    """A node on a busy machine may be silent for long; one that is killed is noticed as ever."""
 
     def __init__(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -64,13 +66,22 @@ class Nodes:
         from ray.cluster_utils import Cluster as RayCluster
 
         self.made = RayCluster(
-            initialize_head=True, head_node_args={**self.arguments, "include_dashboard": False}
+            initialize_head=True,
+            head_node_args={
+                **self.arguments,
+                "include_dashboard": False,
+                "_system_config": self.settings,
+            },
         )
-        self.second = self.made.add_node(**self.arguments)
+        self.second = self.add()
 
     @property
     def address(self) -> str:
         return str(self.made.address)
+
+    def add(self, **arguments: Any) -> Any:
+        """Add a node."""
+        return patiently(lambda: self.made.add_node(**{**self.arguments, **arguments}))
 
     def kill_second(self) -> None:
         """As when a machine loses its power."""
@@ -79,14 +90,14 @@ class Nodes:
     def mend(self) -> None:
         """Have two nodes again."""
         if self.second not in self.made.worker_nodes:
-            self.second = self.made.add_node(**self.arguments)
+            self.second = self.add()
 
 
-def start_nodes() -> Nodes:
-    """Start a cluster; Ray gives a node 30 s to start, which a busy machine may not keep to."""
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node or more; Ray gives one 30 s, which a busy machine may not keep to."""
     for attempt in range(4):
         try:
-            return Nodes()
+            return start()
         except Exception as error:
             if attempt == 3 or "during startup" not in str(error):
                 raise
@@ -95,7 +106,7 @@ def start_nodes() -> Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    nodes = start_nodes()
+    nodes: Nodes = patiently(Nodes)
     import ray
 
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
@@ -399,7 +410,7 @@ def test_a_store_that_another_driver_uses_is_waited_for(nodes: Nodes, tmp_path: 
 
     def hold() -> None:
         with store.claim(stage.kind, stage.key, lambda: None):
-            release.wait(60)
+            release.wait(PATIENCE)
 
     def let_go(text: str) -> None:
         observer.notes.append(text)
@@ -476,7 +487,7 @@ def test_a_stage_of_several_processes_takes_as_many_cpus_of_one_node(
     with pytest.raises(ClusterError, match="asks for 2 CPU, 0 GPU on one node"):
         run(config, tmp_path / "run", Quiet())
 
-    large = nodes.made.add_node(num_cpus=2)
+    large = nodes.add(num_cpus=2)
     try:
         run(config, tmp_path / "run", Quiet())
     finally:
