@@ -67,7 +67,9 @@ sweep: $(READY) ## check every model family of transformers (tiny random models)
 	$(BIN)/python -m tests.sweep
 
 POINTS ?= 10000
+BY_EXAMPLES := tests/test_parsers.py tests/test_seeds.py tests/test_config.py
 faults: $(READY) ## damage a run and hand macpo odd inputs, thousands of them; table and JSON (POINTS=500)
+	$(BIN)/python -m pytest -q --hypothesis-profile=chance $(BY_EXAMPLES)
 	$(BIN)/python -m tests.faults --points $(POINTS)
 
 CHAOS ?=

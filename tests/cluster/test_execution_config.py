@@ -35,6 +35,7 @@ def test_a_word_is_the_backend(tmp_path: Path) -> None:
         (["execution.adress=auto"], "did you mean 'address'"),
         (["execution.retries=2"], "retries: only for backend: ray"),
         (["execution.backend=ray", "execution.gpus_per_stage=1.5"], "neither whole nor a share"),
+        (["execution.backend=ray", "execution.gpus_per_stage=0.5"], "device: cpu uses none"),
         (
             ["execution.claims=lock", "execution.lease_seconds=5"],
             "claims: lock has no leases",

@@ -8,6 +8,7 @@ has to be done by hand, so that an error of ours is a failure here, too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -36,6 +37,17 @@ RUN_SECONDS = 900.0
 """After so long a whole run hangs; an ordinary one takes 10 s of CPU time."""
 
 
+@contextlib.contextmanager
+def environment_kept() -> Iterator[None]:
+    """Put the environment back as it was: some of what is recorded sets its own cache."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 class WentWrong(Exception):
     """After a power cut macpo refused, or went on to something else than without it."""
 
@@ -59,7 +71,7 @@ class Scenario:
         self.root.mkdir(parents=True)
         with unsynced():
             CASES[self.name][0](self.root)
-        with recording(self.root) as recorder:
+        with environment_kept(), recording(self.root) as recorder:
             SCENARIOS[self.name](self.root, recorder.mark)
         return recorder.moments, tree(self.root)
 
@@ -115,15 +127,9 @@ class Recorded:
         return load_config(path, ["engine.checkpoint_steps=1", "data.splits.teacher=4"])
 
     def _run(self, observer: Quiet) -> None:
-        before = os.environ.get("MACPO_CACHE")
-        os.environ["MACPO_CACHE"] = str(self.disk / "cache")
-        try:
+        with environment_kept():
+            os.environ["MACPO_CACHE"] = str(self.disk / "cache")
             run(self.config, self.folder, observer)
-        finally:
-            if before is None:
-                del os.environ["MACPO_CACHE"]
-            else:
-                os.environ["MACPO_CACHE"] = before
 
     def _outcome(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """Return the checksums of what is handed out, and of the artifacts."""
@@ -218,11 +224,7 @@ def put_back(
     """Return what asks, and leaves the environment as it was."""
 
     def asking() -> None:
-        before = dict(os.environ)
-        try:
+        with environment_kept():
             ask(moment, choice)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
     return asking

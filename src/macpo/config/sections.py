@@ -437,7 +437,12 @@ class RunConfig(Section):
                 )
 
     def _faults_of_nodes(self) -> Iterator[str]:
-        """Yield why the processes of a stage cannot be spread over nodes as it is asked."""
+        """Yield why nodes cannot give a stage what it asks for."""
+        if self.device == "cpu" and (gpus := self.execution.gpus_per_stage):
+            yield (
+                f"execution.gpus_per_stage is {gpus:g}, and device: cpu uses none; remove one of "
+                "them"
+            )
         each, processes = self.execution.processes_per_node, self.engine.processes
         if each is not None and (processes is None or processes % each):
             yield (

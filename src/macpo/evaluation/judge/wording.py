@@ -105,6 +105,10 @@ def read_verdict(reply: str) -> Verdict | None:
         elif verdicts is None:
             return None
         else:
+            if _END_OF_THOUGHT in reply[start:at]:
+                start = reply.rindex(_END_OF_THOUGHT, start, at) + len(_END_OF_THOUGHT)
+                found.clear()
+                outside.clear()
             outside.append(reply[start:at])
             found |= verdicts
             start = end
