@@ -34,8 +34,13 @@ KINDS, KL = "oracle_kinds", "kl_initial"
 CEILING = "ceiling: ground truth"
 BETA = ", beta "
 PUBLISHED, STABLE = "published", "stable"
-BELOW = ("with guard and filter by lot", "with guard and anchor .2")
-"""Names that would cover others, were they above their points."""
+NAMES_AT = {
+    "with guard and filter by lot": (5, -11),
+    "with guard and anchor .2": (-5, 4),
+    "label smoothing": (5, -11),
+    "weak-to-strong search": (5, -20),
+}
+"""In points from theirs: names that would cover others, were they above and to the right."""
 LAST_ROUND = 12
 
 
@@ -207,7 +212,8 @@ def front_figure(numbers: Sequence[Number]) -> Figure:
             panel.annotate(
                 label,
                 centres[-1],
-                xytext=(5, -11 if family in BELOW else 4),
+                xytext=(at := NAMES_AT.get(family, (5, 4))),
+                ha="right" if at[0] < 0 else "left",
                 textcoords="offset points",
                 color=look["color"],
                 fontsize="small",

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from macpo.config import EngineConfig, ExecutionConfig, RunConfig, load_config
 from macpo.errors import ClusterError, TrainingError
 from macpo.execution.cluster.executor import ClusterExecutor
 from macpo.execution.cluster.ray import Cluster, Needs, open_cluster
+from macpo.execution.cluster.shared import probe
 from macpo.run_directory import RunDir
 from macpo.run_status import status
 from macpo.runner import run
@@ -391,6 +393,18 @@ def test_gpus_that_are_not_there_are_refused(nodes: Nodes, tmp_path: Path) -> No
 
     with pytest.raises(ClusterError, match="asks for 1 CPU, 1 GPU on one node"):
         run(config, tmp_path / "run", Quiet())
+
+
+def test_a_node_that_is_gone_since_it_was_listed_is_left_out(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_cluster(ExecutionConfig(backend="ray")) as cluster, probe(tmp_path) as (path, word):
+        there = cluster.nodes()
+        gone = replace(there[0], id="ab" * 28)
+        monkeypatch.setattr(Cluster, "nodes", lambda self: [gone, *there])
+        seen = cluster.look_from_all(path)
+
+    assert [look.word for look in seen] == [word, word]
 
 
 def test_nothing_after_a_stage_that_ends_the_run_is_run(nodes: Nodes, tmp_path: Path) -> None:

@@ -179,8 +179,10 @@ class Cluster:
     def look_from_all(self, path: Path) -> list[Seen]:
         """Let every node look at a probe (`macpo.execution.cluster.shared`).
 
+        Those that are gone since they were listed are left out.
+
         Raises:
-            ClusterError: a node cannot: macpo is not there, or the node is gone.
+            ClusterError: a node cannot: macpo is not there.
         """
         import ray
 
@@ -195,7 +197,11 @@ class Cluster:
         for node, ref in zip(nodes, refs, strict=True):
             try:
                 seen.append(ray.get(ref))
+            except ray.exceptions.TaskUnschedulableError:
+                continue
             except ray.exceptions.RayError as error:
+                if all(other.id != node.id for other in self.nodes()):
+                    continue
                 raise ClusterError(
                     f"node {node.host} cannot work for macpo ({_first_line(error)}); install macpo "
                     "there in the environment in which `ray start` runs"
