@@ -213,10 +213,13 @@ def test_prompt_of_many_turns_loses_the_oldest_ones_quickly(
 ) -> None:
     reading = chat(PLAIN)
     rendered = []
-    whole = reading._render
-    monkeypatch.setattr(
-        reading, "_render", lambda m, **given: rendered.append(len(m)) or whole(m, **given)
-    )
+    whole = reading.template.render
+
+    def render(messages: list[Message], *args: Any, **given: Any) -> str:
+        rendered.append(len(messages))
+        return whole(messages, *args, **given)
+
+    monkeypatch.setattr(reading.template, "render", render)
     encoded = reading.encode_prompt(conversation(3000), 100)
     assert 80 <= len(encoded.ids) <= 100
     assert sum(rendered) < 2 * 6000  # it is read whole once, and then short ends of it

@@ -105,7 +105,8 @@ def test_prompt_and_answer_are_what_the_template_writes(name: str) -> None:
     chat = chat_of(name)
     end = KNOWN[name][2] or chat.tokenizer.eos_token
     assert chat.tokenizer.convert_ids_to_tokens(chat.end_of_turn) == end
-    whole = chat._render([*ASKED, Message("assistant", "7")], answer_next=False).rstrip()
+    conversation = [*ASKED, Message("assistant", "7")]
+    whole = chat.template.render(conversation, "known", answer_next=False).rstrip()
     assert written(chat, ASKED, "7") == whole.removesuffix(end) + end
 
 

@@ -21,25 +21,12 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from macpo.errors import DataError, ModelError
+from macpo.models.chat_template import ChatTemplate
 from macpo.models.encoding import TextEncoder
-from macpo.models.rendering import TemplateError, bounded, refuse_powers
-from macpo.models.templates import BUILT_IN
 from macpo.records import Message, Prompt, Response
 from macpo.seeds import digest
 
 _log = logging.getLogger("macpo")
-
-ANSWER = "macpo"
-"""Stands for an assistant's answer when the template is looked at."""
-
-# Llama 3's template and others write today's date into the prompt: yesterday's run could not be
-# resumed. They get a fixed one, that of Llama 3.1's own default.
-FIXED_DATE = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    "|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
-    "|replace('%Y', '2024')|replace('%y', '24')|replace('%A', 'Friday')|replace('%a', 'Fri')"
-    "|replace('%H', '00')|replace('%M', '00')|replace('%S', '00') }}{%- endmacro +%}"
-)
 
 
 MEMORY = 8192
@@ -88,6 +75,7 @@ class Chat:
 
     Attributes:
         tokenizer: the transformers tokenizer.
+        template: what writes conversations as text.
         end_of_turn: the token that ends an assistant's turn: the first special token that the
             template writes after an answer, else EOS.
         writes_system: the template writes system turns.
@@ -123,23 +111,15 @@ class Chat:
                 "convert it with transformers and save it beside the model"
             )
         self.tokenizer = tokenizer
-        self._template = _template_of(tokenizer)
-        self._template_args = dict(template_args or {})
         self._name = name or str(tokenizer.name_or_path) or "the tokenizer"
-        try:
-            refuse_powers(self._template)
-        except TemplateError as error:
-            raise ModelError(
-                f"{self._name}: the chat template {error}, which can take for ever; set another "
-                "chat_template"
-            ) from None
+        self.template = ChatTemplate(tokenizer, template_args or {}, self._name)
         control = self._control_ids()
         probe = TextEncoder(tokenizer, control, contexts=())
-        before, after = self._around_answer()
+        before, after = self.template.around_answer()
         self.end_of_turn = self._find_end_of_turn(probe.control_tokens(after))
         # Blanks belong to the answer: tokenizers take a space and a word for one token.
         self._lead, self._opening = (before, "") if not before.strip() else ("", before)
-        self.writes_system = self._probe_system()
+        self.writes_system = self.template.writes_system()
         self.merges_system = system_turn == "merge" or (
             system_turn == "auto" and not self.writes_system
         )
@@ -153,9 +133,9 @@ class Chat:
         self._stops = frozenset(i for i in stops if i < len(tokenizer))
         marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._silent = frozenset(tokenizer.all_special_ids) | marked | self.stop_ids
-        args = [self._template_args] if self._template_args else []
+        args = [dict(template_args)] if template_args else []
         self.fingerprint = digest(
-            [_backend_json(tokenizer), self._template, self.end_of_turn, *args]
+            [_backend_json(tokenizer), self.template.source, self.end_of_turn, *args]
         )
         # Per chat, so that a memory goes with its tokenizer; errors are not remembered.
         self._remembered_prompt = lru_cache(MEMORY)(self._encode_prompt)
@@ -201,7 +181,8 @@ class Chat:
 
         def encode(dropped: int) -> tuple[int, ...]:
             messages = self._with_system(head, turns[dropped:])
-            return self._text.encode(self._render_prompt(messages, prompt.id) + self._opening)
+            text = self.template.render(messages, prompt.id, answer_next=True)
+            return self._text.encode(text + self._opening)
 
         dropped, ids = _fewest_dropped(turns, encode, limit)
         if len(ids) > limit:
@@ -226,7 +207,7 @@ class Chat:
 
         def encode(dropped: int) -> tuple[int, ...]:
             messages = [*self._with_system(head, turns[dropped:]), last]
-            return self._text.encode(self._render_whole(messages, prompt.id))
+            return self._text.encode(self.template.render(messages, prompt.id, answer_next=False))
 
         dropped, ids = _fewest_dropped(turns, encode, limit)
         return EncodedPrompt(ids[:limit], dropped)
@@ -294,64 +275,6 @@ class Chat:
         """Neutralise an answer and put before it what the template writes there."""
         return self._lead + self._text.neutralise(text) if text else ""
 
-    def _render_prompt(self, messages: Sequence[Message], prompt_id: str) -> str:
-        """Render a conversation, with the start of the assistant's turn.
-
-        Raises:
-            DataError: the template refuses it.
-        """
-        return self._render_or_refuse(messages, prompt_id, answer_next=True)
-
-    def _render_whole(self, messages: Sequence[Message], prompt_id: str) -> str:
-        """Render a conversation that ends with an answer.
-
-        Raises:
-            DataError: the template refuses it.
-        """
-        return self._render_or_refuse(messages, prompt_id, answer_next=False)
-
-    def _render_or_refuse(
-        self, messages: Sequence[Message], prompt_id: str, *, answer_next: bool
-    ) -> str:
-        try:
-            return self._render(messages, answer_next=answer_next)
-        except Exception as error:  # templates raise what they like, mostly jinja2 errors
-            raise DataError(
-                f"prompt {prompt_id}: the chat template of {self._name} refuses this conversation "
-                f"({error})"
-            ) from error
-
-    def _render(self, messages: Sequence[Message], *, answer_next: bool) -> str:
-        """Render messages with transformers' sandboxed template engine, in bounds."""
-        dated = FIXED_DATE + self._template if "strftime_now" in self._template else self._template
-
-        def render() -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [message.to_json() for message in messages],
-                    chat_template=dated,
-                    tokenize=False,
-                    add_generation_prompt=answer_next,
-                    **self._template_args,
-                )
-            )
-
-        return bounded(render, sum(len(message.content) for message in messages))
-
-    def _probe(self, messages: Sequence[Message], *, answer_next: bool) -> str:
-        """Render a conversation that every template must accept.
-
-        Raises:
-            ModelError: this one does not.
-        """
-        try:
-            return self._render(messages, answer_next=answer_next)
-        except Exception as error:  # as above
-            raise ModelError(
-                f"the chat template cannot render a plain conversation ({error}); set "
-                f"chat_template to {', '.join(BUILT_IN)} or a Jinja file"
-            ) from error
-
     def _control_ids(self) -> frozenset[int]:
         """Return the tokens that only the template may write.
 
@@ -359,51 +282,12 @@ class Chat:
         are not marked as special. Other added tokens (runs of blanks, `<think>`) are text.
         """
         added = self.tokenizer.added_tokens_decoder
-        conversation = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-        rendered = self._probe(conversation, answer_next=True)
-        used = self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+        used = self.tokenizer(self.template.example, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         words = {i for i, token in added.items() if token.content.replace("▁", " ").strip()}
         special = {i for i, token in added.items() if token.special}
         return frozenset(special | (words & set(used)) | set(self.tokenizer.all_special_ids))
-
-    def _around_answer(self) -> tuple[str, str]:
-        """Return what the template writes between the start of a turn and the answer, and after it.
-
-        Some write a blank (Vicuna's `ASSISTANT:` is followed by a space and the answer), some an
-        empty thought or a channel, and those that know no start of a turn the whole header.
-
-        Raises:
-            ModelError: it leaves out answers, or starts a turn with what no answer has before it,
-                such as a thought that is opened there and closed by nobody.
-        """
-        question = Message("user", "a")
-        start = self._probe([question], answer_next=True)
-        whole = self._probe([question, Message("assistant", ANSWER)], answer_next=False)
-        head, found, after = whole.rpartition(ANSWER)
-        if not found:
-            raise ModelError("the chat template leaves out the assistant's answers; set another")
-        if head.startswith(start):
-            return head[len(start) :], after
-        if head.rstrip() == start.rstrip():
-            return "", after
-        pairs = zip(start, head, strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(start), len(head)))
-        raise ModelError(
-            f"{self._name}: the chat template starts the assistant's turn with "
-            f"{start[common:][:40]!r} and writes {head[common:][:40]!r} before an answer of the "
-            "data, so that it would be learnt in a place where no answer stands; set "
-            "chat_template_args (such as enable_thinking: false) or another chat_template"
-        )
-
-    def _probe_system(self) -> bool:
-        """Say whether the template writes the text of a system turn."""
-        try:
-            written = self._render(
-                [Message("system", ANSWER), Message("user", "a")], answer_next=True
-            )
-        except Exception:  # templates raise what they like
-            return False
-        return ANSWER in written
 
     def check_vocabulary(self, size: int) -> None:
         """Check that a model with `size` embeddings has the tokens that the template writes.
@@ -411,8 +295,7 @@ class Chat:
         Raises:
             ModelError: it has not: tokens were added to the tokenizer, and none to the model.
         """
-        conversation = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-        ids = self._text.encode(self._probe(conversation, answer_next=True) + self._opening)
+        ids = self._text.encode(self.template.example + self._opening)
         beyond = max((*ids, self.end_of_turn))
         if beyond >= size:
             token = self.tokenizer.convert_ids_to_tokens(beyond)
@@ -466,20 +349,6 @@ def _fewest_dropped(
         else:
             fails = tried
     return starts[fits], ids
-
-
-def _template_of(tokenizer: Any) -> str:
-    """Return the tokenizer's chat template.
-
-    Raises:
-        ModelError: it has none.
-    """
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template of its own; set "
-            f"the model's chat_template to {', '.join(BUILT_IN)} or a Jinja file"
-        )
-    return str(tokenizer.get_chat_template())
 
 
 def _backend_json(tokenizer: Any) -> dict[str, Any]:
