@@ -13,8 +13,9 @@ from macpo.errors import ConfigError
 from macpo.planning import PlanReport, plan
 from macpo.planning.cards import CARDS, Card, Hardware, read_hardware
 from macpo.planning.costs import GIB, ModelShape
+from macpo.planning.layouts import SERVED, Member
 from macpo.planning.memory import Model
-from macpo.planning.placement import SERVED, Member, Placement, place, place_run
+from macpo.planning.placement import Placement, place, place_run
 from macpo.planning.times import Asked, loading_seconds, stage_seconds
 from macpo.ranks.launch import check_processes
 from macpo.report.plan import render_plan

@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel
 
 from macpo.config import ModelConfig, OptimizerConfig, RunConfig, check_config
+from macpo.config.agents import AGENT_NAME, RESERVED_NAMES
 from macpo.config.loading import read_mapping
-from macpo.config.sections import AGENT_NAME, RESERVED_NAMES
 from macpo.data import load_preferences
 from macpo.data.sources import Hub, find_source
 from macpo.errors import ConfigError

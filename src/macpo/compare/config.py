@@ -41,9 +41,9 @@ from macpo.compare.entries import (
     without_reserved,
 )
 from macpo.config import Section
+from macpo.config.agents import AGENT_NAME
 from macpo.config.faults import describe_fault
 from macpo.config.loading import read_mapping
-from macpo.config.sections import AGENT_NAME
 from macpo.config.values import CountOrZero, Text, shown, shown_key
 from macpo.errors import ConfigError
 from macpo.metrics import Better

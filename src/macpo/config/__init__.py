@@ -1,6 +1,7 @@
 """The one config tree: what a run's YAML may say, and reading it.
 
 sections   the tree itself, with its defaults
+agents     the student's and a teacher's section: base model, which weights train
 data       preference data and its splits
 training   SFT and DPO: optimizers, losses, where a round starts
 methods    the section of the method, which is looked up by name
@@ -15,6 +16,16 @@ reading    YAML, and `--set` items
 faults     what is said of what is wrong
 """
 
+from macpo.config.agents import (
+    ALL_LINEAR,
+    AUTO,
+    CHAT_TEMPLATES,
+    PAPER_TARGETS,
+    AgentConfig,
+    ModelConfig,
+    TeacherConfig,
+    TuningConfig,
+)
 from macpo.config.base import Section
 from macpo.config.data import ColumnsConfig, DataConfig, SplitsConfig
 from macpo.config.execution import ExecutionConfig
@@ -22,19 +33,11 @@ from macpo.config.generation import DECODED_HERE, GenerationConfig
 from macpo.config.loading import check_config, load_config
 from macpo.config.methods import MethodConfig, method_name
 from macpo.config.sections import (
-    ALL_LINEAR,
-    AUTO,
-    CHAT_TEMPLATES,
-    PAPER_TARGETS,
-    AgentConfig,
     EngineConfig,
     EvaluationConfig,
     LimitsConfig,
-    ModelConfig,
     RunConfig,
     SamplingConfig,
-    TeacherConfig,
-    TuningConfig,
 )
 from macpo.config.training import DPOConfig, NegativeSFTConfig, OptimizerConfig, SFTConfig
 from macpo.config.values import parse_layers

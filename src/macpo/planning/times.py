@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from macpo.planning.cards import Hardware
 from macpo.planning.costs import BYTES, GIB, flops
+from macpo.planning.layouts import HERE, SERVED, SHARDED, Place
 from macpo.planning.memory import Model
-from macpo.planning.placement import HERE, SERVED, SHARDED, Place, Placement
+from macpo.planning.placement import Placement
 from macpo.work import Work
 
 GIGA, TERA = 1e9, 1e12

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import ValidationError, field_validator, model_validator
 
 from macpo.config import DataConfig, ModelConfig, OptimizerConfig, TuningConfig
+from macpo.config.agents import AGENT_NAME
 from macpo.config.base import Section
 from macpo.config.faults import describe_fault
 from macpo.config.loading import anchor_path, override, read_mapping, refusal
-from macpo.config.sections import AGENT_NAME
 from macpo.config.values import Count, CountOrZero, Epochs, NonNegative, Positive, Size, Text
 from macpo.shipped import locate
 
