@@ -12,7 +12,8 @@ machine the plan is made from their names, and says so.
 | costs | operations, by arithmetic on what stages say of their work |
 | cards | devices that a run may be planned for |
 | memory | memory of one device by part |
-| placement | which layout of the work fits some devices |
+| layouts | the layouts that a run may have on some devices, and which of them fit |
+| placement | which of them is taken |
 | times | how long it takes there |
 """
 
