@@ -35,10 +35,13 @@ CEILING = "ceiling: ground truth"
 BETA = ", beta "
 PUBLISHED, STABLE = "published", "stable"
 NAMES_AT = {
-    "with guard and filter by lot": (5, -11),
+    "IPO without guard": (4, -12),
+    "with guard and filter by lot": (8, 0),
     "with guard and anchor .2": (-5, 4),
     "label smoothing": (5, -11),
-    "weak-to-strong search": (5, -20),
+    "anchor .3": (-5, -10),
+    "start afresh": (-5, -8),
+    "weak-to-strong search": (-2, -21),
 }
 """In points from theirs: names that would cover others, were they above and to the right."""
 LAST_ROUND = 12
