@@ -237,7 +237,7 @@ def drift_figure(numbers: Sequence[Number]) -> Figure:
     Each panel has the published recipe and the stable one, too, which a cure is to be held against.
     """
     cures = [m for m in dict.fromkeys(n.method for n in numbers) if m not in (PUBLISHED, STABLE)]
-    columns = 4
+    columns = 5
     rows = -(-len(cures) // columns)
     figure = Figure(figsize=(WIDTH, 2.0 * rows + 0.7), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
@@ -264,7 +264,7 @@ def drift_figure(numbers: Sequence[Number]) -> Figure:
         panel.set_axis_off()
     for panel in panels[len(cures) - columns : len(cures)]:
         panel.tick_params(labelbottom=True)
-        panel.set_xlabel("KL to round 0, nats an answer", fontsize="small")
+        panel.set_xlabel("KL, nats an answer", fontsize="small")
     figure.supylabel(metric(SCORE).title)
     add_legend(figure, panels[: len(cures)], below=3)
     return figure
