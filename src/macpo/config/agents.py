@@ -15,9 +15,9 @@ from macpo.config.values import (
     Flag,
     Positive,
     Ratio,
+    Source,
     Text,
     parse_layers,
-    refuse_password,
 )
 
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -43,7 +43,7 @@ class ModelConfig(Section):
     template refuses or skips system turns.
     """
 
-    source: Text
+    source: Source
     revision: Text | None = None
     adapter: Text | None = None
     layers: Text | None = None
@@ -52,11 +52,6 @@ class ModelConfig(Section):
     chat_template_args: dict[Text, Flag | int | float | str] = Field(default_factory=dict)
     system_turn: Literal["auto", "merge", "template"] = "auto"
     trust_remote_code: Flag = False
-
-    @field_validator("source")
-    @classmethod
-    def _source_holds_no_password(cls, value: str) -> str:
-        return refuse_password(value)
 
     @field_validator("layers")
     @classmethod

@@ -18,8 +18,8 @@ from macpo.config.values import (
     Ratio,
     Size,
     SizeOrZero,
+    Source,
     Text,
-    refuse_password,
 )
 from macpo.words import Criterion, FormatChoice
 
@@ -88,7 +88,7 @@ class DataConfig(Section):
     it was taught.
     """
 
-    source: Text
+    source: Source
     format: FormatChoice = "auto"
     columns: ColumnsConfig | None = None
     criterion: Criterion = "helpful"  # which PKU-SafeRLHF label decides
@@ -105,11 +105,6 @@ class DataConfig(Section):
         if self.columns is not None and self.format != "auto":
             raise ValueError("columns and format both say what the rows look like; remove one")
         return self
-
-    @field_validator("source")
-    @classmethod
-    def _source_holds_no_password(cls, value: str) -> str:
-        return refuse_password(value)
 
     @field_validator("max_bad_rows")
     @classmethod

@@ -165,6 +165,12 @@ class RunConfig(Section):
         """The teachers that take part."""
         return self.teachers[: self.use_teachers]
 
+    def agents(self) -> Iterator[tuple[str, str, AgentConfig]]:
+        """Yield each agent's name, where it stands in the config, and its section there."""
+        yield "student", "student", self.student
+        for number, teacher in enumerate(self.teachers):
+            yield teacher.name, f"teachers.{number}", teacher
+
     @field_validator("name")
     @classmethod
     def _name_is_a_file_name(cls, value: str) -> str:
@@ -254,15 +260,9 @@ class RunConfig(Section):
             )
         return faults
 
-    def _agents(self) -> Iterator[tuple[str, str, AgentConfig]]:
-        """Yield each agent's name, where it stands in the config, and its section there."""
-        yield "student", "student", self.student
-        for number, teacher in enumerate(self.teachers):
-            yield teacher.name, f"teachers.{number}", teacher
-
     def _faults_of_dpo(self) -> Iterator[str]:
         """Yield what agents' own sections make of the run's that cannot take effect together."""
-        for _, place, agent in self._agents():
+        for _, place, agent in self.agents():
             for fault in lay_over(self.dpo, agent.dpo).faults():
                 yield f"{place}.dpo, laid over dpo: {fault}"
 
@@ -288,14 +288,14 @@ class RunConfig(Section):
                     f"in generation.urls: {', '.join(here)}"
                 )
         tunings = {"tuning": self.tuning}
-        tunings |= {f"{place}.tuning": a.tuning for _, place, a in self._agents() if a.tuning}
+        tunings |= {f"{place}.tuning": a.tuning for _, place, a in self.agents() if a.tuning}
         for place, tuning in tunings.items():
             if tuning.kind == "full":
                 yield f"{place}.kind is full, but engine.sharding divides frozen bases; use lora"
 
     def _faults_of_quantizing(self) -> Iterator[str]:
         """Yield what cannot be done with bases that are quantised while they load."""
-        for name, place, agent in self._agents():
+        for name, place, agent in self.agents():
             if agent.model.quantize is None:
                 continue
             if (agent.tuning or self.tuning).kind == "full":

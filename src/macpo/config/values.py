@@ -81,6 +81,7 @@ def _check_size_or_zero(value: Any) -> int | float:
 
 
 Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_check_text)]
+Source = Annotated[Text, AfterValidator(refuse_password)]
 MOST_ROUNDS = 1000
 MOST_EPOCHS = 10_000
 LARGEST_RANK = 1 << 16

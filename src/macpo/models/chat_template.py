@@ -1,7 +1,7 @@
 """A tokenizer's chat template: messages in, text out, and what it says of itself when it is tried.
 
     template = ChatTemplate(tokenizer, {"enable_thinking": False}, name="student")
-    text = template.render(messages, answer_next=True)
+    text = template.render(messages, prompt.id, answer_next=True)
     before, after = template.around_answer()
 
 `models.chat` makes token ids of such texts; `models.rendering` keeps a template in bounds.

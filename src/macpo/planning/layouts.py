@@ -82,7 +82,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A run on some hardware under one layout."""
+    """A run on some hardware under one layout, and what of it has room there.
+
+    Attributes:
+        config: the run, as it was asked for.
+        hardware: all devices serve one agent at a time.
+        members: the agents of which sizes are known.
+        engine: the engine's section under this layout.
+        backend: who answers, by name.
+        parallel: devices that one vLLM engine is on.
+        pushes: some answers are pushed away from another policy's.
+    """
 
     config: RunConfig
     hardware: Hardware

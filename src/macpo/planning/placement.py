@@ -27,8 +27,8 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class RunLayout:
-    """The layout of a run.
+class ChosenLayout:
+    """The layout of a run, as keys of its config.
 
     Attributes:
         keys: of a config, by section, which ask for it.
@@ -48,7 +48,7 @@ class RunLayout:
 
 def place_run(
     config: RunConfig, hardware: Hardware, members: Sequence[Member], *, pushes: bool = False
-) -> tuple[RunLayout, dict[str, Placement]]:
+) -> tuple[ChosenLayout, dict[str, Placement]]:
     """Choose the layout of a run.
 
     Args:
@@ -107,9 +107,7 @@ def _in_four_bits(
 def _quantising(config: RunConfig, names: Collection[str]) -> tuple[RunConfig, list[str]]:
     """Return a config that quantises some agents' bases, and the keys that ask for it."""
     keys, changed = [], []
-    agents = [("student", "student", config.student)]
-    agents += [(t.name, f"teachers.{i}", t) for i, t in enumerate(config.teachers)]
-    for name, where, agent in agents:
+    for name, where, agent in config.agents():
         if name in names:
             keys.append(f"{where}.model.quantize: {NF4}")
             model = agent.model.model_copy(update={"quantize": NF4})
@@ -140,7 +138,7 @@ def _with_remedy(found: Place, remedy: str) -> Place:
     return replace(found, remedy=remedy)
 
 
-def _layout(run: Layout) -> RunLayout:
+def _layout(run: Layout) -> ChosenLayout:
     """Name the keys of a layout."""
     engine: dict[str, Any] = {}
     generation: dict[str, Any] = {"backend": run.backend}
@@ -161,7 +159,7 @@ def _layout(run: Layout) -> RunLayout:
         for key, value in values.items()
         if getattr(getattr(run.config, section), key, None) != value
     )
-    return RunLayout(keys, missing, run.engine.checkpoint_activations)
+    return ChosenLayout(keys, missing, run.engine.checkpoint_activations)
 
 
 def written(value: Any) -> str:

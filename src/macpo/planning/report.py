@@ -34,7 +34,7 @@ from macpo.planning.measured import (
     system_note,
 )
 from macpo.planning.memory import Memory, Model
-from macpo.planning.placement import Placement, RunLayout, place_run
+from macpo.planning.placement import ChosenLayout, Placement, place_run
 from macpo.planning.recorded import Recorded
 from macpo.planning.stages import Clock, StagePlan, pace_of, stage_plans
 from macpo.preflight import check_agent, quantised
@@ -84,7 +84,7 @@ class PlanReport:
     notes: tuple[str, ...]
     hardware: Hardware
     asked_for: bool
-    layout: RunLayout
+    layout: ChosenLayout
     cuts: Mapping[str, Cuts] = field(default_factory=dict)
     loading: float | None = None
     price: float | None = None
